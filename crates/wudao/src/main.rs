@@ -1,0 +1,2 @@
+//! wudao
+fn main() {}
