@@ -1,0 +1,295 @@
+//! The engine's waist. Above it: the mathematics of a model. Below it: a machine.
+//!
+//! [`Device`] is memory and one kernel per idea in the model, each a pair `f` / `f_backward`. [`crate::Cpu`] is the
+//! specification; every other device must agree with it within the table of tolerances. A wrong shape is our own bug
+//! and panics; a fault of the machine surfaces at [`Device::sync`]. Conventions, stated once:
+//!
+//! - Outputs are assigned (`=`) unless the name of the argument begins with `acc_`, which accumulates (`+=`).
+//!   Activation gradients are assigned, parameter gradients accumulate.
+//! - A kernel's result does not depend, to the bit, on the number of threads.
+//! - A row's result does not depend on which other rows are in the call.
+//! - Statistics (`rstd`, `lse`, …) have the dtype of the computation, `F32` or `F64`.
+
+use crate::{DType, Fault, View, ViewMut};
+use std::ops::Range;
+
+/// What [`Device::gemm`] does with its operands: `C = op(A)·op(B)` or `C += op(A)·op(B)`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Gemm {
+    /// Use `Aᵀ` (A is stored K×M).
+    pub ta: bool,
+    /// Use `Bᵀ` (B is stored N×K).
+    pub tb: bool,
+    /// Add to C instead of assigning.
+    pub accumulate: bool,
+}
+
+impl Gemm {
+    /// `C = A·B`
+    pub const NN: Gemm = Gemm { ta: false, tb: false, accumulate: false };
+    /// `C = A·Bᵀ`: a linear layer with Hugging Face's `[out, in]` weights.
+    pub const NT: Gemm = Gemm { ta: false, tb: true, accumulate: false };
+    /// `C += Aᵀ·B`: a weight gradient.
+    pub const TN_ACC: Gemm = Gemm { ta: true, tb: false, accumulate: true };
+}
+
+/// Columns of a fused projection `[queries | keys | values]`, each head `dim` wide: width `(q + 2·kv)·dim`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Heads {
+    /// Query heads.
+    pub q: usize,
+    /// Key/value heads; divides `q` (grouped-query attention, Ainslie et al. 2023).
+    pub kv: usize,
+    /// Width of a head.
+    pub dim: usize,
+}
+
+impl Heads {
+    /// Columns of the fused projection.
+    pub fn width(&self) -> usize {
+        (self.q + 2 * self.kv) * self.dim
+    }
+}
+
+/// How a router turns logits into choices and weights.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Routing {
+    /// Experts chosen per token (K).
+    pub top_k: usize,
+    /// Scores: softmax over experts, or an independent sigmoid each.
+    pub score: Score,
+    /// Divide the chosen weights by their sum (softmax: plain; sigmoid: plus 1e-20, as in DeepSeek-V3).
+    pub renormalize: bool,
+    /// Multiply the weights by this in the end (`routed_scaling_factor`).
+    pub scale: f64,
+    /// Experts are in this many equal groups (1: no group limit) …
+    pub groups: usize,
+    /// … of which only the best `top_groups` may be chosen from; a group's score is the sum of its two best
+    /// `score + correction bias` (DeepSeek-V3, section 2.1.2).
+    pub top_groups: usize,
+}
+
+/// The router's score function.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Score {
+    /// Softmax over all experts.
+    Softmax,
+    /// Sigmoid of each logit.
+    Sigmoid,
+}
+
+/// AdamW's step, everything but the state (Loshchilov & Hutter 2019, with bias correction).
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct AdamW {
+    /// Learning rate of this step.
+    pub lr: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay: `w -= lr · weight_decay · w`.
+    pub weight_decay: f64,
+    /// The step's number, from 1, for bias correction.
+    pub step: u64,
+    /// The gradient is multiplied by this first (clipping, loss scale).
+    pub grad_scale: f64,
+}
+
+/// A machine: memory, and one kernel per idea.
+///
+/// Letters: T tokens, D width, V vocabulary, E experts, K choices a token, F expert width, N rows of any kind.
+pub trait Device: Clone + Send + Sync + 'static {
+    /// An owned block of memory; dropping it gives it back to the device's pool.
+    type Buf: Send + Sync;
+    /// An address in device memory.
+    type Ptr: Copy + Send + Sync;
+
+    /// A block of at least `bytes`, 64-byte aligned, contents unspecified.
+    fn alloc(&self, bytes: usize) -> Self::Buf;
+    /// Address of a block's first byte.
+    fn ptr(buf: &Self::Buf) -> Self::Ptr;
+    /// The address `bytes` further on.
+    fn offset(ptr: Self::Ptr, bytes: usize) -> Self::Ptr;
+    /// Host to device; lengths must agree.
+    fn copy_from_host(&self, src: &[u8], dst: ViewMut<Self>);
+    /// Device to host, after all work before it; lengths must agree.
+    fn copy_to_host(&self, src: View<Self>, dst: &mut [u8]);
+    /// Waits for all work; reports what went wrong on the machine since the last call.
+    fn sync(&self) -> Result<(), Fault>;
+
+    /// `y = c` everywhere.
+    fn fill(&self, c: f64, y: ViewMut<Self>);
+    /// `y = x`, converting between floating-point types where they differ.
+    fn copy(&self, x: View<Self>, y: ViewMut<Self>);
+    /// `y = a·x + b·y`; with `b == 0` the old `y` is not read.
+    fn axpby(&self, a: f64, x: View<Self>, b: f64, y: ViewMut<Self>);
+    /// Sum of squares of all elements, accumulated in f64 in a fixed order.
+    fn sum_of_squares(&self, x: View<Self>) -> f64;
+    /// Sum of each column, accumulated in f64 in a fixed order.
+    fn column_sums(&self, x: View<Self>) -> Vec<f64>;
+
+    /// `C[M,N] (+)= op(A)[M,K] · op(B)[K,N]`. K may be 0 (C is zeroed or left).
+    fn gemm(&self, g: Gemm, a: View<Self>, b: View<Self>, c: ViewMut<Self>);
+    /// For every expert e: `C[band_e] (+)= A[band_e] · op(B_e)`. `g.ta` must be false; bands are ascending, disjoint,
+    /// may be empty, and cover all rows of A and C.
+    fn gemm_bands(&self, g: Gemm, bands: &[Range<usize>], a: View<Self>, b: &[View<Self>], c: ViewMut<Self>);
+    /// For every expert e: `acc_C_e[M,N] += A[band_e]ᵀ · B[band_e]`; empty bands leave `C_e`.
+    fn gemm_bands_outer(&self, bands: &[Range<usize>], a: View<Self>, b: View<Self>, acc_c: Vec<ViewMut<Self>>);
+
+    /// `y[i] = x[index[i]]` for rows; the one data movement.
+    fn gather(&self, index: &[u32], x: View<Self>, y: ViewMut<Self>);
+    /// `acc_dx[index[i]] += dy[i]`, in the order of i.
+    fn gather_backward(&self, index: &[u32], dy: View<Self>, acc_dx: ViewMut<Self>);
+    /// `y[t] = Σ_k w[t,k] · slots[t·K+k]`; without `w` a plain sum. `slots` is `[T·K, D]`, `w` `[T, K]`.
+    fn weighted_sum(&self, k: usize, slots: View<Self>, w: Option<View<Self>>, y: ViewMut<Self>);
+    /// `dslots[t·K+k] = w[t,k] · dy[t]` and `dw[t,k] = dy[t] · slots[t·K+k]`.
+    fn weighted_sum_backward(
+        &self,
+        slots: View<Self>,
+        w: View<Self>,
+        dy: View<Self>,
+        dslots: ViewMut<Self>,
+        dw: ViewMut<Self>,
+    );
+
+    /// `y += b` for every row; `b` is `[1, N]`.
+    fn add_bias(&self, b: View<Self>, y: ViewMut<Self>);
+    /// `acc_db += Σ_rows dy`.
+    fn add_bias_backward(&self, dy: View<Self>, acc_db: ViewMut<Self>);
+
+    /// `y = x · rstd · w`, `rstd = 1/√(mean(x²) + eps)` per row (Zhang & Sennrich 2019). `w` `[1, D]`, `rstd` `[N, 1]`.
+    fn rms_norm(&self, eps: f64, x: View<Self>, w: View<Self>, y: ViewMut<Self>, rstd: ViewMut<Self>);
+    /// `dx` assigned, `acc_dw` accumulated.
+    fn rms_norm_backward(
+        &self,
+        x: View<Self>,
+        w: View<Self>,
+        rstd: View<Self>,
+        dy: View<Self>,
+        dx: ViewMut<Self>,
+        acc_dw: ViewMut<Self>,
+    );
+    /// RMS norm of every query head with `wq` and every key head with `wk` (`[1, dim]` each); values are copied.
+    /// `x`, `y` `[T, heads.width()]`, `rstd` `[T, q + kv]`.
+    #[allow(clippy::too_many_arguments)]
+    fn qk_norm(
+        &self,
+        heads: Heads,
+        eps: f64,
+        x: View<Self>,
+        wq: View<Self>,
+        wk: View<Self>,
+        y: ViewMut<Self>,
+        rstd: ViewMut<Self>,
+    );
+    /// Gradient of [`Device::qk_norm`].
+    #[allow(clippy::too_many_arguments)]
+    fn qk_norm_backward(
+        &self,
+        heads: Heads,
+        x: View<Self>,
+        wq: View<Self>,
+        wk: View<Self>,
+        rstd: View<Self>,
+        dy: View<Self>,
+        dx: ViewMut<Self>,
+        acc_dwq: ViewMut<Self>,
+        acc_dwk: ViewMut<Self>,
+    );
+
+    /// Rotates the first R columns of every query and key head in place by the row's position (Su et al. 2021, half-split
+    /// pairs `(i, i + R/2)` as in Hugging Face). `table` is `[positions, R]`: R/2 cosines, then R/2 sines. `inverse`
+    /// rotates back, which is also the gradient.
+    fn rope(&self, heads: Heads, table: View<Self>, positions: &[u32], inverse: bool, qkv: ViewMut<Self>);
+
+    /// Causal attention within each segment (`segments` are the cumulative starts, first 0, last T). `out` is
+    /// `[T, q·dim]`, `lse` `[T, q]` the log of the softmax's denominator for the backward pass.
+    fn attention(
+        &self,
+        heads: Heads,
+        scale: f64,
+        segments: &[u32],
+        qkv: View<Self>,
+        out: ViewMut<Self>,
+        lse: ViewMut<Self>,
+    );
+    /// Gradient of [`Device::attention`] with respect to the fused projection.
+    #[allow(clippy::too_many_arguments)]
+    fn attention_backward(
+        &self,
+        heads: Heads,
+        scale: f64,
+        segments: &[u32],
+        qkv: View<Self>,
+        out: View<Self>,
+        lse: View<Self>,
+        dout: View<Self>,
+        dqkv: ViewMut<Self>,
+    );
+    /// Cached attention of one sequence: row i of `qkv` `[n, width]` stands at position `past + i`. Its keys and values
+    /// are written to rows `past..past + n` of the caches (`[capacity, kv·dim]`), then it attends rows `0..=past + i`.
+    #[allow(clippy::too_many_arguments)]
+    fn attention_cached(
+        &self,
+        heads: Heads,
+        scale: f64,
+        past: usize,
+        qkv: View<Self>,
+        k_cache: ViewMut<Self>,
+        v_cache: ViewMut<Self>,
+        out: ViewMut<Self>,
+    );
+
+    /// `y = silu(gate) · up` (Shazeer 2020). `gate_up` is `[N, 2F]`: F gates, then F ups.
+    fn swiglu(&self, gate_up: View<Self>, y: ViewMut<Self>);
+    /// Gradient of [`Device::swiglu`].
+    fn swiglu_backward(&self, gate_up: View<Self>, dy: View<Self>, dgate_up: ViewMut<Self>);
+
+    /// Router: `scores` `[T, E]`, the choices `[T, K]` (`U32`, best first, ties to the lower expert), their `weights`
+    /// `[T, K]`, and `stats` `[T, 2]`: log-sum-exp of the logits, and entropy in nats of the (normalised) scores.
+    /// `bias` `[1, E]` is added for the choice only.
+    #[allow(clippy::too_many_arguments)]
+    fn route(
+        &self,
+        routing: &Routing,
+        logits: View<Self>,
+        bias: Option<View<Self>>,
+        scores: ViewMut<Self>,
+        choice: ViewMut<Self>,
+        weights: ViewMut<Self>,
+        stats: ViewMut<Self>,
+    );
+    /// Gradient of the weights and of two auxiliary losses with respect to the logits: `balance[e]` (empty, or one per
+    /// expert) is the derivative of the load-balance loss by each token's score of expert e; `z` times the square of
+    /// each token's log-sum-exp is the z-loss (softmax only; Zoph et al. 2022).
+    #[allow(clippy::too_many_arguments)]
+    fn route_backward(
+        &self,
+        routing: &Routing,
+        balance: &[f64],
+        z: f64,
+        scores: View<Self>,
+        choice: View<Self>,
+        weights: View<Self>,
+        stats: View<Self>,
+        dweights: View<Self>,
+        dlogits: ViewMut<Self>,
+    );
+
+    /// Cross entropy of every row in nats, `losses` `[T, 1]` (0 where the target is [`IGNORE`]). With `scale` the logits
+    /// are replaced by their gradient `scale · (softmax − onehot)`, 0 in ignored rows; without it they are left undefined.
+    fn cross_entropy(&self, scale: Option<f64>, targets: &[u32], logits: ViewMut<Self>, losses: ViewMut<Self>);
+
+    /// One AdamW step on a flat stretch: weights, first and second moment in place.
+    fn adamw(&self, a: &AdamW, g: View<Self>, w: ViewMut<Self>, m: ViewMut<Self>, v: ViewMut<Self>);
+
+    /// The dtype in which statistics of a computation in `dtype` are kept.
+    fn statistics(dtype: DType) -> DType {
+        if dtype == DType::F64 { DType::F64 } else { DType::F32 }
+    }
+}
+
+/// A target that counts for nothing: padding, and the step over a document's edge.
+pub const IGNORE: u32 = u32::MAX;
