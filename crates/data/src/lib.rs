@@ -1,1 +1,11 @@
-//! wudao-data
+//! From text to token batches.
+//!
+//! This crate is the first half of the road: it reads a corpus, cleans it, cuts it into tokens, writes the tokens into
+//! shards, and packs shards into the batches a model learns from. It knows nothing of models or devices; what leaves it
+//! is a [`batch::Batch`] of plain `u32`s.
+//!
+//! ```text
+//! text -> Document -> tokens -> shard -> Batch
+//! ```
+
+pub mod document;
