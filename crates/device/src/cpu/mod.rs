@@ -1,13 +1,30 @@
 //! The machine that every computer has, and the specification that other devices must agree with.
 //!
-//! One file per kernel, forward and backward side by side. Kernels see typed slices; the dispatch on dtype happens
-//! here, once.
+//! One file per kernel, forward and backward side by side. Kernels see typed slices and generic arithmetic; checking
+//! of shapes and the dispatch on dtype happen here, once.
 
+mod adamw;
+mod attention;
+mod bands;
+mod elementwise;
+mod gemm;
+mod loss;
 mod memory;
+mod norm;
 mod pool;
+mod real;
+mod rope;
+mod route;
+mod rows;
+mod swiglu;
 
+use crate::{AdamW, DType, Device, Element, Fault, Gemm, Heads, IGNORE, Routing, Score, View, ViewMut};
+use gemm::{Mat, MatMut};
+use half::bf16;
 use memory::{Block, Memory};
 pub use pool::Pool;
+use real::Real;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// A host processor: a pool of threads and a pool of memory.
@@ -31,5 +48,423 @@ impl Cpu {
     /// Most bytes of tensors that were ever alive at once.
     pub fn peak_bytes(&self) -> usize {
         self.memory.peak()
+    }
+}
+
+/// An address in host memory.
+#[derive(Clone, Copy)]
+pub struct Ptr(*mut u8);
+// SAFETY: an address is only followed through a view, whose borrow says who may read and who may write.
+unsafe impl Send for Ptr {}
+// SAFETY: as above.
+unsafe impl Sync for Ptr {}
+
+/// The elements of a view. Panics if `T` is not its type.
+fn slice<'a, T: Element>(x: View<'a, Cpu>) -> &'a [T] {
+    assert_eq!(x.dtype(), T::DTYPE);
+    // SAFETY: the view borrows that many elements for 'a; blocks are aligned and initialised from the start, and any
+    // bits are a value of `T`.
+    unsafe { std::slice::from_raw_parts(x.ptr().0.cast(), x.len()) }
+}
+
+/// The elements of an exclusive view. Panics if `T` is not its type.
+fn slice_mut<'a, T: Element>(x: ViewMut<'a, Cpu>) -> &'a mut [T] {
+    assert_eq!(x.dtype(), T::DTYPE);
+    // SAFETY: as in `slice`, and the view is the only borrow of its elements.
+    unsafe { std::slice::from_raw_parts_mut(x.ptr().0.cast(), x.len()) }
+}
+
+/// A view as a matrix to multiply.
+fn mat<'a, T: Element>(x: View<'a, Cpu>) -> Mat<'a, T> {
+    let [rows, cols] = x.shape();
+    Mat::new(slice(x), rows, cols)
+}
+
+/// An exclusive view as a matrix to write a product to.
+fn mat_mut<'a, T: Element>(x: ViewMut<'a, Cpu>) -> MatMut<'a, T> {
+    let [rows, cols] = x.shape();
+    MatMut::new(slice_mut(x), rows, cols)
+}
+
+/// Runs `$body` with `$R` the Rust type of a dtype that kernels compute in.
+macro_rules! by_dtype {
+    ($dtype:expr, $R:ident => $body:expr) => {
+        match $dtype {
+            DType::F32 => {
+                type $R = f32;
+                $body
+            }
+            DType::F64 => {
+                type $R = f64;
+                $body
+            }
+            other => panic!("{other:?} is not a type that kernels compute in"),
+        }
+    };
+}
+
+/// Asserts the shapes of views, naming the one that is wrong.
+macro_rules! shapes {
+    ($($x:ident: [$rows:expr, $cols:expr]),+ $(,)?) => {
+        $(assert_eq!($x.shape(), [$rows, $cols], concat!("shape of ", stringify!($x)));)+
+    };
+}
+
+/// Asserts what holds of any routing.
+fn check_routing(r: &Routing, e: usize) {
+    assert!(r.groups >= 1 && e.is_multiple_of(r.groups), "{e} experts in {} groups", r.groups);
+    assert!((1..=r.groups).contains(&r.top_groups), "{} of {} groups", r.top_groups, r.groups);
+    let open = if r.groups == 1 { e } else { e / r.groups * r.top_groups };
+    assert!(r.top_k >= 1 && r.top_k <= open, "top {} of {open} experts", r.top_k);
+}
+
+fn check_heads(h: &Heads) {
+    assert!(h.dim > 0 && h.kv > 0 && h.q.is_multiple_of(h.kv), "query heads must be a multiple of kv heads: {h:?}");
+}
+
+fn check_segments(segments: &[u32], rows: usize) {
+    assert_eq!(segments.first(), Some(&0), "segments start at 0");
+    assert_eq!(segments.last().map(|&n| n as usize), Some(rows), "segments end at the last row");
+    assert!(segments.is_sorted(), "segments ascend");
+}
+
+impl Device for Cpu {
+    type Buf = Block;
+    type Ptr = Ptr;
+
+    fn alloc(&self, bytes: usize) -> Block {
+        self.memory.alloc(bytes)
+    }
+    fn ptr(buf: &Block) -> Ptr {
+        Ptr(buf.as_ptr())
+    }
+    fn offset(ptr: Ptr, bytes: usize) -> Ptr {
+        Ptr(ptr.0.wrapping_add(bytes))
+    }
+    fn copy_from_host(&self, src: &[u8], dst: ViewMut<Self>) {
+        assert_eq!(src.len(), dst.len() * dst.dtype().size(), "bytes from the host");
+        // SAFETY: the view is an exclusive borrow of that many bytes.
+        let dst = unsafe { std::slice::from_raw_parts_mut(dst.ptr().0, src.len()) };
+        elementwise::copy(&self.pool, src, dst);
+    }
+    fn copy_to_host(&self, src: View<Self>, dst: &mut [u8]) {
+        assert_eq!(dst.len(), src.len() * src.dtype().size(), "bytes to the host");
+        // SAFETY: the view borrows that many initialised bytes.
+        let src = unsafe { std::slice::from_raw_parts(src.ptr().0, dst.len()) };
+        elementwise::copy(&self.pool, src, dst);
+    }
+    fn sync(&self) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    fn fill(&self, c: f64, y: ViewMut<Self>) {
+        match y.dtype() {
+            DType::F32 => elementwise::fill(&self.pool, c as f32, slice_mut(y)),
+            DType::F64 => elementwise::fill(&self.pool, c, slice_mut(y)),
+            DType::Bf16 => elementwise::fill(&self.pool, bf16::from_f64(c), slice_mut(y)),
+            DType::U32 => elementwise::fill(&self.pool, c as u32, slice_mut(y)),
+        }
+    }
+    fn copy(&self, x: View<Self>, y: ViewMut<Self>) {
+        assert_eq!(x.shape(), y.shape(), "shapes of a copy");
+        let pool = &*self.pool;
+        use DType::{Bf16, F32, F64, U32};
+        match (x.dtype(), y.dtype()) {
+            (F32, F32) => elementwise::copy::<f32>(pool, slice(x), slice_mut(y)),
+            (F64, F64) => elementwise::copy::<f64>(pool, slice(x), slice_mut(y)),
+            (Bf16, Bf16) => elementwise::copy::<bf16>(pool, slice(x), slice_mut(y)),
+            (U32, U32) => elementwise::copy::<u32>(pool, slice(x), slice_mut(y)),
+            (F32, F64) => elementwise::convert(pool, slice(x), slice_mut(y), |x: f32| f64::from(x)),
+            (F64, F32) => elementwise::convert(pool, slice(x), slice_mut(y), |x: f64| x as f32),
+            (F32, Bf16) => elementwise::convert(pool, slice(x), slice_mut(y), bf16::from_f32),
+            (F64, Bf16) => elementwise::convert(pool, slice(x), slice_mut(y), bf16::from_f64),
+            (Bf16, F32) => elementwise::convert(pool, slice(x), slice_mut(y), bf16::to_f32),
+            (Bf16, F64) => elementwise::convert(pool, slice(x), slice_mut(y), bf16::to_f64),
+            (from, to) => panic!("no conversion from {from:?} to {to:?}"),
+        }
+    }
+    fn axpby(&self, a: f64, x: View<Self>, b: f64, y: ViewMut<Self>) {
+        assert_eq!(x.shape(), y.shape(), "shapes of axpby");
+        by_dtype!(y.dtype(), R => elementwise::axpby::<R>(&self.pool, a, slice(x), b, slice_mut(y)))
+    }
+    fn sum_of_squares(&self, x: View<Self>) -> f64 {
+        by_dtype!(x.dtype(), R => elementwise::sum_of_squares::<R>(&self.pool, slice(x)))
+    }
+    fn column_sums(&self, x: View<Self>) -> Vec<f64> {
+        by_dtype!(x.dtype(), R => elementwise::column_sums::<R>(&self.pool, x.shape()[1], slice(x)))
+    }
+
+    fn gemm(&self, g: Gemm, a: View<Self>, b: View<Self>, c: ViewMut<Self>) {
+        by_dtype!(c.dtype(), R => gemm::gemm::<R>(&self.pool, g, mat(a), mat(b), mat_mut(c)))
+    }
+    fn gemm_bands(&self, g: Gemm, bands: &[Range<usize>], a: View<Self>, b: &[View<Self>], c: ViewMut<Self>) {
+        by_dtype!(c.dtype(), R => {
+            let b: Vec<Mat<R>> = b.iter().map(|b| mat(*b)).collect();
+            gemm::gemm_bands::<R>(&self.pool, g, bands, mat(a), &b, mat_mut(c))
+        })
+    }
+    fn gemm_bands_outer(&self, bands: &[Range<usize>], a: View<Self>, b: View<Self>, acc_c: Vec<ViewMut<Self>>) {
+        by_dtype!(a.dtype(), R => {
+            let c: Vec<MatMut<R>> = acc_c.into_iter().map(mat_mut).collect();
+            gemm::gemm_bands_outer::<R>(&self.pool, bands, mat(a), mat(b), c)
+        })
+    }
+
+    fn gather(&self, index: &[u32], x: View<Self>, y: ViewMut<Self>) {
+        let [rows, width] = x.shape();
+        shapes!(y: [index.len(), width]);
+        assert_eq!(x.dtype(), y.dtype(), "dtypes of a gather");
+        assert!(index.iter().all(|&i| (i as usize) < rows), "a row of a gather is beyond {rows}");
+        match x.dtype() {
+            DType::F64 => rows::gather::<f64>(&self.pool, index, width, slice(x), slice_mut(y)),
+            DType::F32 => rows::gather::<f32>(&self.pool, index, width, slice(x), slice_mut(y)),
+            DType::Bf16 => rows::gather::<bf16>(&self.pool, index, width, slice(x), slice_mut(y)),
+            DType::U32 => rows::gather::<u32>(&self.pool, index, width, slice(x), slice_mut(y)),
+        }
+    }
+    fn gather_backward(&self, index: &[u32], dy: View<Self>, acc_dx: ViewMut<Self>) {
+        let [rows, width] = acc_dx.shape();
+        shapes!(dy: [index.len(), width]);
+        assert!(index.iter().all(|&i| (i as usize) < rows), "a row of a gather is beyond {rows}");
+        by_dtype!(dy.dtype(), R => rows::gather_backward::<R>(&self.pool, index, width, slice(dy), slice_mut(acc_dx)))
+    }
+    fn weighted_sum(&self, k: usize, slots: View<Self>, w: Option<View<Self>>, y: ViewMut<Self>) {
+        let [t, d] = y.shape();
+        shapes!(slots: [t * k, d]);
+        if let Some(w) = w {
+            shapes!(w: [t, k]);
+        }
+        by_dtype!(y.dtype(), R => rows::weighted_sum::<R>(&self.pool, k, d, slice(slots), w.map(slice), slice_mut(y)))
+    }
+    fn weighted_sum_backward(
+        &self,
+        slots: View<Self>,
+        w: View<Self>,
+        dy: View<Self>,
+        dslots: ViewMut<Self>,
+        dw: ViewMut<Self>,
+    ) {
+        let ([t, d], k) = (dy.shape(), w.shape()[1]);
+        shapes!(slots: [t * k, d], w: [t, k], dslots: [t * k, d], dw: [t, k]);
+        by_dtype!(dy.dtype(), R => rows::weighted_sum_backward::<R>(
+            &self.pool, k, d, slice(slots), slice(w), slice(dy), slice_mut(dslots), slice_mut(dw),
+        ))
+    }
+
+    fn add_bias(&self, b: View<Self>, y: ViewMut<Self>) {
+        shapes!(b: [1, y.shape()[1]]);
+        by_dtype!(y.dtype(), R => elementwise::add_bias::<R>(&self.pool, slice(b), slice_mut(y)))
+    }
+    fn add_bias_backward(&self, dy: View<Self>, acc_db: ViewMut<Self>) {
+        shapes!(acc_db: [1, dy.shape()[1]]);
+        let db = self.column_sums(dy);
+        by_dtype!(dy.dtype(), R => elementwise::accumulate::<R>(&db, slice_mut(acc_db)))
+    }
+
+    fn rms_norm(&self, eps: f64, x: View<Self>, w: View<Self>, y: ViewMut<Self>, rstd: ViewMut<Self>) {
+        let [n, d] = x.shape();
+        shapes!(w: [1, d], y: [n, d], rstd: [n, 1]);
+        by_dtype!(x.dtype(), R => norm::rms_norm::<R>(
+            &self.pool, eps, slice(x), slice(w), slice_mut(y), slice_mut(rstd),
+        ))
+    }
+    fn rms_norm_backward(
+        &self,
+        x: View<Self>,
+        w: View<Self>,
+        rstd: View<Self>,
+        dy: View<Self>,
+        dx: ViewMut<Self>,
+        acc_dw: ViewMut<Self>,
+    ) {
+        let [n, d] = x.shape();
+        shapes!(w: [1, d], rstd: [n, 1], dy: [n, d], dx: [n, d], acc_dw: [1, d]);
+        by_dtype!(x.dtype(), R => norm::rms_norm_backward::<R>(
+            &self.pool, slice(x), slice(w), slice(rstd), slice(dy), slice_mut(dx), slice_mut(acc_dw),
+        ))
+    }
+    fn qk_norm(
+        &self,
+        heads: Heads,
+        eps: f64,
+        x: View<Self>,
+        wq: View<Self>,
+        wk: View<Self>,
+        y: ViewMut<Self>,
+        rstd: ViewMut<Self>,
+    ) {
+        let (t, normed) = (x.shape()[0], heads.q + heads.kv);
+        check_heads(&heads);
+        shapes!(x: [t, heads.width()], wq: [1, heads.dim], wk: [1, heads.dim], y: [t, heads.width()], rstd: [t, normed]);
+        by_dtype!(x.dtype(), R => norm::qk_norm::<R>(
+            &self.pool, heads, eps, slice(x), slice(wq), slice(wk), slice_mut(y), slice_mut(rstd),
+        ))
+    }
+    fn qk_norm_backward(
+        &self,
+        heads: Heads,
+        x: View<Self>,
+        wq: View<Self>,
+        wk: View<Self>,
+        rstd: View<Self>,
+        dy: View<Self>,
+        dx: ViewMut<Self>,
+        acc_dwq: ViewMut<Self>,
+        acc_dwk: ViewMut<Self>,
+    ) {
+        let (t, dim, width) = (x.shape()[0], heads.dim, heads.width());
+        check_heads(&heads);
+        shapes!(x: [t, width], wq: [1, dim], wk: [1, dim], rstd: [t, heads.q + heads.kv]);
+        shapes!(dy: [t, width], dx: [t, width], acc_dwq: [1, dim], acc_dwk: [1, dim]);
+        by_dtype!(x.dtype(), R => norm::qk_norm_backward::<R>(
+            &self.pool, heads, slice(x), slice(wq), slice(wk), slice(rstd), slice(dy),
+            slice_mut(dx), slice_mut(acc_dwq), slice_mut(acc_dwk),
+        ))
+    }
+
+    fn rope(&self, heads: Heads, table: View<Self>, positions: &[u32], inverse: bool, qkv: ViewMut<Self>) {
+        let [known, r] = table.shape();
+        check_heads(&heads);
+        shapes!(qkv: [positions.len(), heads.width()]);
+        assert!(r.is_multiple_of(2) && r <= heads.dim, "{r} rotated columns in heads of {}", heads.dim);
+        assert!(positions.iter().all(|&p| (p as usize) < known), "a position is beyond the table's {known}");
+        by_dtype!(qkv.dtype(), R => rope::rope::<R>(
+            &self.pool, heads, r, slice(table), positions, inverse, slice_mut(qkv),
+        ))
+    }
+
+    fn attention(
+        &self,
+        heads: Heads,
+        scale: f64,
+        segments: &[u32],
+        qkv: View<Self>,
+        out: ViewMut<Self>,
+        lse: ViewMut<Self>,
+    ) {
+        let t = qkv.shape()[0];
+        check_heads(&heads);
+        check_segments(segments, t);
+        shapes!(qkv: [t, heads.width()], out: [t, heads.q * heads.dim], lse: [t, heads.q]);
+        by_dtype!(qkv.dtype(), R => attention::attention::<R>(
+            &self.pool, heads, scale, segments, slice(qkv), slice_mut(out), slice_mut(lse),
+        ))
+    }
+    fn attention_backward(
+        &self,
+        heads: Heads,
+        scale: f64,
+        segments: &[u32],
+        qkv: View<Self>,
+        out: View<Self>,
+        lse: View<Self>,
+        dout: View<Self>,
+        dqkv: ViewMut<Self>,
+    ) {
+        let (t, width, wide) = (qkv.shape()[0], heads.width(), heads.q * heads.dim);
+        check_heads(&heads);
+        check_segments(segments, t);
+        shapes!(qkv: [t, width], out: [t, wide], lse: [t, heads.q], dout: [t, wide], dqkv: [t, width]);
+        by_dtype!(qkv.dtype(), R => attention::attention_backward::<R>(
+            &self.pool, heads, scale, segments, (slice(qkv), slice(out), slice(lse)), slice(dout), slice_mut(dqkv),
+        ))
+    }
+    fn attention_cached(
+        &self,
+        heads: Heads,
+        scale: f64,
+        past: usize,
+        qkv: View<Self>,
+        k_cache: ViewMut<Self>,
+        v_cache: ViewMut<Self>,
+        out: ViewMut<Self>,
+    ) {
+        let (n, kv, capacity) = (qkv.shape()[0], heads.kv * heads.dim, k_cache.shape()[0]);
+        check_heads(&heads);
+        shapes!(qkv: [n, heads.width()], k_cache: [capacity, kv], v_cache: [capacity, kv], out: [n, heads.q * heads.dim]);
+        assert!(past + n <= capacity, "{past} + {n} rows in a cache of {capacity}");
+        by_dtype!(qkv.dtype(), R => attention::attention_cached::<R>(
+            &self.pool, heads, scale, past, slice(qkv), (slice_mut(k_cache), slice_mut(v_cache)), slice_mut(out),
+        ))
+    }
+
+    fn swiglu(&self, gate_up: View<Self>, y: ViewMut<Self>) {
+        let [n, f] = y.shape();
+        shapes!(gate_up: [n, 2 * f]);
+        by_dtype!(y.dtype(), R => swiglu::swiglu::<R>(&self.pool, f, slice(gate_up), slice_mut(y)))
+    }
+    fn swiglu_backward(&self, gate_up: View<Self>, dy: View<Self>, dgate_up: ViewMut<Self>) {
+        let [n, f] = dy.shape();
+        shapes!(gate_up: [n, 2 * f], dgate_up: [n, 2 * f]);
+        by_dtype!(dy.dtype(), R => swiglu::swiglu_backward::<R>(
+            &self.pool, f, slice(gate_up), slice(dy), slice_mut(dgate_up),
+        ))
+    }
+
+    fn route(
+        &self,
+        routing: &Routing,
+        logits: View<Self>,
+        bias: Option<View<Self>>,
+        scores: ViewMut<Self>,
+        choice: ViewMut<Self>,
+        weights: ViewMut<Self>,
+        stats: ViewMut<Self>,
+    ) {
+        let ([t, e], k) = (logits.shape(), routing.top_k);
+        check_routing(routing, e);
+        shapes!(scores: [t, e], choice: [t, k], weights: [t, k], stats: [t, 2]);
+        if let Some(bias) = bias {
+            shapes!(bias: [1, e]);
+        }
+        by_dtype!(logits.dtype(), R => {
+            let out = route::Routed {
+                scores: slice_mut(scores),
+                choice: slice_mut(choice),
+                weights: slice_mut(weights),
+                stats: slice_mut(stats),
+            };
+            route::route::<R>(&self.pool, routing, e, slice(logits), bias.map(slice), out)
+        })
+    }
+    fn route_backward(
+        &self,
+        routing: &Routing,
+        balance: &[f64],
+        z: f64,
+        scores: View<Self>,
+        choice: View<Self>,
+        weights: View<Self>,
+        stats: View<Self>,
+        dweights: View<Self>,
+        dlogits: ViewMut<Self>,
+    ) {
+        let ([t, e], k) = (scores.shape(), routing.top_k);
+        check_routing(routing, e);
+        shapes!(choice: [t, k], weights: [t, k], stats: [t, 2], dweights: [t, k], dlogits: [t, e]);
+        assert!(balance.is_empty() || balance.len() == e, "{} balance terms for {e} experts", balance.len());
+        assert!(z == 0.0 || routing.score == Score::Softmax, "the z-loss is defined for softmax scores");
+        by_dtype!(scores.dtype(), R => route::route_backward::<R>(
+            &self.pool, routing, e, balance, z, (slice(scores), slice(choice), slice(weights), slice(stats)),
+            slice(dweights), slice_mut(dlogits),
+        ))
+    }
+
+    fn cross_entropy(&self, scale: Option<f64>, targets: &[u32], logits: ViewMut<Self>, losses: ViewMut<Self>) {
+        let [t, v] = logits.shape();
+        assert_eq!(targets.len(), t, "targets");
+        shapes!(losses: [t, 1]);
+        assert!(targets.iter().all(|&i| i == IGNORE || (i as usize) < v), "a target is beyond the vocabulary of {v}");
+        by_dtype!(logits.dtype(), R => loss::cross_entropy::<R>(
+            &self.pool, v, scale, targets, slice_mut(logits), slice_mut(losses),
+        ))
+    }
+
+    fn adamw(&self, a: &AdamW, g: View<Self>, w: ViewMut<Self>, m: ViewMut<Self>, v: ViewMut<Self>) {
+        let [rows, cols] = g.shape();
+        shapes!(w: [rows, cols], m: [rows, cols], v: [rows, cols]);
+        by_dtype!(g.dtype(), R => adamw::adamw::<R>(
+            &self.pool, a, slice(g), slice_mut(w), slice_mut(m), slice_mut(v),
+        ))
     }
 }

@@ -1,0 +1,112 @@
+//! Rows handed out to threads.
+//!
+//! Almost every kernel is a loop over rows that writes a few tensors with that many rows. [`bands`] cuts the rows into
+//! pieces whose bounds depend on the sizes alone, never on the threads, and gives each piece its own exclusive part
+//! of every output. The one unsafe split of a mutable slice in these kernels is here.
+
+use super::Pool;
+use std::marker::PhantomData;
+use std::ops::Range;
+
+/// About this many elements make a task worth handing out.
+pub(crate) const TASK: usize = 1 << 15;
+
+/// Rows per task if a row has `width` elements.
+pub(crate) fn piece(width: usize) -> usize {
+    (TASK / width.max(1)).max(1)
+}
+
+/// A mutable slice that several threads cut disjoint bands from.
+pub(crate) struct Shared<'a, T> {
+    ptr: *mut T,
+    width: usize,
+    life: PhantomData<&'a mut [T]>,
+}
+// SAFETY: the slice is borrowed exclusively for 'a, and `band` is only called on disjoint bands.
+unsafe impl<T: Send> Sync for Shared<'_, T> {}
+
+impl<'a, T> Shared<'a, T> {
+    fn new(slice: &'a mut [T], rows: usize) -> Self {
+        assert!(slice.len().is_multiple_of(rows), "{} elements in {rows} rows", slice.len());
+        Shared { ptr: slice.as_mut_ptr(), width: slice.len() / rows, life: PhantomData }
+    }
+
+    /// # Safety
+    /// `band` lies within the rows, and no other live band overlaps it.
+    unsafe fn band(&self, band: &Range<usize>) -> &'a mut [T] {
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.add(band.start * self.width), band.len() * self.width) }
+    }
+}
+
+/// One or several mutable slices that are cut at the same rows.
+pub(crate) trait Split<'a> {
+    /// The slices, ready to be shared between threads.
+    type Shared: Sync;
+    fn share(self, rows: usize) -> Self::Shared;
+    /// # Safety
+    /// `band` lies within the rows, and no other live band overlaps it.
+    unsafe fn band(shared: &Self::Shared, band: &Range<usize>) -> Self;
+}
+
+macro_rules! split {
+    ($(($($t:ident $x:tt),+))+) => {$(
+        impl<'a, $($t: Send),+> Split<'a> for ($(&'a mut [$t],)+) {
+            type Shared = ($(Shared<'a, $t>,)+);
+            fn share(self, rows: usize) -> Self::Shared {
+                ($(Shared::new(self.$x, rows),)+)
+            }
+            unsafe fn band(shared: &Self::Shared, band: &Range<usize>) -> Self {
+                // SAFETY: the caller's promise, for each slice.
+                ($(unsafe { shared.$x.band(band) },)+)
+            }
+        }
+    )+};
+}
+split!((A 0) (A 0, B 1) (A 0, B 1, C 2) (A 0, B 1, C 2, D 3));
+
+/// Cuts `rows` rows into pieces of `piece` rows and calls `f` with each piece and the part of every output that
+/// belongs to it, on all threads.
+pub(crate) fn bands<'a, O: Split<'a>>(
+    pool: &Pool,
+    rows: usize,
+    piece: usize,
+    out: O,
+    f: impl Fn(Range<usize>, O) + Sync,
+) {
+    if rows == 0 {
+        return;
+    }
+    let shared = out.share(rows);
+    pool.ranges(rows, piece, |band| {
+        // SAFETY: `ranges` calls each of its disjoint ranges once, and all lie in 0..rows.
+        let part = unsafe { O::band(&shared, &band) };
+        f(band, part);
+    });
+}
+
+/// Sums of columns over all rows: `add(rows, partial)` adds the given rows to a zeroed `[width]` partial sum; the
+/// partial sums of fixed pieces of rows are then added in order. Deterministic for any number of threads.
+pub(crate) fn reduce_rows(
+    pool: &Pool,
+    rows: usize,
+    piece: usize,
+    width: usize,
+    add: impl Fn(Range<usize>, &mut [f64]) + Sync,
+) -> Vec<f64> {
+    let piece = piece.max(1);
+    let pieces = rows.div_ceil(piece);
+    let mut partial = vec![0.0; pieces * width];
+    bands(pool, pieces, 1, (&mut partial[..],), |band, (sum,)| {
+        for (i, sum) in band.zip(sum.chunks_mut(width.max(1))) {
+            add(i * piece..((i + 1) * piece).min(rows), sum);
+        }
+    });
+    let mut total = vec![0.0; width];
+    for sum in partial.chunks(width.max(1)) {
+        for (t, s) in total.iter_mut().zip(sum) {
+            *t += s;
+        }
+    }
+    total
+}
