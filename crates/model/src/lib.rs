@@ -1,1 +1,40 @@
-//! wudao-model
+//! Sparse transformer language models.
+//!
+//! Read in this order: [`config`] says what a model is; [`store`] holds its parameters under one table of names;
+//! [`layer`] is the contract of a layer; `norm`, `attention`, `mlp`, `moe` are the layers; `block` composes them;
+//! [`model`] goes from token ids to a loss, to gradients, and to the next token; [`weights`] reads and writes Hugging
+//! Face files.
+//!
+//! # Legend
+//! A tensor's name ends in its shape where that helps: `x_td` is tokens × width.
+//!
+//! | letter | meaning | Hugging Face name |
+//! |---|---|---|
+//! | T | tokens (rows of a packed batch) | |
+//! | D | width | `hidden_size` |
+//! | L | layers | `num_hidden_layers` |
+//! | H, G | query heads, key/value heads | `num_attention_heads`, `num_key_value_heads` |
+//! | C | width of a head | `head_dim` |
+//! | F | width of a feed-forward or expert | `intermediate_size`, `moe_intermediate_size` |
+//! | E, K | experts, choices per token | `num_experts`, `num_experts_per_tok` |
+//! | V | vocabulary | `vocab_size` |
+//! | N | rows that reached this rank's experts | |
+
+mod attention;
+mod block;
+pub mod cache;
+pub mod config;
+pub mod exchange;
+mod init;
+pub mod layer;
+mod mlp;
+pub mod model;
+mod moe;
+mod norm;
+pub mod store;
+
+pub use cache::KvCache;
+pub use config::{Config, Family, MoeConfig};
+pub use layer::{Cx, Layer, Packing, RouterLog};
+pub use model::Model;
+pub use store::{Layout, Store};

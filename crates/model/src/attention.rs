@@ -1,0 +1,149 @@
+//! Grouped-query attention (Ainslie et al. 2023) with rotary positions, optional QK norm and biases.
+//!
+//! Query, key and value projections are one GEMM into one fused tensor `[T, (H + 2G)·C]`; every kernel after it knows
+//! the fused layout. The rotation is orthogonal, so its backward pass is the inverse rotation and saves nothing.
+
+use crate::cache::LayerCache;
+use crate::layer::{Cx, Layer};
+use crate::store::{BlockIds, ParamId, Store};
+use std::sync::Arc;
+use wudao_device::{Device, Fault, Gemm, Heads, Tensor, View};
+
+pub(crate) struct Attention<D: Device> {
+    heads: Heads,
+    eps: f64,
+    /// Cosines and sines `[max_position_embeddings, rotary_dim]`.
+    rope: Arc<Tensor<D>>,
+    qkv: ParamId,
+    qkv_bias: Option<ParamId>,
+    qk_norm: Option<(ParamId, ParamId)>,
+    o: ParamId,
+    o_bias: Option<ParamId>,
+}
+
+pub(crate) struct AttentionSaved<D: Device> {
+    x_td: Tensor<D>,
+    /// The projection before QK norm, with the norm's statistics.
+    normed: Option<(Tensor<D>, Tensor<D>)>,
+    /// What attention saw: normed and rotated.
+    qkv: Tensor<D>,
+    out: Tensor<D>,
+    lse: Tensor<D>,
+}
+
+impl<D: Device> Attention<D> {
+    pub fn new(heads: Heads, eps: f64, rope: Arc<Tensor<D>>, ids: &BlockIds) -> Self {
+        let BlockIds { qkv, qkv_bias, qk_norm, o, o_bias, .. } = *ids;
+        Attention { heads, eps, rope, qkv, qkv_bias, qk_norm, o, o_bias }
+    }
+
+    fn scale(&self) -> f64 {
+        1.0 / (self.heads.dim as f64).sqrt()
+    }
+
+    /// Projection, QK norm, rotation: the fused tensor as attention wants it, and what the norm's backward needs.
+    fn project(&self, cx: &Cx<D>, x_td: View<D>) -> (Tensor<D>, Option<(Tensor<D>, Tensor<D>)>) {
+        let (dev, t, dtype) = (cx.device, x_td.shape()[0], x_td.dtype());
+        let mut qkv = Tensor::new(dev, [t, self.heads.width()], dtype);
+        dev.gemm(Gemm::NT, x_td, cx.weights.at(self.qkv), qkv.view_mut());
+        if let Some(b) = self.qkv_bias {
+            dev.add_bias(row(cx.weights.at(b)), qkv.view_mut());
+        }
+        let mut normed = None;
+        if let Some((wq, wk)) = self.qk_norm {
+            let mut y = Tensor::new(dev, qkv.shape(), dtype);
+            let mut rstd = Tensor::new(dev, [t, self.heads.q + self.heads.kv], D::statistics(dtype));
+            let (wq, wk) = (cx.weights.at(wq), cx.weights.at(wk));
+            dev.qk_norm(self.heads, self.eps, qkv.view(), wq, wk, y.view_mut(), rstd.view_mut());
+            normed = Some((std::mem::replace(&mut qkv, y), rstd));
+        }
+        dev.rope(self.heads, self.rope.view(), &cx.packing.positions, false, qkv.view_mut());
+        (qkv, normed)
+    }
+
+    fn project_out(&self, cx: &Cx<D>, out: View<D>) -> Tensor<D> {
+        let w = cx.weights.at(self.o);
+        let mut y_td = Tensor::new(cx.device, [out.shape()[0], w.shape()[0]], out.dtype());
+        cx.device.gemm(Gemm::NT, out, w, y_td.view_mut());
+        if let Some(b) = self.o_bias {
+            cx.device.add_bias(cx.weights.at(b), y_td.view_mut());
+        }
+        y_td
+    }
+
+    /// Decoding: the batch is one sequence's next tokens; keys and values go to its cache.
+    pub fn forward_cached(&self, cx: &Cx<D>, cache: &mut LayerCache<D>, past: usize, x_td: View<D>) -> Tensor<D> {
+        let (qkv, _) = self.project(cx, x_td);
+        let mut out = Tensor::new(cx.device, [x_td.shape()[0], self.heads.q * self.heads.dim], x_td.dtype());
+        let (k, v) = (cache.k.view_mut(), cache.v.view_mut());
+        cx.device.attention_cached(self.heads, self.scale(), past, qkv.view(), k, v, out.view_mut());
+        self.project_out(cx, out.view())
+    }
+}
+
+/// A stacked bias is stored as a column; kernels want a row.
+fn row<D: Device>(b: View<D>) -> View<D> {
+    let n = b.len();
+    b.reshape([1, n])
+}
+
+impl<D: Device> Layer<D> for Attention<D> {
+    type Saved = AttentionSaved<D>;
+
+    fn forward(&self, cx: &mut Cx<D>, x_td: Tensor<D>) -> Result<(Tensor<D>, AttentionSaved<D>), Fault> {
+        let (dev, h, t) = (cx.device, self.heads, x_td.shape()[0]);
+        let (qkv, normed) = self.project(cx, x_td.view());
+        let mut out = Tensor::new(dev, [t, h.q * h.dim], x_td.dtype());
+        let mut lse = Tensor::new(dev, [t, h.q], D::statistics(x_td.dtype()));
+        dev.attention(h, self.scale(), &cx.packing.segments, qkv.view(), out.view_mut(), lse.view_mut());
+        let y_td = self.project_out(cx, out.view());
+        Ok((y_td, AttentionSaved { x_td, normed, qkv, out, lse }))
+    }
+
+    fn backward(
+        &self,
+        cx: &mut Cx<D>,
+        grads: &mut Store<D>,
+        saved: AttentionSaved<D>,
+        dy: View<D>,
+    ) -> Result<Tensor<D>, Fault> {
+        let (dev, h) = (cx.device, self.heads);
+        let AttentionSaved { x_td, normed, qkv, out, lse } = saved;
+        if let Some(b) = self.o_bias {
+            dev.add_bias_backward(dy, grads.at_mut(b));
+        }
+        dev.gemm(Gemm::TN_ACC, dy, out.view(), grads.at_mut(self.o));
+        let mut dout = Tensor::new(dev, out.shape(), out.dtype());
+        dev.gemm(Gemm::NN, dy, cx.weights.at(self.o), dout.view_mut());
+        let mut dqkv = Tensor::new(dev, qkv.shape(), qkv.dtype());
+        let segments = &cx.packing.segments;
+        let (q, o, l, d) = (qkv.view(), out.view(), lse.view(), dout.view());
+        dev.attention_backward(h, self.scale(), segments, q, o, l, d, dqkv.view_mut());
+        drop((out, lse, dout));
+        dev.rope(h, self.rope.view(), &cx.packing.positions, true, dqkv.view_mut());
+        if let (Some((x, rstd)), Some((wq, wk))) = (normed, self.qk_norm) {
+            // The rotated projection is spent: its memory takes the gradient before the norm.
+            let mut dx = qkv;
+            let (mut dwq, mut dwk) = (zeros_like(dev, cx.weights.at(wq)), zeros_like(dev, cx.weights.at(wk)));
+            let (gq, gk) = (cx.weights.at(wq), cx.weights.at(wk));
+            let (dq, dk) = (dwq.view_mut(), dwk.view_mut());
+            dev.qk_norm_backward(h, x.view(), gq, gk, rstd.view(), dqkv.view(), dx.view_mut(), dq, dk);
+            dev.axpby(1.0, dwq.view(), 1.0, grads.at_mut(wq));
+            dev.axpby(1.0, dwk.view(), 1.0, grads.at_mut(wk));
+            dqkv = dx;
+        }
+        if let Some(b) = self.qkv_bias {
+            let db = grads.at_mut(b);
+            let n = db.len();
+            dev.add_bias_backward(dqkv.view(), db.reshape([1, n]));
+        }
+        dev.gemm(Gemm::TN_ACC, dqkv.view(), x_td.view(), grads.at_mut(self.qkv));
+        let mut dx = x_td;
+        dev.gemm(Gemm::NN, dqkv.view(), cx.weights.at(self.qkv), dx.view_mut());
+        Ok(dx)
+    }
+}
+
+fn zeros_like<D: Device>(dev: &D, x: View<D>) -> Tensor<D> {
+    Tensor::zeros(dev, x.shape(), x.dtype())
+}

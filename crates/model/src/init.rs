@@ -1,0 +1,78 @@
+//! Initial weights: normal with the configuration's standard deviation, outputs to the residual stream smaller by
+//! `1/√(2L)` (Radford et al. 2019), gains 1, biases 0.
+//!
+//! Every tensor has a random stream of its own, made from the seed and its name, so that a model begins the same
+//! whatever the ranks, the order or the neighbours of its parameters.
+
+use crate::config::Config;
+use crate::store::{Kind, Store};
+use wudao_device::{DType, Device, Tensor};
+
+/// SplitMix64 (Steele et al. 2014).
+struct Stream(u64);
+
+impl Stream {
+    fn new(seed: u64, name: &str) -> Self {
+        // FNV-1a over the name, then mixed with the seed.
+        let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325, |h: u64, b| (h ^ b as u64).wrapping_mul(0x100_0000_01b3));
+        let mut s = Stream(seed ^ hash.rotate_left(32));
+        s.next();
+        s
+    }
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+    /// Uniform in (0, 1].
+    fn uniform(&mut self) -> f64 {
+        ((self.next() >> 11) + 1) as f64 / (1u64 << 53) as f64
+    }
+    /// Two independent standard normals (Box & Muller 1958).
+    fn normals(&mut self) -> [f64; 2] {
+        let (r, angle) = ((-2.0 * self.uniform().ln()).sqrt(), std::f64::consts::TAU * self.uniform());
+        [r * angle.cos(), r * angle.sin()]
+    }
+}
+
+/// Fills `weights` with initial values.
+pub(crate) fn init<D: Device>(device: &D, config: &Config, seed: u64, weights: &mut Store<D>) {
+    for (home, param) in weights.params() {
+        let std = match param.kind {
+            Kind::Matrix | Kind::Embedding | Kind::Head | Kind::Router => config.initializer_range,
+            Kind::Output => config.initializer_range / (2.0 * config.num_hidden_layers as f64).sqrt(),
+            Kind::Norm => {
+                device.fill(1.0, weights.get_mut(home));
+                continue;
+            }
+            Kind::Bias | Kind::Correction => {
+                device.fill(0.0, weights.get_mut(home));
+                continue;
+            }
+        };
+        for part in &param.parts {
+            let mut stream = Stream::new(seed, &part.name);
+            let n = part.rows.len() * param.shape[1];
+            let values: Vec<f64> = (0..n.div_ceil(2)).flat_map(|_| stream.normals()).take(n).map(|x| x * std).collect();
+            let to = weights.get_mut(home).rows(part.rows.clone());
+            upload(device, &values, to);
+        }
+    }
+}
+
+/// Host numbers to the device, in the device tensor's type.
+fn upload<D: Device>(device: &D, values: &[f64], to: wudao_device::ViewMut<D>) {
+    match to.dtype() {
+        DType::F64 => device.copy_from_host(bytemuck::cast_slice(values), to),
+        _ => {
+            let narrow: Vec<f32> = values.iter().map(|&x| x as f32).collect();
+            if to.dtype() == DType::F32 {
+                device.copy_from_host(bytemuck::cast_slice(&narrow), to);
+            } else {
+                device.copy(Tensor::from_host(device, to.shape(), &narrow).view(), to);
+            }
+        }
+    }
+}

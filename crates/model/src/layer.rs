@@ -1,0 +1,114 @@
+//! The contract of a layer, and all that a step may touch.
+//!
+//! A layer is two functions and the value that travels between them. [`Layer::Saved`] is moved from forward to
+//! backward, so backward can run only after forward, at most once, and frees each activation as it is spent: Rust's
+//! ownership is the tape. Activation gradients are returned (=); parameter gradients accumulate (+=) into the gradient
+//! store.
+
+use crate::Store;
+use wudao_comm::Comm;
+use wudao_device::{Device, Fault, Tensor, View};
+
+/// Two functions and the value between them.
+pub trait Layer<D: Device> {
+    /// What forward leaves for backward.
+    type Saved;
+    /// `x` `[T, D]` to `y` `[T, D]`.
+    fn forward(&self, cx: &mut Cx<D>, x: Tensor<D>) -> Result<(Tensor<D>, Self::Saved), Fault>;
+    /// The gradient by `y` to the gradient by `x`; parameter gradients are added to `grads`.
+    fn backward(
+        &self,
+        cx: &mut Cx<D>,
+        grads: &mut Store<D>,
+        saved: Self::Saved,
+        dy: View<D>,
+    ) -> Result<Tensor<D>, Fault>;
+}
+
+/// How documents lie in a packed batch.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Packing {
+    /// Position of each token within its segment, for the rotary embedding.
+    pub positions: Vec<u32>,
+    /// Cumulative starts of the segments, first 0, last T. Attention never crosses a segment's edge.
+    pub segments: Vec<u32>,
+}
+
+impl Packing {
+    /// Segments of these lengths, one after another.
+    pub fn of_lengths(lengths: &[usize]) -> Self {
+        let mut segments = vec![0];
+        let mut positions = vec![];
+        for &n in lengths {
+            positions.extend(0..n as u32);
+            segments.push(positions.len() as u32);
+        }
+        Packing { positions, segments }
+    }
+
+    /// T.
+    pub fn tokens(&self) -> usize {
+        self.positions.len()
+    }
+}
+
+/// The auxiliary losses of the routers.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub struct Auxiliary {
+    /// Coefficient α of the load-balance loss `α·E·Σ_e f_e·P_e`, where f_e is the share of all choices that fell on expert e
+    /// and P_e its mean score, both over the global batch (Fedus et al. 2021, eq. 4; Qiu et al. 2025 on the global batch).
+    pub balance: f64,
+    /// Coefficient β of the z-loss `β·mean(lse²)` (Zoph et al. 2022, eq. 5).
+    pub z: f64,
+    /// Tokens of the whole step: all micro-batches, all ranks. Means are taken over these.
+    pub tokens: f64,
+}
+
+/// What one router did during a step.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct RouterStats {
+    /// Choices that fell on each expert.
+    pub load: Vec<f64>,
+    /// Sum over tokens of each expert's score.
+    pub score: Vec<f64>,
+    /// Sum over tokens of the entropy of the scores, in nats.
+    pub entropy: f64,
+    /// Sum over tokens of the squared log-sum-exp.
+    pub z: f64,
+    /// Tokens seen.
+    pub tokens: f64,
+}
+
+/// What the routers did since the log was cleared, one entry per sparse layer. Sums over the ranks where
+/// [`Cx::aux`] balances, over this rank otherwise.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct RouterLog {
+    /// By sparse layer.
+    pub layers: Vec<RouterStats>,
+}
+
+impl RouterLog {
+    /// An empty log for `layers` sparse layers of `experts` experts.
+    pub fn new(layers: usize, experts: usize) -> Self {
+        let one = RouterStats { load: vec![0.0; experts], score: vec![0.0; experts], ..Default::default() };
+        RouterLog { layers: vec![one; layers] }
+    }
+}
+
+/// All that a pass may touch. Nothing is global.
+pub struct Cx<'a, D: Device> {
+    /// The machine.
+    pub device: &'a D,
+    /// The other ranks.
+    pub comm: &'a dyn Comm<D>,
+    /// The parameters.
+    pub weights: &'a Store<D>,
+    /// How documents lie in the batch.
+    pub packing: &'a Packing,
+    /// The routers' auxiliary losses.
+    pub aux: Auxiliary,
+    /// What the routers do; `None` keeps no log (evaluation, decoding).
+    pub log: Option<&'a mut RouterLog>,
+    /// This forward pass repeats an earlier one (recomputation): the log has it already.
+    pub again: bool,
+}

@@ -1,0 +1,212 @@
+//! From token ids to a loss, to gradients, and to the next token.
+
+use crate::block::{Block, Recompute};
+use crate::cache::KvCache;
+use crate::config::{Config, ConfigError};
+use crate::init;
+use crate::layer::{Cx, Layer};
+use crate::norm::Norm;
+use crate::store::{Layout, ParamId, Shard, Store};
+use std::sync::Arc;
+use wudao_device::{DType, Device, Fault, Gemm, Tensor, View};
+
+/// Bytes of logits that are in memory at once: the head works on as many rows as fit. A constant, so that the order of
+/// sums, hence every bit of a gradient, depends on nothing but the shapes.
+const LOGITS_BYTES: usize = 16 << 20;
+
+/// The network. It holds no weights: those come with every call in [`Cx::weights`].
+pub struct Model<D: Device> {
+    config: Config,
+    layout: Arc<Layout>,
+    dtype: DType,
+    embed: ParamId,
+    blocks: Vec<Recompute<Block<D>>>,
+    norm: Norm,
+    head: ParamId,
+}
+
+/// Settings of a model that its checkpoint does not know.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Options {
+    /// Element type of weights and activations.
+    pub dtype: DType,
+    /// Keep only each block's input and run its forward pass again in backward.
+    pub recompute: bool,
+    /// The experts of this rank.
+    pub shard: Shard,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { dtype: DType::F32, recompute: false, shard: Shard::WHOLE }
+    }
+}
+
+impl<D: Device> Model<D> {
+    /// The network of `config`. `positions` is the longest segment it will see.
+    pub fn new(device: &D, config: &Config, positions: usize, options: Options) -> Result<Self, ConfigError> {
+        config.check()?;
+        let layout = Layout::new(config, options.shard);
+        let rope = Arc::new(rope_table(device, config, positions, options.dtype));
+        let block = |(l, ids)| Recompute { layer: Block::new(config, l, ids, rope.clone()), on: options.recompute };
+        Ok(Model {
+            embed: layout.embed,
+            blocks: layout.blocks.iter().enumerate().map(block).collect(),
+            norm: Norm { gain: layout.norm, eps: config.rms_norm_eps },
+            head: layout.head.unwrap_or(layout.embed),
+            config: config.clone(),
+            dtype: options.dtype,
+            layout,
+        })
+    }
+
+    /// What the model is.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The table of its parameters on this rank.
+    pub fn layout(&self) -> &Arc<Layout> {
+        &self.layout
+    }
+
+    /// Element type of weights and activations.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Fresh weights.
+    pub fn init(&self, device: &D, seed: u64) -> Store<D> {
+        let mut weights = self.zeros(device);
+        init::init(device, &self.config, seed, &mut weights);
+        weights
+    }
+
+    /// A store of zeros: gradients, moments, or weights to be loaded.
+    pub fn zeros(&self, device: &D) -> Store<D> {
+        Store::zeros(device, &self.layout, self.dtype)
+    }
+
+    fn embed(&self, cx: &Cx<D>, ids: &[u32]) -> Tensor<D> {
+        let mut x_td = Tensor::new(cx.device, [ids.len(), self.config.hidden_size], self.dtype);
+        cx.device.gather(ids, cx.weights.at(self.embed), x_td.view_mut());
+        x_td
+    }
+
+    /// The final hidden states `[T, D]`, normed; nothing is kept for backward.
+    pub fn hidden(&self, cx: &mut Cx<D>, ids: &[u32]) -> Result<Tensor<D>, Fault> {
+        let mut x_td = self.embed(cx, ids);
+        for block in &self.blocks {
+            x_td = block.layer.forward(cx, x_td)?.0;
+        }
+        Ok(self.norm.forward(cx, x_td)?.0)
+    }
+
+    /// Logits `[T, V]` of every token: for tests and small inputs, since it holds all of them.
+    pub fn logits(&self, cx: &mut Cx<D>, ids: &[u32]) -> Result<Tensor<D>, Fault> {
+        let h_td = self.hidden(cx, ids)?;
+        Ok(self.project(cx, h_td.view()))
+    }
+
+    fn project(&self, cx: &Cx<D>, h_td: View<D>) -> Tensor<D> {
+        let mut logits = Tensor::new(cx.device, [h_td.shape()[0], self.config.vocab_size], self.dtype);
+        cx.device.gemm(Gemm::NT, h_td, cx.weights.at(self.head), logits.view_mut());
+        logits
+    }
+
+    /// Cross entropy in nats of every token against its target (0 where the target is [`wudao_device::IGNORE`]).
+    pub fn losses(&self, cx: &mut Cx<D>, ids: &[u32], targets: &[u32]) -> Result<Vec<f64>, Fault> {
+        let h_td = self.hidden(cx, ids)?;
+        let losses = self.head(cx, h_td.view(), targets, None);
+        cx.device.sync()?;
+        Ok(losses)
+    }
+
+    /// As [`Model::losses`], and adds `scale` times the gradient of their sum to `grads`, with the gradients of the
+    /// auxiliary losses as [`Cx::aux`] weighs them.
+    pub fn losses_and_gradients(
+        &self,
+        cx: &mut Cx<D>,
+        grads: &mut Store<D>,
+        ids: &[u32],
+        targets: &[u32],
+        scale: f64,
+    ) -> Result<Vec<f64>, Fault> {
+        let mut x_td = self.embed(cx, ids);
+        let mut saved = Vec::with_capacity(self.blocks.len());
+        for block in &self.blocks {
+            let (y_td, s) = block.forward(cx, x_td)?;
+            saved.push(s);
+            x_td = y_td;
+        }
+        let (h_td, norm_saved) = self.norm.forward(cx, x_td)?;
+        let mut dh_td = Tensor::new(cx.device, h_td.shape(), h_td.dtype());
+        let losses = self.head(cx, h_td.view(), targets, Some((scale, &mut dh_td, grads)));
+        drop(h_td);
+        let mut dx_td = self.norm.backward(cx, grads, norm_saved, dh_td.view())?;
+        drop(dh_td);
+        for (block, s) in self.blocks.iter().zip(saved).rev() {
+            dx_td = block.backward(cx, grads, s, dx_td.view())?;
+        }
+        cx.device.gather_backward(ids, dx_td.view(), grads.at_mut(self.embed));
+        cx.device.sync()?;
+        Ok(losses)
+    }
+
+    /// Head and cross entropy in chunks of rows: the logits of a whole batch are never in memory.
+    fn head(
+        &self,
+        cx: &Cx<D>,
+        h_td: View<D>,
+        targets: &[u32],
+        mut gradient: Option<(f64, &mut Tensor<D>, &mut Store<D>)>,
+    ) -> Vec<f64> {
+        let (dev, t) = (cx.device, h_td.shape()[0]);
+        assert_eq!(targets.len(), t);
+        let w = cx.weights.at(self.head);
+        let rows = (LOGITS_BYTES / (self.config.vocab_size * self.dtype.size())).clamp(64, 4096);
+        let mut losses = Tensor::new(dev, [t, 1], D::statistics(self.dtype));
+        for from in (0..t).step_by(rows) {
+            let band = from..(from + rows).min(t);
+            let mut logits = self.project(cx, h_td.rows(band.clone()));
+            let scale = gradient.as_ref().map(|(scale, ..)| *scale);
+            let out = losses.view_mut().rows(band.clone());
+            dev.cross_entropy(scale, &targets[band.clone()], logits.view_mut(), out);
+            if let Some((_, dh_td, grads)) = &mut gradient {
+                let dlogits = logits;
+                dev.gemm(Gemm::NN, dlogits.view(), w, dh_td.view_mut().rows(band.clone()));
+                dev.gemm(Gemm::TN_ACC, dlogits.view(), h_td.rows(band), grads.at_mut(self.head));
+            }
+        }
+        losses.view().to_f64(dev)
+    }
+
+    /// Appends one sequence's next tokens to its cache and returns the logits `[1, V]` after the last of them.
+    /// [`Cx::packing`] must hold their positions, from [`KvCache::len`] on. Panics if the cache is too small.
+    pub fn decode(&self, cx: &mut Cx<D>, cache: &mut KvCache<D>, ids: &[u32]) -> Result<Tensor<D>, Fault> {
+        let (past, n) = (cache.len, ids.len());
+        assert!(n > 0 && past + n <= cache.capacity(), "{past} + {n} tokens in a cache of {}", cache.capacity());
+        let mut x_td = self.embed(cx, ids);
+        for (block, layer) in self.blocks.iter().zip(&mut cache.layers) {
+            x_td = block.layer.forward_cached(cx, layer, past, x_td)?;
+        }
+        cache.len += n;
+        let last = Tensor::copy_of(cx.device, x_td.view().rows(n - 1..n));
+        let (h_td, _) = self.norm.forward(cx, last)?;
+        let logits = self.project(cx, h_td.view());
+        cx.device.sync()?;
+        Ok(logits)
+    }
+}
+
+/// Cosines, then sines, of `position · theta^(−2i/R)` for the R/2 pairs of the rotated columns (Su et al. 2021).
+fn rope_table<D: Device>(device: &D, config: &Config, positions: usize, dtype: DType) -> Tensor<D> {
+    let r = config.rotary_dim();
+    let angle = |p: usize, i: usize| p as f64 * config.rope_theta.powf(-2.0 * i as f64 / r as f64);
+    let row = |p| (0..r / 2).map(move |i| angle(p, i).cos()).chain((0..r / 2).map(move |i| angle(p, i).sin()));
+    let wide: Vec<f64> = (0..positions).flat_map(row).collect();
+    let wide = Tensor::from_host(device, [positions, r], &wide);
+    let mut table = Tensor::new(device, wide.shape(), dtype);
+    device.copy(wide.view(), table.view_mut());
+    table
+}

@@ -1,0 +1,408 @@
+//! The parameters under one table of names.
+//!
+//! A [`Layout`] is the table; a [`Store`] is memory in that layout. Weights, gradients and each optimizer moment are
+//! stores of one layout, so clipping, reducing and saving are one loop each. The dense part is flat. An expert is an
+//! addressable block of its own, (layer, expert): later an expert may live on disk until a token wants it, so nothing may
+//! assume that all experts are one array.
+//!
+//! A parameter may be several Hugging Face tensors stacked by rows (`q_proj`, `k_proj`, `v_proj` become one fused
+//! projection, one GEMM): [`Part`]s name them. Parts are what files hold and what Muon treats as matrices.
+
+use crate::config::{Config, Family};
+use std::ops::Range;
+use std::sync::Arc;
+use wudao_device::{DType, Device, Tensor, View, ViewMut};
+
+/// What a parameter is, hence how it begins, decays and is updated.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// A weight matrix inside the network.
+    Matrix,
+    /// A matrix that writes to the residual stream: begins smaller by `1/√(2L)` (Radford et al. 2019).
+    Output,
+    /// Token embedding.
+    Embedding,
+    /// The output head, where it is not the embedding.
+    Head,
+    /// The router's matrix.
+    Router,
+    /// Gain of a norm: begins as 1.
+    Norm,
+    /// Begins as 0.
+    Bias,
+    /// The router's correction bias. No gradient: its slot in the gradient store counts the load of each expert instead,
+    /// so that what sums gradients over micro-batches and ranks sums loads as well.
+    Correction,
+}
+
+/// One Hugging Face tensor inside a parameter.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Part {
+    /// Its name in a checkpoint.
+    pub name: String,
+    /// Its shape in a checkpoint: `[rows, columns]`, or `[n]`.
+    pub shape: Vec<usize>,
+    /// Its rows within the parameter.
+    pub rows: Range<usize>,
+}
+
+/// One parameter: a matrix of a block.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Param {
+    /// What it is.
+    pub kind: Kind,
+    /// Elements within its block.
+    pub at: Range<usize>,
+    /// Rows and columns; vectors are one row.
+    pub shape: [usize; 2],
+    /// The tensors stacked in it.
+    pub parts: Vec<Part>,
+}
+
+/// A parameter of the dense part.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ParamId(usize);
+
+/// One of an expert's two matrices.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ExpertPart {
+    /// `[2F, D]`: gate rows, then up rows.
+    GateUp = 0,
+    /// `[D, F]`.
+    Down = 1,
+}
+
+/// Which experts this rank holds: an equal, consecutive share of each layer's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Shard {
+    /// This rank.
+    pub rank: usize,
+    /// All ranks; divides the number of experts.
+    pub size: usize,
+}
+
+impl Shard {
+    /// Everything on one rank.
+    pub const WHOLE: Shard = Shard { rank: 0, size: 1 };
+
+    /// The experts of this rank, of `experts` in all.
+    pub fn experts(&self, experts: usize) -> Range<usize> {
+        assert!(experts.is_multiple_of(self.size), "{experts} experts on {} ranks", self.size);
+        let n = experts / self.size;
+        self.rank * n..(self.rank + 1) * n
+    }
+}
+
+/// The parameters of one layer's feed-forward half.
+#[derive(Clone, Debug)]
+pub(crate) enum FeedForwardIds {
+    Dense(MlpIds),
+    Sparse { router: ParamId, correction: Option<ParamId>, experts: usize, shared: Option<MlpIds> },
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MlpIds {
+    pub gate_up: ParamId,
+    pub down: ParamId,
+}
+
+/// The parameters of one layer.
+#[derive(Clone, Debug)]
+pub(crate) struct BlockIds {
+    pub norm1: ParamId,
+    pub qkv: ParamId,
+    pub qkv_bias: Option<ParamId>,
+    pub qk_norm: Option<(ParamId, ParamId)>,
+    pub o: ParamId,
+    pub o_bias: Option<ParamId>,
+    pub norm2: ParamId,
+    pub feed_forward: FeedForwardIds,
+}
+
+/// The table of a model's parameters on one rank.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    /// The dense part's parameters, trainable ones first.
+    dense: Vec<Param>,
+    /// Elements of the dense part that an optimizer updates; the correction biases come after.
+    trainable: usize,
+    /// Parameters of each local expert: `experts[sparse layer][local expert]` is gate-up, down.
+    experts: Vec<Vec<[Param; 2]>>,
+    /// Which experts are here.
+    pub shard: Shard,
+    pub(crate) embed: ParamId,
+    pub(crate) head: Option<ParamId>,
+    pub(crate) norm: ParamId,
+    pub(crate) blocks: Vec<BlockIds>,
+}
+
+struct Builder {
+    dense: Vec<Param>,
+    len: usize,
+    corrections: Vec<(ParamId, usize)>,
+}
+
+fn stack(kind: Kind, from: usize, cols: usize, parts: Vec<(String, Vec<usize>, usize)>) -> Param {
+    let mut row = 0;
+    let parts: Vec<Part> = parts
+        .into_iter()
+        .map(|(name, shape, rows)| {
+            row += rows;
+            Part { name, shape, rows: row - rows..row }
+        })
+        .collect();
+    Param { kind, at: from..from + row * cols, shape: [row, cols], parts }
+}
+
+impl Builder {
+    fn push(&mut self, kind: Kind, cols: usize, parts: Vec<(String, Vec<usize>, usize)>) -> ParamId {
+        let p = stack(kind, self.len, cols, parts);
+        self.len = p.at.end;
+        self.dense.push(p);
+        ParamId(self.dense.len() - 1)
+    }
+    fn matrix(&mut self, kind: Kind, cols: usize, parts: &[(String, usize)]) -> ParamId {
+        self.push(kind, cols, parts.iter().map(|(n, r)| (n.clone(), vec![*r, cols], *r)).collect())
+    }
+    fn vector(&mut self, kind: Kind, name: String, n: usize) -> ParamId {
+        self.push(kind, n, vec![(name, vec![n], 1)])
+    }
+    /// A stacked vector: one row in memory, its parts side by side. Stored as a column of rows so that parts are rows.
+    fn stacked_vector(&mut self, kind: Kind, parts: &[(String, usize)]) -> ParamId {
+        self.push(kind, 1, parts.iter().map(|(n, r)| (n.clone(), vec![*r], *r)).collect())
+    }
+    fn mlp(&mut self, prefix: &str, d: usize, f: usize) -> MlpIds {
+        let gate_up = [(format!("{prefix}.gate_proj.weight"), f), (format!("{prefix}.up_proj.weight"), f)];
+        MlpIds {
+            gate_up: self.matrix(Kind::Matrix, d, &gate_up),
+            down: self.matrix(Kind::Output, f, &[(format!("{prefix}.down_proj.weight"), d)]),
+        }
+    }
+}
+
+impl Layout {
+    /// The table for `config` on one rank of `shard.size`.
+    pub fn new(config: &Config, shard: Shard) -> Arc<Layout> {
+        let (d, c) = (config.hidden_size, config.head_dim);
+        let (q, kv) = (config.num_attention_heads * c, config.num_key_value_heads * c);
+        let mut b = Builder { dense: vec![], len: 0, corrections: vec![] };
+        let mut experts = vec![];
+        let embed = b.matrix(Kind::Embedding, d, &[("model.embed_tokens.weight".into(), config.vocab_size)]);
+        let blocks = (0..config.num_hidden_layers)
+            .map(|l| {
+                let at = format!("model.layers.{l}");
+                let sa = format!("{at}.self_attn");
+                let qkv = |what: &str| ["q", "k", "v"].map(|x| format!("{sa}.{x}_proj.{what}"));
+                let sized = |names: [String; 3]| names.into_iter().zip([q, kv, kv]).collect::<Vec<_>>();
+                let norm1 = b.vector(Kind::Norm, format!("{at}.input_layernorm.weight"), d);
+                let qkv_weight = b.matrix(Kind::Matrix, d, &sized(qkv("weight")));
+                let qkv_bias = config.attention_bias.then(|| b.stacked_vector(Kind::Bias, &sized(qkv("bias"))));
+                let qk_norm = config.qk_norm.then(|| {
+                    let mut norm = |x: &str| b.vector(Kind::Norm, format!("{sa}.{x}_norm.weight"), c);
+                    (norm("q"), norm("k"))
+                });
+                let o = b.matrix(Kind::Output, q, &[(format!("{sa}.o_proj.weight"), d)]);
+                let o_bias = config.attention_output_bias.then(|| b.vector(Kind::Bias, format!("{sa}.o_proj.bias"), d));
+                let norm2 = b.vector(Kind::Norm, format!("{at}.post_attention_layernorm.weight"), d);
+                let feed_forward = match config.moe_at(l) {
+                    None => FeedForwardIds::Dense(b.mlp(&format!("{at}.mlp"), d, config.intermediate_size)),
+                    Some(m) => {
+                        let mixtral = config.family == Family::Mixtral;
+                        let at = if mixtral { format!("{at}.block_sparse_moe") } else { format!("{at}.mlp") };
+                        let [gate, up, down] =
+                            if mixtral { ["w1", "w3", "w2"] } else { ["gate_proj", "up_proj", "down_proj"] };
+                        let router = b.matrix(Kind::Router, d, &[(format!("{at}.gate.weight"), m.num_experts)]);
+                        let f = m.moe_intermediate_size;
+                        let block = |e: usize| {
+                            let part = |x: &str, shape: [usize; 2]| {
+                                (format!("{at}.experts.{e}.{x}.weight"), shape.to_vec(), shape[0])
+                            };
+                            let gate_up = stack(Kind::Matrix, 0, d, vec![part(gate, [f, d]), part(up, [f, d])]);
+                            let down = stack(Kind::Output, gate_up.at.end, f, vec![part(down, [d, f])]);
+                            [gate_up, down]
+                        };
+                        experts.push(shard.experts(m.num_experts).map(block).collect());
+                        let shared = (m.n_shared_experts > 0)
+                            .then(|| b.mlp(&format!("{at}.shared_experts"), d, f * m.n_shared_experts));
+                        // The correction bias gets its place after everything trainable; see below.
+                        let correction = m.sigmoid.then(|| {
+                            let id = ParamId(usize::MAX - b.corrections.len());
+                            b.corrections.push((id, l));
+                            id
+                        });
+                        FeedForwardIds::Sparse { router, correction, experts: experts.len() - 1, shared }
+                    }
+                };
+                BlockIds { norm1, qkv: qkv_weight, qkv_bias, qk_norm, o, o_bias, norm2, feed_forward }
+            })
+            .collect();
+        let norm = b.vector(Kind::Norm, "model.norm.weight".into(), d);
+        let head = (!config.tie_word_embeddings)
+            .then(|| b.matrix(Kind::Head, d, &[("lm_head.weight".into(), config.vocab_size)]));
+        let trainable = b.len;
+        let mut layout = Layout { dense: vec![], trainable, experts, shard, embed, head, norm, blocks };
+        let n_experts = config.moe.as_ref().map_or(0, |m| m.num_experts);
+        for (placeholder, l) in std::mem::take(&mut b.corrections) {
+            let name = format!("model.layers.{l}.mlp.gate.e_score_correction_bias");
+            let id = b.vector(Kind::Correction, name, n_experts);
+            if let FeedForwardIds::Sparse { correction: Some(c), .. } = &mut layout.blocks[l].feed_forward {
+                debug_assert_eq!(*c, placeholder);
+                *c = id;
+            }
+        }
+        layout.dense = b.dense;
+        Arc::new(layout)
+    }
+
+    /// A dense parameter.
+    pub fn param(&self, id: ParamId) -> &Param {
+        &self.dense[id.0]
+    }
+
+    /// Dense parameters, trainable ones first, correction biases last.
+    pub fn dense(&self) -> impl Iterator<Item = (ParamId, &Param)> {
+        self.dense.iter().enumerate().map(|(i, p)| (ParamId(i), p))
+    }
+
+    /// Local experts: `(sparse layer, local expert, [gate-up, down])`.
+    pub fn experts(&self) -> impl Iterator<Item = (usize, usize, &[Param; 2])> {
+        self.experts.iter().enumerate().flat_map(|(l, es)| es.iter().enumerate().map(move |(e, p)| (l, e, p)))
+    }
+
+    /// Elements of the dense part that an optimizer updates.
+    pub fn trainable(&self) -> usize {
+        self.trainable
+    }
+
+    /// Elements of the dense part.
+    pub fn dense_len(&self) -> usize {
+        self.dense.last().map_or(0, |p| p.at.end)
+    }
+
+    /// Elements of all blocks on this rank.
+    pub fn len(&self) -> usize {
+        self.dense_len() + self.experts().map(|(_, _, p)| p[1].at.end).sum::<usize>()
+    }
+
+    /// True if there are no parameters; never so for a real model.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Where a parameter lives: the dense part, or an expert's block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Home {
+    /// In the dense part.
+    Dense(ParamId),
+    /// `(sparse layer, local expert, part)`.
+    Expert(usize, usize, ExpertPart),
+}
+
+/// Memory in a layout: weights, gradients, or a moment.
+pub struct Store<D: Device> {
+    layout: Arc<Layout>,
+    dense: Tensor<D>,
+    experts: Vec<Vec<Tensor<D>>>,
+}
+
+impl<D: Device> Store<D> {
+    /// All zero.
+    pub fn zeros(device: &D, layout: &Arc<Layout>, dtype: DType) -> Self {
+        let dense = Tensor::zeros(device, [1, layout.dense_len()], dtype);
+        let block = |p: &[Param; 2]| Tensor::zeros(device, [1, p[1].at.end], dtype);
+        let experts = layout.experts.iter().map(|es| es.iter().map(block).collect()).collect();
+        Store { layout: layout.clone(), dense, experts }
+    }
+
+    /// The table.
+    pub fn layout(&self) -> &Arc<Layout> {
+        &self.layout
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> DType {
+        self.dense.dtype()
+    }
+
+    /// A dense parameter.
+    pub fn at(&self, id: ParamId) -> View<'_, D> {
+        let p = self.layout.param(id);
+        self.dense.view().part(p.at.clone(), p.shape)
+    }
+
+    /// A dense parameter, for writing.
+    pub fn at_mut(&mut self, id: ParamId) -> ViewMut<'_, D> {
+        let p = self.layout.param(id);
+        self.dense.view_mut().part(p.at.clone(), p.shape)
+    }
+
+    /// One matrix of every local expert of a sparse layer.
+    pub fn experts(&self, layer: usize, part: ExpertPart) -> Vec<View<'_, D>> {
+        let table = self.layout.experts[layer].iter().map(|p| &p[part as usize]);
+        self.experts[layer].iter().zip(table).map(|(t, p)| t.view().part(p.at.clone(), p.shape)).collect()
+    }
+
+    /// One matrix of every local expert of a sparse layer, for writing.
+    pub fn experts_mut(&mut self, layer: usize, part: ExpertPart) -> Vec<ViewMut<'_, D>> {
+        let table = self.layout.experts[layer].iter().map(|p| &p[part as usize]);
+        self.experts[layer].iter_mut().zip(table).map(|(t, p)| t.view_mut().part(p.at.clone(), p.shape)).collect()
+    }
+
+    /// Every parameter with its home, in a fixed order.
+    pub fn params(&self) -> Vec<(Home, Param)> {
+        let dense = self.layout.dense().map(|(id, p)| (Home::Dense(id), p.clone()));
+        let experts = self.layout.experts().flat_map(|(l, e, p)| {
+            [ExpertPart::GateUp, ExpertPart::Down].map(|part| (Home::Expert(l, e, part), p[part as usize].clone()))
+        });
+        dense.chain(experts).collect()
+    }
+
+    /// A parameter, wherever it lives.
+    pub fn get(&self, home: Home) -> View<'_, D> {
+        match home {
+            Home::Dense(id) => self.at(id),
+            Home::Expert(l, e, part) => {
+                let p = &self.layout.experts[l][e][part as usize];
+                self.experts[l][e].view().part(p.at.clone(), p.shape)
+            }
+        }
+    }
+
+    /// A parameter, wherever it lives, for writing.
+    pub fn get_mut(&mut self, home: Home) -> ViewMut<'_, D> {
+        match home {
+            Home::Dense(id) => self.at_mut(id),
+            Home::Expert(l, e, part) => {
+                let p = &self.layout.experts[l][e][part as usize];
+                self.experts[l][e].view_mut().part(p.at.clone(), p.shape)
+            }
+        }
+    }
+
+    /// What an optimizer updates, as flat stretches: the dense part (which every rank holds), then each expert's block
+    /// (which one rank holds).
+    pub fn trainable(&self) -> Vec<View<'_, D>> {
+        let n = self.layout.trainable;
+        let dense = self.dense.view().part(0..n, [1, n]);
+        std::iter::once(dense).chain(self.experts.iter().flatten().map(Tensor::view)).collect()
+    }
+
+    /// As [`Store::trainable`], for writing.
+    pub fn trainable_mut(&mut self) -> Vec<ViewMut<'_, D>> {
+        let n = self.layout.trainable;
+        let dense = self.dense.view_mut().part(0..n, [1, n]);
+        std::iter::once(dense).chain(self.experts.iter_mut().flatten().map(Tensor::view_mut)).collect()
+    }
+
+    /// The whole dense part, flat, correction biases included: what ranks must sum.
+    pub fn dense_mut(&mut self) -> ViewMut<'_, D> {
+        self.dense.view_mut()
+    }
+
+    /// Sets everything to zero.
+    pub fn clear(&mut self, device: &D) {
+        device.fill(0.0, self.dense.view_mut());
+        self.experts.iter_mut().flatten().for_each(|t| device.fill(0.0, t.view_mut()));
+    }
+}
