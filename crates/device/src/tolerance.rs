@@ -1,1 +1,105 @@
-//! tolerance
+//! How far apart two results may be: one table for the whole project.
+//!
+//! A tolerance written inline in a test rots: it is loosened on a bad day and nobody remembers why. Here each row says
+//! what is compared, in which type, and the reason for the bound. Inputs of kernel checks are of order one; `U` below is
+//! the unit roundoff, 6e-8 for f32.
+
+use crate::DType;
+
+/// Allowed difference: `abs + rel·|expected|`.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Tolerance {
+    /// Relative to the expected value.
+    pub rel: f64,
+    /// Absolute.
+    pub abs: f64,
+}
+
+impl Tolerance {
+    /// The largest allowed difference from `expected`.
+    pub fn allowed(&self, expected: f64) -> f64 {
+        self.abs + self.rel * expected.abs()
+    }
+}
+
+/// A line of the table.
+pub struct Row {
+    /// The kernel, or the proof.
+    pub what: &'static str,
+    /// The type of the computation that is checked.
+    pub dtype: DType,
+    /// The bound.
+    pub tolerance: Tolerance,
+    /// Why this much, and not more.
+    pub reason: &'static str,
+}
+
+const fn row(what: &'static str, dtype: DType, rel: f64, abs: f64, reason: &'static str) -> Row {
+    Row { what, dtype, tolerance: Tolerance { rel, abs }, reason }
+}
+
+/// Kernels in f32 against the same in f64; kernels in f64 against brute force; then the proofs of whole models.
+#[rustfmt::skip]
+pub const TABLE: &[Row] = &[
+    row("copy", DType::F32, 0.0, 0.0, "moves values that f32 holds exactly"),
+    row("copy", DType::F64, 0.0, 0.0, "moves values"),
+    row("copy", DType::Bf16, 4e-3, 0.0, "bf16 keeps 8 bits: half a unit in the last place is 2^-8"),
+    row("axpby", DType::F32, 1e-6, 1e-6, "two products and a sum of numbers of order one: 3 U each"),
+    row("axpby", DType::F64, 1e-14, 1e-14, "as in f32, with the roundoff of f64"),
+    row("sum_of_squares", DType::F32, 1e-6, 0.0, "squares are taken and added in f64: only the inputs are rounded"),
+    row("sum_of_squares", DType::F64, 1e-12, 0.0, "another order of a sum of positive numbers"),
+    row("column_sums", DType::F32, 1e-6, 1e-6, "added in f64"),
+    row("column_sums", DType::F64, 1e-12, 1e-12, "another order of the sum"),
+    row("gemm", DType::F32, 1e-5, 2e-5, "K up to a few hundred products of order one: √K·U·|sum|, with room for any order"),
+    row("gemm", DType::F64, 1e-12, 1e-12, "another order of the sum"),
+    row("gather", DType::F32, 1e-6, 1e-6, "a few additions of numbers of order one in the backward pass"),
+    row("gather", DType::F64, 1e-14, 1e-14, "the same additions in the same order"),
+    row("weighted_sum", DType::F32, 1e-5, 1e-5, "K products forward, D products for dw"),
+    row("weighted_sum", DType::F64, 1e-12, 1e-12, "another order of the sum"),
+    row("add_bias", DType::F32, 1e-5, 1e-5, "one addition; the bias gradient is summed in f64 and rounded once"),
+    row("add_bias", DType::F64, 1e-12, 1e-12, "another order of the sum"),
+    row("rms_norm", DType::F32, 1e-5, 1e-5, "a mean of D squares, a root; the backward pass subtracts two close terms"),
+    row("rms_norm", DType::F64, 1e-12, 1e-12, "another order of the sums"),
+    row("qk_norm", DType::F32, 1e-5, 1e-5, "as rms_norm"),
+    row("qk_norm", DType::F64, 1e-12, 1e-12, "as rms_norm"),
+    row("rope", DType::F32, 1e-6, 1e-6, "two products and a sum"),
+    row("rope", DType::F64, 1e-14, 1e-14, "two products and a sum"),
+    row("attention", DType::F32, 2e-5, 2e-5, "dot products of `dim` terms inside an exponential, then sums over the segment"),
+    row("attention", DType::F64, 1e-11, 1e-11, "tiles and a running maximum add in another order than brute force"),
+    row("swiglu", DType::F32, 2e-6, 2e-6, "an exponential of 2 U, a division, four products"),
+    row("swiglu", DType::F64, 1e-13, 1e-13, "an exponential within a few units in the last place"),
+    row("route", DType::F32, 1e-5, 2e-6, "a softmax over E, and entropy with a logarithm a term"),
+    row("route", DType::F64, 1e-12, 1e-12, "another order of the sums"),
+    row("cross_entropy", DType::F32, 5e-6, 2e-6, "an exponential per class, a sum over V, a logarithm"),
+    row("cross_entropy", DType::F64, 1e-12, 1e-12, "another order of the sum"),
+    row("adamw", DType::F32, 1e-5, 1e-6, "a root and a division; early steps divide two small numbers"),
+    row("adamw", DType::F64, 1e-12, 1e-13, "the same formula in another order"),
+
+    row("gradient", DType::F64, 1e-6, 0.0, "central differences of fourth order, step 1e-4: roundoff ~1e-11 of the loss"),
+    row("golden logits", DType::F32, 1e-4, 1e-5, "a few layers of f32 in another order than PyTorch's"),
+    row("golden gradients", DType::F32, 1e-3, 1e-5, "as the logits, twice the depth, and sums with cancellation"),
+    row("golden losses", DType::F32, 1e-4, 0.0, "ten AdamW steps: the first divide each gradient by its own size, noise included"),
+    row("hf eval", DType::F32, 1e-4, 0.0, "the issue's bound on the loss of one checkpoint in two implementations"),
+    row("ranks", DType::F64, 1e-10, 1e-12, "N ranks add the same terms in another order"),
+];
+
+/// The bound for a kernel (or a proof) computed in `dtype`. Panics if the table has no such row: add one, with its reason.
+pub fn of(what: &str, dtype: DType) -> Tolerance {
+    match TABLE.iter().find(|r| r.what == what && r.dtype == dtype) {
+        Some(row) => row.tolerance,
+        None => panic!("the table of tolerances has no row for {what:?} in {dtype:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_unique_and_reasoned() {
+        for (i, r) in TABLE.iter().enumerate() {
+            assert!(!r.reason.is_empty(), "{}", r.what);
+            assert!(!TABLE[..i].iter().any(|s| s.what == r.what && s.dtype == r.dtype), "{} twice", r.what);
+        }
+    }
+}
