@@ -1,0 +1,193 @@
+//! `tokenizer.json` as others write it: what we need to know of it, and the `tokenizers` crate behind it.
+//!
+//! The crate trusts its input in places (it panics on some malformed files), so a file is looked through here first.
+
+use super::TokenizerError;
+use super::pieces::{Pieces, byte_to_char, char_to_byte};
+use super::scan::SPLITS;
+use serde_json::Value;
+use std::collections::{BTreeSet, HashMap};
+use tokenizers::tokenizer::normalizer::NormalizedString;
+use tokenizers::tokenizer::pre_tokenizer::PreTokenizedString;
+use tokenizers::{Model, Normalizer, OffsetType, PreTokenizer};
+
+/// Ids above this are taken for damage: tables by id would not fit into memory.
+const MAX_ID: u64 = 1 << 24;
+
+/// Id of each byte, and the merges (left, right, merged) in order of rank.
+pub(super) type FastParts = ([u32; 256], Vec<(u32, u32, u32)>);
+
+/// A parsed `tokenizer.json`.
+pub(super) struct Spec {
+    json: Value,
+    vocab: HashMap<String, u32>,
+    size: usize,
+}
+
+impl Spec {
+    pub fn parse(bytes: &[u8]) -> Result<Spec, String> {
+        let json: Value = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+        let model = json.get("model").filter(|model| model.is_object()).ok_or("it has no \"model\"")?;
+        let id_of = |value: &Value| {
+            value.as_u64().filter(|&id| id < MAX_ID).map(|id| id as u32).ok_or(format!("{value} is not a token id"))
+        };
+        let mut vocab = HashMap::new();
+        match model.get("vocab") {
+            Some(Value::Object(map)) => {
+                for (token, id) in map {
+                    vocab.insert(token.clone(), id_of(id)?);
+                }
+            }
+            Some(Value::Array(list)) => {
+                for (id, entry) in list.iter().enumerate() {
+                    let token = entry.get(0).and_then(Value::as_str).ok_or(format!("entry {id} of its vocabulary"))?;
+                    vocab.insert(token.to_owned(), id as u32);
+                }
+            }
+            _ => return Err("its model has no \"vocab\"".to_owned()),
+        }
+        let mut size = vocab.values().max().map_or(0, |&id| id as usize + 1);
+        for token in json.get("added_tokens").and_then(Value::as_array).into_iter().flatten() {
+            size = size.max(id_of(&token["id"])? as usize + 1);
+        }
+        if size == 0 {
+            return Err("its vocabulary is empty".to_owned());
+        }
+        Ok(Spec { json, vocab, size })
+    }
+
+    fn model(&self) -> &Value {
+        &self.json["model"]
+    }
+
+    /// Hands the file to the crate.
+    pub fn load(&self, bytes: &[u8]) -> Result<tokenizers::Tokenizer, String> {
+        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| error.to_string())?;
+        // A file may ask for truncated or padded output; documents must come whole.
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|error| error.to_string())?;
+        Ok(inner)
+    }
+
+    fn is_byte_level(&self) -> bool {
+        let decoder = &self.json["decoder"];
+        decoder["type"] == "ByteLevel"
+            || (decoder["type"] == "Sequence"
+                && decoder["decoders"].as_array().is_some_and(|all| all.len() == 1 && all[0]["type"] == "ByteLevel"))
+    }
+
+    /// The bytes of every id.
+    pub fn pieces(&self, inner: &tokenizers::Tokenizer) -> Pieces {
+        let byte_level = self.is_byte_level();
+        let table = char_to_byte();
+        let mut pieces = vec![None; self.size];
+        let mut single = Box::new([None; 256]);
+        for (token, &id) in &self.vocab {
+            let unmapped = || token.chars().map(|c| table.get(c as usize).copied().flatten()).collect();
+            let piece: Option<Vec<u8>> =
+                if byte_level { unmapped() } else { byte_fallback(token).map(|byte| vec![byte]) };
+            if let Some(&[byte]) = piece.as_deref() {
+                single[usize::from(byte)] = Some(id);
+            }
+            pieces[id as usize] = Some(piece.unwrap_or_else(|| token.replace('▁', " ").into_bytes()));
+        }
+        let mut special = BTreeSet::new();
+        for (id, token) in inner.get_added_tokens_decoder() {
+            if let Some(piece) = pieces.get_mut(id as usize) {
+                *piece = Some(token.content.into_bytes());
+                if token.special {
+                    special.insert(id);
+                }
+            }
+        }
+        Pieces::new(byte_level, &pieces, special, single)
+    }
+
+    /// What our own encoder needs, if it gives the ids that this file asks for.
+    pub fn fast(&self) -> Option<FastParts> {
+        let model = self.model();
+        let unset = |key: &str| matches!(&model[key], Value::Null | Value::Bool(false)) || model[key] == "";
+        let plain = model["type"] == "BPE"
+            && ["dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges"]
+                .into_iter()
+                .all(unset);
+        let normalizer = &self.json["normalizer"];
+        let unnormalized = normalizer.is_null()
+            || (normalizer["type"] == "Sequence" && normalizer["normalizers"].as_array().is_some_and(Vec::is_empty));
+        if !plain || !unnormalized || !is_our_pre_tokenizer(&self.json["pre_tokenizer"]) {
+            return None;
+        }
+        let mut bytes = [0; 256];
+        for (byte, id) in (0..=255).zip(&mut bytes) {
+            *id = *self.vocab.get(byte_to_char(byte).encode_utf8(&mut [0; 4]) as &str)?;
+        }
+        let merges = model["merges"].as_array()?;
+        let merges = merges.iter().map(|merge| {
+            let (left, right) = match merge {
+                Value::String(pair) => pair.split_once(' ')?,
+                pair => (pair.get(0)?.as_str()?, pair.get(1)?.as_str()?),
+            };
+            let id = |token: &str| self.vocab.get(token).copied();
+            Some((id(left)?, id(right)?, id(&format!("{left}{right}"))?))
+        });
+        Some((bytes, merges.collect::<Option<_>>()?))
+    }
+}
+
+/// The byte of a token such as `<0xE4>`.
+fn byte_fallback(token: &str) -> Option<u8> {
+    let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
+    (digits.len() == 2).then(|| u8::from_str_radix(digits, 16).ok()).flatten()
+}
+
+fn is_our_pre_tokenizer(json: &Value) -> bool {
+    let Some(steps) = json["pretokenizers"].as_array().filter(|_| json["type"] == "Sequence") else { return false };
+    let [splits @ .., bytes] = steps.as_slice() else { return false };
+    splits.len() == SPLITS.len()
+        && splits.iter().zip(SPLITS).all(|(step, pattern)| {
+            step["type"] == "Split"
+                && step["behavior"] == "Isolated"
+                && step["invert"] == false
+                && step["pattern"]["Regex"] == pattern
+        })
+        && bytes["type"] == "ByteLevel"
+        && bytes["add_prefix_space"] == false
+        && bytes["use_regex"] == false
+}
+
+/// The `eos_token` of a `tokenizer_config.json`.
+pub(super) fn eos_token(config: &[u8]) -> Option<String> {
+    let config: Value = serde_json::from_slice(config).ok()?;
+    let token = &config["eos_token"];
+    token.as_str().or_else(|| token["content"].as_str()).map(str::to_owned)
+}
+
+/// Appends the ids of plain text. This is what the crate's `encode` does, less the search for added tokens.
+pub(super) fn encode(inner: &tokenizers::Tokenizer, text: &str, ids: &mut Vec<u32>) -> Result<(), TokenizerError> {
+    let run = || -> tokenizers::Result<_> {
+        let mut text = NormalizedString::from(text);
+        if let Some(normalizer) = inner.get_normalizer() {
+            normalizer.normalize(&mut text)?;
+        }
+        let mut text = PreTokenizedString::from(text);
+        if let Some(pre_tokenizer) = inner.get_pre_tokenizer() {
+            pre_tokenizer.pre_tokenize(&mut text)?;
+        }
+        text.tokenize(|piece| inner.get_model().tokenize(piece.get()))?;
+        text.into_encoding(None, 0, OffsetType::None)
+    };
+    let encoding = run().map_err(|error| TokenizerError::Encode { reason: error.to_string() })?;
+    ids.extend_from_slice(encoding.get_ids());
+    Ok(())
+}
+
+pub(super) fn encode_with_special(inner: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>, TokenizerError> {
+    let encoding =
+        inner.encode_fast(text, false).map_err(|error| TokenizerError::Encode { reason: error.to_string() })?;
+    Ok(encoding.get_ids().to_vec())
+}
+
+/// The text of ids. Decoding fails only on tokens that a decoder cannot take; they are then decoded one by one.
+pub(super) fn decode(inner: &tokenizers::Tokenizer, ids: &[u32]) -> String {
+    inner.decode(ids, false).unwrap_or_else(|_| ids.iter().filter_map(|&id| inner.decode(&[id], false).ok()).collect())
+}
