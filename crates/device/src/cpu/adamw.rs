@@ -24,3 +24,42 @@ pub(crate) fn adamw<R: Real>(pool: &Pool, a: &AdamW, g: &[R], w: &mut [R], m: &m
         }
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::check::{Random, assert_close};
+    use crate::cpu::testing::{cpu, down, up};
+    use crate::{AdamW, DType, Device};
+
+    /// The textbook form, with corrected moments written out, over several steps.
+    #[test]
+    fn steps_match_the_paper() {
+        let (cpu, mut r, n) = (cpu(), Random(4), 37);
+        let start = r.values(n);
+        let gradients: Vec<Vec<f64>> = (0..5).map(|_| r.values(n)).collect();
+        let (lr, beta1, beta2, eps, decay, scale): (f64, f64, f64, f64, f64, f64) = (0.02, 0.9, 0.95, 1e-8, 0.1, 0.3);
+        let zeros = vec![0.0; n];
+        let (mut w, mut m, mut v) = (up(&cpu, [n, 1], &start), up(&cpu, [n, 1], &zeros), up(&cpu, [n, 1], &zeros));
+        for (i, g) in gradients.iter().enumerate() {
+            let a = AdamW { lr, beta1, beta2, eps, weight_decay: decay, step: i as u64 + 1, grad_scale: scale };
+            cpu.adamw(&a, up(&cpu, [n, 1], g).view(), w.view_mut(), m.view_mut(), v.view_mut());
+        }
+        let expected: Vec<f64> = (0..n)
+            .map(|i| {
+                let mut w = start[i];
+                for step in 1..=gradients.len() {
+                    // Moments as explicit weighted averages of the gradients so far.
+                    let average = |beta: f64, power: i32| {
+                        let terms = gradients[..step].iter().rev().enumerate();
+                        (1.0 - beta)
+                            * terms.map(|(age, g)| beta.powi(age as i32) * (g[i] * scale).powi(power)).sum::<f64>()
+                            / (1.0 - beta.powi(step as i32))
+                    };
+                    w -= lr * (average(beta1, 1) / (average(beta2, 2).sqrt() + eps) + decay * w);
+                }
+                w
+            })
+            .collect();
+        assert_close("weights", "adamw", DType::F64, &expected, &down(&cpu, &w));
+    }
+}

@@ -85,3 +85,88 @@ pub(crate) fn accumulate<R: Real>(total: &[f64], acc: &mut [R]) {
         *a = R::of(a.f64() + t);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::check::{Random, assert_close};
+    use crate::cpu::testing::{added, cpu, down, fresh, up};
+    use crate::{Cpu, DType, Device, Tensor};
+    use half::bf16;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn sums_and_combinations_match_plain_loops(rows in 0usize..70, cols in 0usize..70, seed: u64) {
+            let (cpu, mut r) = (cpu(), Random(seed));
+            let shape = [rows, cols];
+            let (x, y, b) = (r.values(rows * cols), r.values(rows * cols), r.values(cols));
+            let tx = up(&cpu, shape, &x);
+
+            let mut ty = up(&cpu, shape, &y);
+            cpu.axpby(2.0, tx.view(), -3.0, ty.view_mut());
+            let expected: Vec<f64> = x.iter().zip(&y).map(|(x, y)| 2.0 * x - 3.0 * y).collect();
+            assert_close("axpby", "axpby", DType::F64, &expected, &down(&cpu, &ty));
+            let mut ty = fresh(&cpu, shape);
+            cpu.axpby(2.0, tx.view(), 0.0, ty.view_mut());
+            let expected: Vec<f64> = x.iter().map(|x| 2.0 * x).collect();
+            assert_close("axpby over NaN", "axpby", DType::F64, &expected, &down(&cpu, &ty));
+
+            let squares = x.iter().rev().map(|x| x.powi(2)).sum::<f64>();
+            assert_close("Σx²", "sum_of_squares", DType::F64, &[squares], &[cpu.sum_of_squares(tx.view())]);
+            let sums: Vec<f64> = (0..cols).map(|j| (0..rows).rev().map(|i| x[i * cols + j]).sum()).collect();
+            assert_close("column sums", "column_sums", DType::F64, &sums, &cpu.column_sums(tx.view()));
+
+            let mut ty = up(&cpu, shape, &y);
+            cpu.add_bias(up(&cpu, [1, cols], &b).view(), ty.view_mut());
+            let expected: Vec<f64> = y.iter().enumerate().map(|(i, y)| y + b[i % cols]).collect();
+            assert_close("bias", "add_bias", DType::F64, &expected, &down(&cpu, &ty));
+            let mut db = up(&cpu, [1, cols], &b);
+            cpu.add_bias_backward(tx.view(), db.view_mut());
+            assert_close("db", "add_bias", DType::F64, &sums, &added(&b, &down(&cpu, &db)));
+        }
+    }
+
+    fn through<T: crate::Element>(cpu: &Cpu, values: &[T], dtype: DType) -> Tensor<Cpu> {
+        let x = Tensor::from_host(cpu, [1, values.len()], values);
+        let mut y = Tensor::new(cpu, [1, values.len()], dtype);
+        cpu.copy(x.view(), y.view_mut());
+        y
+    }
+
+    #[test]
+    fn copies_convert_between_the_floating_point_types() {
+        let cpu = cpu();
+        let values = Random(3).values(1000);
+        for dtype in [DType::F32, DType::F64, DType::Bf16] {
+            let once = through(&cpu, &values, dtype);
+            let back = match dtype {
+                DType::Bf16 => through(&cpu, &once.view().to_host::<bf16>(&cpu), DType::F64),
+                DType::F32 => through(&cpu, &once.view().to_host::<f32>(&cpu), DType::F64),
+                _ => through(&cpu, &once.view().to_host::<f64>(&cpu), DType::F64),
+            };
+            assert_close("there and back", "copy", dtype, &values, &down(&cpu, &back));
+        }
+        let ids = through(&cpu, &[0u32, 7, u32::MAX], DType::U32);
+        assert_eq!(ids.view().to_host::<u32>(&cpu), [0, 7, u32::MAX]);
+        let single: Vec<f32> = values.iter().map(|&x| x as f32).collect();
+        let half = through(&cpu, &single, DType::Bf16);
+        assert_eq!(
+            half.view().to_f64(&cpu),
+            down(&cpu, &through(&cpu, &half.view().to_host::<bf16>(&cpu), DType::F32))
+        );
+    }
+
+    #[test]
+    fn fill_writes_every_type() {
+        let cpu = cpu();
+        for dtype in [DType::F32, DType::F64, DType::Bf16] {
+            let mut x = Tensor::new(&cpu, [3, 5], dtype);
+            cpu.fill(1.5, x.view_mut());
+            assert_eq!(x.view().to_f64(&cpu), [1.5; 15]);
+        }
+        let mut x = Tensor::new(&cpu, [2, 2], DType::U32);
+        cpu.fill(9.0, x.view_mut());
+        assert_eq!(x.view().to_host::<u32>(&cpu), [9; 4]);
+    }
+}

@@ -40,3 +40,69 @@ pub(crate) fn cross_entropy<R: Real>(
         }
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::check::{Random, assert_close, assert_gradient};
+    use crate::cpu::testing::{cpu, down, fresh, up};
+    use crate::{DType, Device, IGNORE};
+    use proptest::prelude::*;
+
+    /// `ln Σ exp` with nothing clever: fine for logits of order one.
+    fn plain(row: &[f64], target: u32) -> f64 {
+        if target == IGNORE { 0.0 } else { row.iter().map(|x| x.exp()).sum::<f64>().ln() - row[target as usize] }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn losses_match_the_definition(t in 0usize..20, v in 1usize..90, seed: u64) {
+            let (cpu, mut r) = (cpu(), Random(seed));
+            let x = r.values(t * v);
+            let targets: Vec<u32> = (0..t).map(|_| if r.below(4) == 0 { IGNORE } else { r.below(v) as u32 }).collect();
+            let expected: Vec<f64> = x.chunks(v).zip(&targets).map(|(x, &y)| plain(x, y)).collect();
+            for scale in [None, Some(0.25)] {
+                let (mut logits, mut losses) = (up(&cpu, [t, v], &x), fresh(&cpu, [t, 1]));
+                cpu.cross_entropy(scale, &targets, logits.view_mut(), losses.view_mut());
+                assert_close("losses", "cross_entropy", DType::F64, &expected, &down(&cpu, &losses));
+                if scale.is_some() {
+                    // Rows of a softmax less a one-hot add to nothing; ignored rows are nothing.
+                    for (row, &y) in down(&cpu, &logits).chunks(v).zip(&targets) {
+                        assert_close("row sum", "cross_entropy", DType::F64, &[0.0], &[row.iter().sum()]);
+                        prop_assert!(y != IGNORE || row.iter().all(|&g| g == 0.0));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn gradient() {
+        let (cpu, (t, v)) = (cpu(), (4, 21));
+        let x = Random(8).values(t * v);
+        let targets = [3, IGNORE, 20, 0];
+        let (mut logits, mut losses) = (up(&cpu, [t, v], &x), fresh(&cpu, [t, 1]));
+        cpu.cross_entropy(Some(0.5), &targets, logits.view_mut(), losses.view_mut());
+        let loss = |x: &[f64]| {
+            cpu.cross_entropy(None, &targets, up(&cpu, [t, v], x).view_mut(), losses.view_mut());
+            0.5 * down(&cpu, &losses).iter().sum::<f64>()
+        };
+        assert_gradient("cross_entropy", loss, &x, &down(&cpu, &logits));
+    }
+
+    #[test]
+    fn large_logits_do_not_overflow() {
+        let cpu = cpu();
+        let (mut logits, mut losses) = (up(&cpu, [1, 3], &[1e5, 1e5, -1e5]), fresh(&cpu, [1, 1]));
+        cpu.cross_entropy(Some(1.0), &[1], logits.view_mut(), losses.view_mut());
+        assert_close("loss", "cross_entropy", DType::F64, &[2f64.ln()], &down(&cpu, &losses));
+        assert_close("gradient", "cross_entropy", DType::F64, &[0.5, -0.5, 0.0], &down(&cpu, &logits));
+    }
+
+    #[test]
+    #[should_panic(expected = "beyond the vocabulary")]
+    fn a_target_beyond_the_vocabulary_is_refused() {
+        let cpu = cpu();
+        cpu.cross_entropy(None, &[3], up(&cpu, [1, 3], &[0.0; 3]).view_mut(), fresh(&cpu, [1, 1]).view_mut());
+    }
+}

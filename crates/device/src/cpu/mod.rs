@@ -17,6 +17,8 @@ mod rope;
 mod route;
 mod rows;
 mod swiglu;
+#[cfg(test)]
+mod testing;
 
 use crate::{AdamW, DType, Device, Element, Fault, Gemm, Heads, IGNORE, Routing, Score, View, ViewMut};
 use gemm::{Mat, MatMut};

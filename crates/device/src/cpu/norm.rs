@@ -140,3 +140,108 @@ pub(crate) fn qk_norm_backward<R: Real>(
     accumulate(&dw[..dim], acc_dwq);
     accumulate(&dw[dim..], acc_dwk);
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::check::{Random, assert_close, assert_gradient};
+    use crate::cpu::testing::{added, cpu, dot, down, fresh, up};
+    use crate::{DType, Device, Heads};
+    use proptest::prelude::*;
+
+    const EPS: f64 = 1e-3;
+
+    /// One normed row and its factor, by the definition.
+    fn plain(x: &[f64], w: &[f64]) -> (Vec<f64>, f64) {
+        let rms = (x.iter().map(|x| x.powi(2)).sum::<f64>() / x.len() as f64 + EPS).sqrt();
+        (x.iter().zip(w).map(|(x, w)| w * (x / rms)).collect(), 1.0 / rms)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn rms_norm_matches_the_definition(n in 0usize..20, d in 1usize..70, seed: u64) {
+            let (cpu, mut r) = (cpu(), Random(seed));
+            let (x, w) = (r.values(n * d), r.values(d));
+            let (mut y, mut rstd) = (fresh(&cpu, [n, d]), fresh(&cpu, [n, 1]));
+            cpu.rms_norm(EPS, up(&cpu, [n, d], &x).view(), up(&cpu, [1, d], &w).view(), y.view_mut(), rstd.view_mut());
+            let (rows, factors): (Vec<_>, Vec<_>) = x.chunks(d).map(|x| plain(x, &w)).unzip();
+            assert_close("y", "rms_norm", DType::F64, &rows.concat(), &down(&cpu, &y));
+            assert_close("rstd", "rms_norm", DType::F64, &factors, &down(&cpu, &rstd));
+        }
+
+        #[test]
+        fn qk_norm_norms_queries_and_keys_alone(n in 0usize..6, kv in 1usize..4, group in 1usize..4, dim in 1usize..20, seed: u64) {
+            let (cpu, mut r) = (cpu(), Random(seed));
+            let heads = Heads { q: kv * group, kv, dim };
+            let width = heads.width();
+            let (x, wq, wk) = (r.values(n * width), r.values(dim), r.values(dim));
+            let (mut y, mut rstd) = (fresh(&cpu, [n, width]), fresh(&cpu, [n, heads.q + kv]));
+            let (tx, tq, tk) = (up(&cpu, [n, width], &x), up(&cpu, [1, dim], &wq), up(&cpu, [1, dim], &wk));
+            cpu.qk_norm(heads, EPS, tx.view(), tq.view(), tk.view(), y.view_mut(), rstd.view_mut());
+            let (mut rows, mut factors) = (Vec::new(), Vec::new());
+            for (i, head) in x.chunks(dim).enumerate() {
+                let h = i % (heads.q + 2 * kv);
+                if h >= heads.q + kv {
+                    rows.extend_from_slice(head);
+                } else {
+                    let (row, factor) = plain(head, if h < heads.q { &wq } else { &wk });
+                    rows.extend(row);
+                    factors.push(factor);
+                }
+            }
+            assert_close("y", "qk_norm", DType::F64, &rows, &down(&cpu, &y));
+            assert_close("rstd", "qk_norm", DType::F64, &factors, &down(&cpu, &rstd));
+        }
+    }
+
+    #[test]
+    fn gradients() {
+        for (n, d) in [(4, 5), (3, 33)] {
+            let (cpu, mut r) = (cpu(), Random(d as u64));
+            let (x, c, start) = (r.values(n * d + d), r.values(n * d), r.values(d));
+            let parts = |x: &[f64]| (up(&cpu, [n, d], &x[..n * d]), up(&cpu, [1, d], &x[n * d..]));
+            let (mut y, mut rstd) = (fresh(&cpu, [n, d]), fresh(&cpu, [n, 1]));
+            let (tx, w) = parts(&x);
+            cpu.rms_norm(EPS, tx.view(), w.view(), y.view_mut(), rstd.view_mut());
+            let (mut dx, mut dw) = (fresh(&cpu, [n, d]), up(&cpu, [1, d], &start));
+            let dy = up(&cpu, [n, d], &c);
+            cpu.rms_norm_backward(tx.view(), w.view(), rstd.view(), dy.view(), dx.view_mut(), dw.view_mut());
+            let analytic = [down(&cpu, &dx), added(&start, &down(&cpu, &dw))].concat();
+            let loss = |x: &[f64]| {
+                let (x, w) = parts(x);
+                cpu.rms_norm(EPS, x.view(), w.view(), y.view_mut(), rstd.view_mut());
+                dot(&c, &down(&cpu, &y))
+            };
+            assert_gradient("rms_norm", loss, &x, &analytic);
+        }
+    }
+
+    #[test]
+    fn gradients_by_head() {
+        for heads in [Heads { q: 2, kv: 2, dim: 4 }, Heads { q: 4, kv: 2, dim: 3 }] {
+            let (cpu, mut r, n) = (cpu(), Random(9), 3);
+            let (width, dim) = (heads.width(), heads.dim);
+            let (x, c, start) = (r.values(n * width + 2 * dim), r.values(n * width), r.values(dim));
+            let parts = |x: &[f64]| {
+                let (x, w) = x.split_at(n * width);
+                (up(&cpu, [n, width], x), up(&cpu, [1, dim], &w[..dim]), up(&cpu, [1, dim], &w[dim..]))
+            };
+            let (mut y, mut rstd) = (fresh(&cpu, [n, width]), fresh(&cpu, [n, heads.q + heads.kv]));
+            let (tx, wq, wk) = parts(&x);
+            cpu.qk_norm(heads, EPS, tx.view(), wq.view(), wk.view(), y.view_mut(), rstd.view_mut());
+            let mut dx = fresh(&cpu, [n, width]);
+            let (mut dwq, mut dwk) = (up(&cpu, [1, dim], &start), up(&cpu, [1, dim], &start));
+            let (dy, rs) = (up(&cpu, [n, width], &c), rstd.view());
+            let (dq, dk) = (dwq.view_mut(), dwk.view_mut());
+            cpu.qk_norm_backward(heads, tx.view(), wq.view(), wk.view(), rs, dy.view(), dx.view_mut(), dq, dk);
+            let dw = [added(&start, &down(&cpu, &dwq)), added(&start, &down(&cpu, &dwk))].concat();
+            let analytic = [down(&cpu, &dx), dw].concat();
+            let loss = |x: &[f64]| {
+                let (x, wq, wk) = parts(x);
+                cpu.qk_norm(heads, EPS, x.view(), wq.view(), wk.view(), y.view_mut(), rstd.view_mut());
+                dot(&c, &down(&cpu, &y))
+            };
+            assert_gradient("qk_norm", loss, &x, &analytic);
+        }
+    }
+}

@@ -178,3 +178,163 @@ pub(crate) fn route_backward<R: Real>(
         }
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::check::{Random, assert_close, assert_gradient};
+    use crate::cpu::testing::{cpu, dot, down, fresh, up};
+    use crate::{Cpu, DType, Device, Routing, Score, Tensor};
+    use proptest::prelude::*;
+
+    struct Out {
+        scores: Tensor<Cpu>,
+        choice: Tensor<Cpu>,
+        weights: Tensor<Cpu>,
+        stats: Tensor<Cpu>,
+    }
+
+    fn run(cpu: &Cpu, routing: &Routing, [t, e]: [usize; 2], logits: &[f64], bias: Option<&[f64]>) -> Out {
+        let k = routing.top_k;
+        let mut o = Out {
+            scores: fresh(cpu, [t, e]),
+            choice: Tensor::new(cpu, [t, k], DType::U32),
+            weights: fresh(cpu, [t, k]),
+            stats: fresh(cpu, [t, 2]),
+        };
+        let bias = bias.map(|b| up(cpu, [1, e], b));
+        cpu.route(
+            routing,
+            up(cpu, [t, e], logits).view(),
+            bias.as_ref().map(Tensor::view),
+            o.scores.view_mut(),
+            o.choice.view_mut(),
+            o.weights.view_mut(),
+            o.stats.view_mut(),
+        );
+        o
+    }
+
+    fn choices(cpu: &Cpu, o: &Out) -> Vec<u32> {
+        o.choice.view().to_host(cpu)
+    }
+
+    const SOFTMAX: Routing =
+        Routing { top_k: 2, score: Score::Softmax, renormalize: true, scale: 1.0, groups: 1, top_groups: 1 };
+    const SIGMOID: Routing = Routing { score: Score::Sigmoid, scale: 2.5, ..SOFTMAX };
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        /// Against sorting: all experts of the best groups, by falling key.
+        #[test]
+        fn routing_matches_sorting(
+            t in 0usize..9, groups in 1usize..5, size in 2usize..6, limit in 1usize..5, k in 1usize..5,
+            sigmoid: bool, renormalize: bool, biased: bool, coarse: bool, seed: u64,
+        ) {
+            let (cpu, mut r, e) = (cpu(), Random(seed), groups * size);
+            let top_groups = limit.min(groups);
+            let top_k = k.min(if groups == 1 { e } else { top_groups * size });
+            let score = if sigmoid { Score::Sigmoid } else { Score::Softmax };
+            let routing = Routing { top_k, score, renormalize, scale: 1.5, groups, top_groups };
+            // Coarse logits make many ties.
+            let step = if coarse { 2.0 } else { 1024.0 };
+            let logits: Vec<f64> = r.values(t * e).iter().map(|x| (x * step).round() / step).collect();
+            let bias: Vec<f64> = r.values(e).iter().map(|x| (x * step).round() / step - 0.5).collect();
+            let bias = biased.then_some(&bias[..]);
+            let o = run(&cpu, &routing, [t, e], &logits, bias);
+            let scores = down(&cpu, &o.scores);
+            let (mut expected_scores, mut choice, mut weights, mut stats) = (vec![], vec![], vec![], vec![]);
+            for (x, got) in logits.chunks(e).zip(scores.chunks(e)) {
+                let z: f64 = x.iter().map(|x| x.exp()).sum();
+                let s: Vec<f64> = x.iter().map(|x| if sigmoid { 1.0 / (1.0 + (-x).exp()) } else { x.exp() / z }).collect();
+                let total: f64 = s.iter().sum();
+                stats.extend([z.ln(), -s.iter().map(|s| s / total * (s / total).ln()).sum::<f64>()]);
+                expected_scores.extend_from_slice(&s);
+                // Ties are decided on the scores as computed.
+                let key: Vec<f64> = (0..e).map(|i| got[i] + bias.map_or(0.0, |b| b[i])).collect();
+                let falling = |of: &[f64]| {
+                    let mut order: Vec<usize> = (0..of.len()).collect();
+                    order.sort_by(|&a, &b| of[b].total_cmp(&of[a]));
+                    order
+                };
+                let group_scores: Vec<f64> = key.chunks(size)
+                    .map(|g| { let mut g = g.to_vec(); g.sort_by(|a, b| b.total_cmp(a)); g[0] + g[1] })
+                    .collect();
+                let open = &falling(&group_scores)[..top_groups];
+                let chosen: Vec<usize> = falling(&key).into_iter()
+                    .filter(|i| groups == 1 || open.contains(&(i / size))).take(top_k).collect();
+                let sum: f64 = if renormalize { chosen.iter().map(|&i| s[i]).sum() } else { 1.0 };
+                weights.extend(chosen.iter().map(|&i| 1.5 * s[i] / sum));
+                choice.extend(chosen.iter().map(|&i| i as u32));
+            }
+            assert_close("scores", "route", DType::F64, &expected_scores, &scores);
+            prop_assert_eq!(choices(&cpu, &o), choice);
+            assert_close("weights", "route", DType::F64, &weights, &down(&cpu, &o.weights));
+            assert_close("stats", "route", DType::F64, &stats, &down(&cpu, &o.stats));
+        }
+
+        /// Whatever the logits, also where the model has diverged: K distinct experts in range.
+        #[test]
+        fn choices_are_distinct_and_in_range(sigmoid: bool, groups in 1usize..4, seed: u64) {
+            let (cpu, mut r, e) = (cpu(), Random(seed), groups * 4);
+            let odd = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 0.0, -0.0, 1e300, -1e300, 1.0];
+            let logits: Vec<f64> = (0..8 * e).map(|_| odd[r.below(odd.len())]).collect();
+            let score = if sigmoid { Score::Sigmoid } else { Score::Softmax };
+            let routing = Routing { top_k: 4, score, groups, top_groups: 1, ..SOFTMAX };
+            let o = run(&cpu, &routing, [8, e], &logits, None);
+            for row in choices(&cpu, &o).chunks(4) {
+                let mut row = row.to_vec();
+                row.sort_unstable();
+                row.dedup();
+                prop_assert!(row.len() == 4 && row.iter().all(|&c| (c as usize) < e), "{:?}", row);
+            }
+        }
+    }
+
+    #[test]
+    fn ties_go_to_the_lower_expert_and_the_bias_only_chooses() {
+        let cpu = cpu();
+        let o = run(&cpu, &SOFTMAX, [1, 4], &[0.0; 4], None);
+        assert_eq!(choices(&cpu, &o), [0, 1]);
+        assert_close("weights", "route", DType::F64, &[0.5, 0.5], &down(&cpu, &o.weights));
+        assert_close("stats", "route", DType::F64, &[4f64.ln(), 4f64.ln()], &down(&cpu, &o.stats));
+        let o = run(&cpu, &SIGMOID, [1, 4], &[0.0; 4], Some(&[0.0, 0.0, 3.0, 4.0]));
+        assert_eq!(choices(&cpu, &o), [3, 2]);
+        assert_close("weights", "route", DType::F64, &[1.25, 1.25], &down(&cpu, &o.weights));
+    }
+
+    /// With negative keys a losing group masked to zero would win; here it is out.
+    #[test]
+    fn losing_groups_are_excluded_whatever_the_bias() {
+        let cpu = cpu();
+        let routing = Routing { groups: 2, top_groups: 1, ..SIGMOID };
+        let bias = [-1.0, -1.5, -9.0, -9.0];
+        assert_eq!(choices(&cpu, &run(&cpu, &routing, [1, 4], &[0.0; 4], Some(&bias))), [0, 1]);
+    }
+
+    #[test]
+    fn gradients() {
+        let (t, e) = (4, 6);
+        for score in [Score::Softmax, Score::Sigmoid] {
+            for (renormalize, groups, top_k) in [(true, 1, 2), (false, 1, 3), (true, 2, 2), (true, 1, 1), (false, 2, 6)]
+            {
+                let (cpu, mut r) = (cpu(), Random(top_k as u64));
+                let routing = Routing { top_k, score, renormalize, scale: 1.5, groups, top_groups: groups };
+                let x: Vec<f64> = r.values(t * e).iter().map(|x| 2.0 * x).collect();
+                let (c, balance, bias) = (r.values(t * top_k), r.values(e), r.values(e));
+                let z = if score == Score::Softmax { 0.3 } else { 0.0 };
+                let loss = |x: &[f64]| {
+                    let o = run(&cpu, &routing, [t, e], x, Some(&bias));
+                    let (scores, stats) = (down(&cpu, &o.scores), down(&cpu, &o.stats));
+                    let aux: f64 = scores.chunks(e).map(|s| dot(s, &balance)).sum();
+                    let lse: f64 = stats.chunks(2).map(|s| s[0] * s[0]).sum();
+                    dot(&c, &down(&cpu, &o.weights)) + aux + z * lse
+                };
+                let o = run(&cpu, &routing, [t, e], &x, Some(&bias));
+                let (dw, mut dx) = (up(&cpu, [t, top_k], &c), fresh(&cpu, [t, e]));
+                let (s, c, w, st) = (o.scores.view(), o.choice.view(), o.weights.view(), o.stats.view());
+                cpu.route_backward(&routing, &balance, z, s, c, w, st, dw.view(), dx.view_mut());
+                assert_gradient(&format!("{routing:?}"), loss, &x, &down(&cpu, &dx));
+            }
+        }
+    }
+}

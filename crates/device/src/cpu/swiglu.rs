@@ -43,3 +43,59 @@ pub(crate) fn swiglu_backward<R: Real>(pool: &Pool, f: usize, gate_up: &[R], dy:
         }
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::check::{Random, assert_close, assert_gradient};
+    use crate::cpu::testing::{cpu, dot, down, fresh, up};
+    use crate::{DType, Device};
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn swiglu_matches_the_definition(n in 0usize..20, f in 0usize..70, size in 0.1f64..40.0, seed: u64) {
+            let cpu = cpu();
+            let x: Vec<f64> = Random(seed).values(n * 2 * f).iter().map(|x| x * size).collect();
+            let mut y = fresh(&cpu, [n, f]);
+            cpu.swiglu(up(&cpu, [n, 2 * f], &x).view(), y.view_mut());
+            let expected: Vec<f64> = (0..n * f)
+                .map(|i| {
+                    let (g, u) = (x[i / f * 2 * f + i % f], x[i / f * 2 * f + f + i % f]);
+                    g * u * 0.5 * (1.0 + (g / 2.0).tanh())
+                })
+                .collect();
+            assert_close("swiglu", "swiglu", DType::F64, &expected, &down(&cpu, &y));
+        }
+    }
+
+    #[test]
+    fn gradient() {
+        let (cpu, mut r, (n, f)) = (cpu(), Random(2), (3, 19));
+        let x: Vec<f64> = r.values(n * 2 * f).iter().map(|x| 4.0 * x).collect();
+        let c = r.values(n * f);
+        let mut dx = fresh(&cpu, [n, 2 * f]);
+        cpu.swiglu_backward(up(&cpu, [n, 2 * f], &x).view(), up(&cpu, [n, f], &c).view(), dx.view_mut());
+        let mut y = fresh(&cpu, [n, f]);
+        let loss = |x: &[f64]| {
+            cpu.swiglu(up(&cpu, [n, 2 * f], x).view(), y.view_mut());
+            dot(&c, &down(&cpu, &y))
+        };
+        assert_gradient("swiglu", loss, &x, &down(&cpu, &dx));
+    }
+
+    #[test]
+    fn extreme_gates_stay_finite() {
+        let cpu = cpu();
+        let x = [-1e30, -800.0, -100.0, 100.0, 800.0, 1e30, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0].map(|x: f64| x as f32);
+        let x = crate::Tensor::from_host(&cpu, [1, 12], &x);
+        let dy = crate::Tensor::from_host(&cpu, [1, 6], &[1f32; 6]);
+        let (mut y, mut dx) =
+            (crate::Tensor::new(&cpu, [1, 6], DType::F32), crate::Tensor::new(&cpu, [1, 12], DType::F32));
+        cpu.swiglu(x.view(), y.view_mut());
+        cpu.swiglu_backward(x.view(), dy.view(), dx.view_mut());
+        let (y, dx) = (y.view().to_f64(&cpu), dx.view().to_f64(&cpu));
+        assert_close("y", "swiglu", DType::F32, &[0.0, 0.0, 0.0, 100.0, 800.0, f64::from(1e30f32)], &y);
+        assert_close("dgate", "swiglu", DType::F32, &[0.0, 0.0, 0.0, 1.0, 1.0, 1.0], &dx[..6]);
+    }
+}
