@@ -8,4 +8,14 @@
 //! text -> Document -> tokens -> shard -> Batch
 //! ```
 
+pub mod batch;
+pub mod cursor;
 pub mod document;
+mod file;
+pub mod manifest;
+pub mod read;
+pub mod shard;
+pub mod tokenizer;
+pub mod lang;
+pub mod profile;
+pub mod quality;

@@ -75,7 +75,9 @@ fn broken(error: &csv::Error, exceeded: bool, context: &mut Context<'_>) -> Resu
     let line = error.position().map(csv::Position::line);
     if exceeded {
         let limit = context.options.max_record_bytes;
-        let message = format!("a record is above the limit of {limit} bytes (an unclosed quote?); the rest of the file is skipped");
+        let message = format!(
+            "a record is above the limit of {limit} bytes (an unclosed quote?); the rest of the file is skipped"
+        );
         return context.problem(ProblemKind::RecordTooLong, line, message);
     }
     context.problem(ProblemKind::MalformedCsv, line, format!("malformed CSV: {error}; the rest of the file is skipped"))

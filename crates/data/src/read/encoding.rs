@@ -265,9 +265,7 @@ fn utf16_without_mark(sample: &[u8]) -> Option<&'static Encoding> {
     }
     let share = |unit: fn([u8; 2]) -> u16| {
         let units = sample.chunks_exact(2).map(|pair| unit([pair[0], pair[1]]));
-        let plausible = |u: &u16| {
-            matches!(u, 9 | 10 | 13 | 0x20..=0x7e | 0x2010..=0x2026 | 0x3000..=0x3020 | 0x4e00..=0x9fff | 0xff01..=0xff5e)
-        };
+        let plausible = |u: &u16| matches!(u, 9 | 10 | 13 | 0x20..=0x7e | 0x2010..=0x2026 | 0x3000..=0x3020 | 0x4e00..=0x9fff | 0xff01..=0xff5e);
         units.filter(plausible).count() as f64 / (sample.len() / 2) as f64
     };
     let (little, big) = (share(u16::from_le_bytes), share(u16::from_be_bytes));
@@ -366,10 +364,12 @@ pub(crate) mod tests {
 
     #[test]
     fn short_files_in_the_chinese_encodings_are_recognised() {
-        for text in ["春眠不觉晓，处处闻啼鸟。", "学而时习之，不亦说乎？", "第一条　为了保护公民的权利，制定本法。"] {
+        for text in ["春眠不觉晓，处处闻啼鸟。", "学而时习之，不亦说乎？", "第一条　为了保护公民的权利，制定本法。"]
+        {
             check(GB18030.encode(text).0.to_vec(), text, "gb18030");
         }
-        for text in ["春眠不覺曉，處處聞啼鳥。", "學而時習之，不亦說乎？有朋自遠方來，不亦樂乎？"] {
+        for text in ["春眠不覺曉，處處聞啼鳥。", "學而時習之，不亦說乎？有朋自遠方來，不亦樂乎？"]
+        {
             check(BIG5.encode(text).0.to_vec(), text, "Big5");
         }
     }
@@ -394,7 +394,13 @@ pub(crate) mod tests {
 
     #[test]
     fn binary_is_recognised() {
-        for bytes in [&b"%PDF-1.4 text"[..], b"PK\x03\x04....", b"abc\0\0\0\x01\x02def", b"\x1f\x8b\x08", b"a\x01\x02\x03\x04\x05b"] {
+        for bytes in [
+            &b"%PDF-1.4 text"[..],
+            b"PK\x03\x04....",
+            b"abc\0\0\0\x01\x02def",
+            b"\x1f\x8b\x08",
+            b"a\x01\x02\x03\x04\x05b",
+        ] {
             assert!(Utf8Reader::new(Box::new(bytes)).binary().is_some(), "{bytes:?}");
         }
     }

@@ -59,7 +59,13 @@ impl Input {
 pub fn discover(path: &Path, format: Option<Format>) -> Result<Vec<Input>, ReadError> {
     if path == Path::new("-") {
         let format = format.unwrap_or(Format::Text);
-        return Ok(vec![Input { origin: Origin::Stdin, format, compression: Compression::None, bytes: 0, modified: 0 }]);
+        return Ok(vec![Input {
+            origin: Origin::Stdin,
+            format,
+            compression: Compression::None,
+            bytes: 0,
+            modified: 0,
+        }]);
     }
     let metadata = fs::metadata(path).map_err(|e| ReadError::io("read", path, e))?;
     if !metadata.is_dir() {
@@ -151,10 +157,8 @@ mod tests {
         #[cfg(unix)]
         std::os::unix::fs::symlink(root, root.join("b/loop")).unwrap();
         let found = discover(root, None).unwrap();
-        let names: Vec<_> = found
-            .iter()
-            .map(|i| i.name().strip_prefix(root.to_str().unwrap()).unwrap()[1..].to_string())
-            .collect();
+        let names: Vec<_> =
+            found.iter().map(|i| i.name().strip_prefix(root.to_str().unwrap()).unwrap()[1..].to_string()).collect();
         assert_eq!(names, ["a.JSONL.gz", "b/z.md", "b/深/x.parquet", "c.txt", "d.csv.xz"]);
         assert_eq!((found[0].format, found[0].compression), (Format::Jsonl, Compression::Gzip));
         assert_eq!((found[4].format, found[4].compression), (Format::Csv, Compression::Xz));

@@ -165,7 +165,11 @@ pub fn read_lines(reader: &mut Utf8Reader, count: &Counter, context: &mut Contex
         context.advance(count.bytes());
         if length > limit {
             let kind = ProblemKind::RecordTooLong;
-            context.problem(kind, Some(number), format!("a line of {length} bytes is above the limit of {limit}; skipped"))?;
+            context.problem(
+                kind,
+                Some(number),
+                format!("a line of {length} bytes is above the limit of {limit}; skipped"),
+            )?;
         } else if !line.trim_ascii().is_empty() {
             match parse_line(&line, &context.options.fields) {
                 Ok(Record::Text(text)) => context.text(text)?,

@@ -14,7 +14,7 @@
 //! is skipped by name. Nothing is lost silently: what cannot be read becomes a [`Problem`] with path and line, counted
 //! by the caller, or an error under [`ReadOptions::strict`].
 //!
-//! What is not here: cleaning and judging the text (see `clean` and `quality`).
+//! What is not here: cleaning and judging the text (see [`crate::clean`] and [`crate::quality`]).
 
 pub mod csv;
 pub mod encoding;
@@ -203,7 +203,9 @@ pub enum ReadError {
         ignored: u64,
     },
     /// A named file whose extension says nothing.
-    #[error("cannot tell the format of {path} from its name: rename it or say the format (txt, json, jsonl, csv, parquet)")]
+    #[error(
+        "cannot tell the format of {path} from its name: rename it or say the format (txt, json, jsonl, csv, parquet)"
+    )]
     UnknownFormat {
         /// The file.
         path: String,
@@ -355,7 +357,9 @@ pub fn read_stream(
         Format::Jsonl => json::read_lines(&mut reader, &count, context)?,
         Format::Json => json::read(&mut reader, &count, context)?,
         Format::Csv => csv::read(&mut reader, &count, context)?,
-        Format::Parquet => context.problem(ProblemKind::MalformedParquet, None, "Parquet cannot be read as a stream")?,
+        Format::Parquet => {
+            context.problem(ProblemKind::MalformedParquet, None, "Parquet cannot be read as a stream")?
+        }
     }
     context.advance(count.bytes());
     finish(reader, &count, context)

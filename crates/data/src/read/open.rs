@@ -156,17 +156,26 @@ pub(crate) mod tests {
 
     #[test]
     fn a_cut_stream_is_an_early_end_and_not_a_failing_disk() {
-        let text: String = (0..300_000u32).map(|i| char::from_u32(0x4e00 + i.wrapping_mul(7919) % 20_000).unwrap()).collect();
+        let han = |i: u64| char::from_u32(0x4e00 + (crate::profile::mix(i) % 20_000) as u32).unwrap();
+        let text: String = (0..200_000).map(han).collect();
         for compression in &ALL[1..] {
             let mut stored = compress(text.as_bytes(), *compression);
             stored.truncate(stored.len() * 2 / 3);
             let raw = raw(stored);
             let counter = raw.counter();
             let mut out = Vec::new();
-            let error = decompress(raw, *compression).unwrap().read_to_end(&mut out).unwrap_err();
+            let mut reader = decompress(raw, *compression).unwrap();
+            let mut buffer = [0; 1000];
+            let error = loop {
+                match reader.read(&mut buffer) {
+                    Ok(n) => out.extend_from_slice(&buffer[..n]),
+                    Err(e) => break e,
+                }
+            };
             assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{compression:?}");
             assert!(!counter.failed());
-            assert!(text.as_bytes().starts_with(&out) && !out.is_empty(), "{compression:?}");
+            assert!(text.as_bytes().starts_with(&out), "{compression:?}");
+            assert!(!out.is_empty(), "{compression:?}");
         }
     }
 

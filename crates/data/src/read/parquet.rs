@@ -31,7 +31,11 @@ pub fn read<R: ChunkReader + 'static>(file: R, context: &mut Context<'_>) -> Res
         Ok(Ok(rows)) => rows,
         Ok(Err(problem)) => return context.problem(problem.0, None, problem.1 + "; file skipped"),
         Err(e) => {
-            return context.problem(ProblemKind::MalformedParquet, None, format!("not a readable Parquet file: {e}; skipped"));
+            return context.problem(
+                ProblemKind::MalformedParquet,
+                None,
+                format!("not a readable Parquet file: {e}; skipped"),
+            );
         }
     };
     let mut row = 0u64;
@@ -260,7 +264,8 @@ pub(crate) mod tests {
         let stored = crate::read::open::tests::compress(&bytes, compression);
         std::fs::write(&path, &stored).unwrap();
         let length = stored.len() as u64;
-        let input = Input { origin: Origin::File(path), format: Format::Parquet, compression, bytes: length, modified: 0 };
+        let input =
+            Input { origin: Origin::File(path), format: Format::Parquet, compression, bytes: length, modified: 0 };
         let mut gather = Gather::default();
         let totals = read_input(&input, options, dir.path(), &mut gather).unwrap();
         assert_eq!(totals.bytes, length);
@@ -271,7 +276,8 @@ pub(crate) mod tests {
     #[test]
     fn rows_come_in_order_with_every_codec() {
         let long = "长文本。".repeat(1000);
-        let mut texts: Vec<Option<&str>> = (0..300).map(|i| [Some("春眠不觉晓"), None, Some("text"), Some(&long[..])][i % 4]).collect();
+        let mut texts: Vec<Option<&str>> =
+            (0..300).map(|i| [Some("春眠不觉晓"), None, Some("text"), Some(&long[..])][i % 4]).collect();
         texts.push(Some("last"));
         let codecs = [
             Codec::UNCOMPRESSED,
@@ -293,7 +299,9 @@ pub(crate) mod tests {
     #[test]
     fn a_wrong_column_and_a_broken_file_are_named() {
         let bytes = write(&[Some("a"), Some("b")], 10, Codec::SNAPPY);
-        for (field, message) in [("content", "it has id, text, list"), ("list", "holds lists"), ("id", "does not hold text")] {
+        for (field, message) in
+            [("content", "it has id, text, list"), ("list", "holds lists"), ("id", "does not hold text")]
+        {
             let options = ReadOptions { fields: vec![field.to_string()], ..ReadOptions::default() };
             let read = collect(bytes.clone(), Compression::None, &options);
             assert!(read.problems[0].message.contains(message), "{}", read.problems[0]);

@@ -104,9 +104,15 @@ mod tests {
         let text = "第一段。\n还是第一段。\n \n\n第二段。\r\n\r\nthird";
         assert_eq!(texts(text, &with(Split::None, 1000)).documents, [text]);
         let paragraphs = texts(text, &with(Split::Paragraph, 1000)).documents;
-        assert_eq!(paragraphs.iter().map(|p| p.trim()).collect::<Vec<_>>(), ["第一段。\n还是第一段。", "第二段。", "third"]);
+        assert_eq!(
+            paragraphs.iter().map(|p| p.trim()).collect::<Vec<_>>(),
+            ["第一段。\n还是第一段。", "第二段。", "third"]
+        );
         let lines = texts(text, &with(Split::Line, 1000)).documents;
-        assert_eq!(lines.iter().map(|p| p.trim()).collect::<Vec<_>>(), ["第一段。", "还是第一段。", "第二段。", "third"]);
+        assert_eq!(
+            lines.iter().map(|p| p.trim()).collect::<Vec<_>>(),
+            ["第一段。", "还是第一段。", "第二段。", "third"]
+        );
         assert!(texts(" \n\n\t", &with(Split::None, 1000)).documents.is_empty());
     }
 
