@@ -1,13 +1,51 @@
-//! Matrix products.
+//! Matrix products: where most of a step's time goes.
+//!
+//! The structure is Goto's (Goto & van de Geijn 2008, "Anatomy of high-performance matrix multiplication"), with one
+//! level fewer. A call is a list of products (one, or one per expert). [`plan`] cuts each into rectangles of C, the
+//! largest first, and the threads take them one by one in a single hand-off: small experts go whole to a thread, large
+//! ones are split. A rectangle is computed for one block of `K_BLOCK` steps of k after another: its rows of A are
+//! packed into panels that stay in the second cache ([`pack`]), then for each panel of columns, B's panel is packed
+//! and met with each of A's by a micro-kernel that keeps a small tile of C in registers ([`kernel`]). A panel of B is used while it is
+//! hot and then forgotten, so there is no buffer of the size of B, threads share nothing, and a product with a single
+//! row (decoding) reads its weights once, at the speed of memory.
+//!
+//! The order of additions is part of the contract. One element of C is
+//!
+//! ```text
+//! ((C₀ + s₀) + s₁) + …     s_b = fma chain from 0 over k = b·K_BLOCK .. (b+1)·K_BLOCK, in order
+//! ```
+//!
+//! (without `C₀` where C is assigned). So its bits depend on its own row of A, its own column of B and K, never on the
+//! number of threads, on how C was cut, or on the other rows of the call; and they are the same on every machine that
+//! has a fused multiply-add.
+//!
+//! Another type of operand (bf16 with f32 sums) is another [`kernel::Kernel`]: its own packed form, which only its two
+//! packing functions and its micro-kernel know, and an entry in the type's list.
+
+mod kernel;
+mod pack;
+mod plan;
+#[cfg(test)]
+mod tests;
+#[cfg(target_arch = "x86_64")]
+mod transpose;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 use super::pool::Pool;
-use crate::{Element, Gemm};
+use crate::Gemm;
+use kernel::Kernel;
+pub(crate) use kernel::GemmScalar;
+use pack::Side;
+use plan::{Size, Tile};
+use std::cell::RefCell;
 use std::ops::Range;
 
-/// A type that matrices can be multiplied in.
-pub(crate) trait GemmScalar: Element + std::ops::Mul<Output = Self> + std::ops::Add<Output = Self> {}
-impl GemmScalar for f32 {}
-impl GemmScalar for f64 {}
+/// Steps of k that are summed in registers. Part of the order of additions: changing it changes results' last bits.
+const K_BLOCK: usize = 512;
+
+/// Bytes of A that a thread packs at a time: what stays in a second-level cache beside the panel of B, about.
+const A_BLOCK: usize = 1 << 20;
 
 /// A dense row-major matrix to read.
 #[derive(Clone, Copy)]
@@ -24,11 +62,15 @@ pub(crate) struct MatMut<'a, T> {
     cols: usize,
 }
 
-impl<'a, T> Mat<'a, T> {
+impl<'a, T: Copy> Mat<'a, T> {
     /// Panics if the slice does not have `rows · cols` elements.
     pub fn new(data: &'a [T], rows: usize, cols: usize) -> Self {
         assert_eq!(data.len(), rows * cols, "elements of a {rows}×{cols} matrix");
         Mat { data, rows, cols }
+    }
+
+    fn band(self, band: &Range<usize>) -> Self {
+        Mat::new(&self.data[band.start * self.cols..band.end * self.cols], band.len(), self.cols)
     }
 }
 
@@ -38,28 +80,20 @@ impl<'a, T> MatMut<'a, T> {
         assert_eq!(data.len(), rows * cols, "elements of a {rows}×{cols} matrix");
         MatMut { data, rows, cols }
     }
-}
 
-/// `C[M,N] (+)= op(A)[M,K] · op(B)[K,N]`.
-pub(crate) fn gemm<T: GemmScalar>(_pool: &Pool, g: Gemm, a: Mat<T>, b: Mat<T>, c: MatMut<T>) {
-    let (m, k) = if g.ta { (a.cols, a.rows) } else { (a.rows, a.cols) };
-    let (kb, n) = if g.tb { (b.cols, b.rows) } else { (b.rows, b.cols) };
-    assert_eq!((k, m, n), (kb, c.rows, c.cols), "shapes of a product");
-    for i in 0..m {
-        for j in 0..n {
-            let mut s = T::zeroed();
-            for p in 0..k {
-                let x = if g.ta { a.data[p * m + i] } else { a.data[i * k + p] };
-                let y = if g.tb { b.data[j * k + p] } else { b.data[p * n + j] };
-                s = s + x * y;
-            }
-            let z = &mut c.data[i * n + j];
-            *z = if g.accumulate { *z + s } else { s };
-        }
+    /// The first `rows` rows, and the rest.
+    fn split(self, rows: usize) -> (Self, Self) {
+        let (head, tail) = self.data.split_at_mut(rows * self.cols);
+        (MatMut::new(head, rows, self.cols), MatMut::new(tail, self.rows - rows, self.cols))
     }
 }
 
-/// For every expert e: `C[band_e] (+)= A[band_e] · op(B_e)`.
+/// `C[M,N] (+)= op(A)[M,K] · op(B)[K,N]`; K may be 0. Panics if the shapes do not fit.
+pub(crate) fn gemm<T: GemmScalar>(pool: &Pool, g: Gemm, a: Mat<T>, b: Mat<T>, c: MatMut<T>) {
+    multiply(pool, T::kernel(), g.accumulate, &mut [Product::new(g, a, b, c)]);
+}
+
+/// For every expert e: `C[band_e] (+)= A[band_e] · op(B_e)`. Bands ascend, are disjoint, and cover the rows of A and C.
 pub(crate) fn gemm_bands<T: GemmScalar>(
     pool: &Pool,
     g: Gemm,
@@ -68,18 +102,7 @@ pub(crate) fn gemm_bands<T: GemmScalar>(
     b: &[Mat<T>],
     c: MatMut<T>,
 ) {
-    assert!(!g.ta, "bands of rows need A as stored");
-    assert_eq!(bands.len(), b.len(), "a band for every B");
-    for (band, b) in bands.iter().zip(b) {
-        let rows = |cols: usize| band.start * cols..band.end * cols;
-        gemm(
-            pool,
-            g,
-            Mat::new(&a.data[rows(a.cols)], band.len(), a.cols),
-            *b,
-            MatMut::new(&mut c.data[rows(c.cols)], band.len(), c.cols),
-        );
-    }
+    multiply(pool, T::kernel(), g.accumulate, &mut by_bands(g, bands, a, b, c));
 }
 
 /// For every expert e: `acc_C_e[M,N] += A[band_e]ᵀ · B[band_e]`; empty bands leave `C_e`.
@@ -90,15 +113,146 @@ pub(crate) fn gemm_bands_outer<T: GemmScalar>(
     b: Mat<T>,
     acc_c: Vec<MatMut<T>>,
 ) {
-    assert_eq!(bands.len(), acc_c.len(), "a band for every C");
-    for (band, c) in bands.iter().zip(acc_c) {
-        let rows = |cols: usize| band.start * cols..band.end * cols;
-        gemm(
-            pool,
-            Gemm::TN_ACC,
-            Mat::new(&a.data[rows(a.cols)], band.len(), a.cols),
-            Mat::new(&b.data[rows(b.cols)], band.len(), b.cols),
-            c,
-        );
+    multiply(pool, T::kernel(), true, &mut by_bands_outer(bands, a, b, acc_c));
+}
+
+fn by_bands<'a, T: GemmScalar>(
+    g: Gemm,
+    bands: &[Range<usize>],
+    a: Mat<'a, T>,
+    b: &[Mat<'a, T>],
+    c: MatMut<'a, T>,
+) -> Vec<Product<'a, T>> {
+    assert!(!g.ta, "bands are rows of A as stored");
+    assert_eq!(bands.len(), b.len(), "one B for every band");
+    assert_eq!(a.rows, c.rows, "rows of A and C");
+    let (mut rest, mut at) = (c, 0);
+    let products = bands.iter().zip(b).map(|(band, b)| {
+        assert_eq!(band.start, at, "bands ascend and cover all rows");
+        at = band.end;
+        let none = MatMut { data: &mut [], rows: 0, cols: 0 };
+        let (own, tail) = std::mem::replace(&mut rest, none).split(band.len());
+        rest = tail;
+        Product::new(g, a.band(band), *b, own)
+    });
+    let products = products.collect();
+    assert_eq!(at, a.rows, "bands cover all rows");
+    products
+}
+
+fn by_bands_outer<'a, T: GemmScalar>(
+    bands: &[Range<usize>],
+    a: Mat<'a, T>,
+    b: Mat<'a, T>,
+    acc_c: Vec<MatMut<'a, T>>,
+) -> Vec<Product<'a, T>> {
+    assert_eq!(bands.len(), acc_c.len(), "one C for every band");
+    bands.iter().zip(acc_c).map(|(band, c)| Product::new(Gemm::TN_ACC, a.band(band), b.band(band), c)).collect()
+}
+
+/// One product of a call: `C (+)= op(A) · op(B)`, the operands as the packing sees them.
+struct Product<'a, T> {
+    size: Size,
+    a: Side<'a, T>,
+    b: Side<'a, T>,
+    c: &'a mut [T],
+}
+
+impl<'a, T: GemmScalar> Product<'a, T> {
+    fn new(g: Gemm, a: Mat<'a, T>, b: Mat<'a, T>, c: MatMut<'a, T>) -> Self {
+        let a = Side { data: a.data, pitch: a.cols, rows: a.rows, lanes_adjacent: g.ta };
+        let b = Side { data: b.data, pitch: b.cols, rows: b.rows, lanes_adjacent: !g.tb };
+        assert_eq!(a.steps(), b.steps(), "inner size of a product");
+        assert_eq!((a.lanes(), b.lanes()), (c.rows, c.cols), "shape of a product");
+        Product { size: Size { m: c.rows, n: c.cols, k: a.steps() }, a, b, c: c.data }
     }
+}
+
+/// C of one product, which threads write disjoint rectangles of.
+struct Out<T>(*mut T);
+// SAFETY: tiles of a plan are disjoint, so no two threads touch the same element.
+unsafe impl<T: Send> Sync for Out<T> {}
+
+/// All products of a call in one hand-off.
+fn multiply<T: GemmScalar>(pool: &Pool, kernel: &Kernel<T>, accumulate: bool, products: &mut [Product<T>]) {
+    if !accumulate {
+        products.iter_mut().filter(|p| p.size.k == 0).for_each(|p| p.c.fill(T::zeroed()));
+    }
+    let sizes: Vec<Size> = products.iter().map(|p| p.size).collect();
+    let most_rows = (A_BLOCK / size_of::<T>() / K_BLOCK).next_multiple_of(kernel.rows()) - kernel.rows();
+    let tiles = plan::tiles(&sizes, [kernel.rows(), kernel.cols()], most_rows, pool.threads());
+    let outs: Vec<Out<T>> = products.iter_mut().map(|p| Out(p.c.as_mut_ptr())).collect();
+    let products = &*products;
+    pool.run(tiles.len(), |i| {
+        let tile = &tiles[i];
+        // SAFETY: the tile lies within its product's C, of which `outs` holds the address, borrowed until we return, and
+        // it is disjoint from all others.
+        unsafe { compute(kernel, accumulate, &products[tile.product], outs[tile.product].0, tile) }
+    });
+}
+
+/// A cache line, the unit of the packing buffers.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+thread_local! {
+    /// A thread's packing buffer, kept between calls.
+    static BUFFER: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Calls `f` with two buffers of `n` and `m` elements.
+fn with_buffers<T: GemmScalar>(n: usize, m: usize, f: impl FnOnce(&mut [T], &mut [T])) {
+    let lines = |n: usize| (n * size_of::<T>()).div_ceil(size_of::<Line>());
+    BUFFER.with_borrow_mut(|buffer| {
+        let need = lines(n) + lines(m);
+        if buffer.len() < need {
+            *buffer = vec![Line([0; 64]); need];
+        }
+        let (first, second) = buffer[..need].split_at_mut(lines(n));
+        f(bytemuck::cast_slice_mut(first), bytemuck::cast_slice_mut(second));
+    });
+}
+
+/// One rectangle of C.
+///
+/// # Safety
+/// `c` is the address of the product's C, `tile` lies within it, and nobody else touches these elements meanwhile.
+unsafe fn compute<T: GemmScalar>(kernel: &Kernel<T>, accumulate: bool, p: &Product<T>, c: *mut T, tile: &Tile) {
+    let (mr, nr) = (kernel.rows(), kernel.cols());
+    let Size { n, k, .. } = p.size;
+    let k_block = k.min(K_BLOCK);
+    let row_panels = tile.rows.len().div_ceil(mr);
+    with_buffers(row_panels * mr * k_block, nr * k_block, |a_block, b_panel| {
+        for steps in pieces(0..k, K_BLOCK) {
+            let accumulate = accumulate || steps.start > 0;
+            let a_panels = || a_block_panels(tile.rows.clone(), mr, mr * steps.len());
+            for (rows, at) in a_panels() {
+                kernel.pack_rows(&p.a, rows, steps.clone(), &mut a_block[at]);
+            }
+            for cols in pieces(tile.cols.clone(), nr) {
+                kernel.pack_cols(&p.b, cols.clone(), steps.clone(), &mut b_panel[..nr * steps.len()]);
+                let next = cols.end..(cols.end + nr).min(tile.cols.end);
+                for (i, (rows, at)) in a_panels().enumerate() {
+                    p.b.prefetch(next.clone(), steps.clone(), i, row_panels);
+                    // SAFETY: the rectangle `rows × cols` lies within the tile, hence within C, whose rows are n apart.
+                    unsafe {
+                        let c = c.add(rows.start * n + cols.start);
+                        kernel.tile([rows.len(), cols.len(), steps.len()], &a_block[at], b_panel, c, n, accumulate);
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// Panels of A: their rows, and where they lie in the packed block.
+fn a_block_panels(rows: Range<usize>, mr: usize, size: usize) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
+    pieces(rows, mr).enumerate().map(move |(i, rows)| (rows, i * size..(i + 1) * size))
+}
+
+/// Cuts a range into pieces of `piece`, the last one shorter.
+fn pieces(range: Range<usize>, piece: usize) -> impl Iterator<Item = Range<usize>> {
+    let end = range.end;
+    range.step_by(piece).map(move |start| start..(start + piece).min(end))
 }
