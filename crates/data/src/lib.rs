@@ -19,3 +19,5 @@ pub mod tokenizer;
 pub mod lang;
 pub mod profile;
 pub mod quality;
+pub mod clean;
+pub mod dedup;
