@@ -5,6 +5,7 @@
 //! that the real model code can be planned at any size; [`check`] compares a kernel with central differences and with
 //! another device, within the one [`tolerance`] table.
 
+pub mod bench;
 pub mod check;
 pub mod cpu;
 pub mod device;

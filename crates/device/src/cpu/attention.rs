@@ -1,9 +1,13 @@
 //! Causal attention within packed segments, with grouped keys and values.
 
 use super::bands::bands;
-use super::real::dot;
+use super::simd::{Baseline, sum};
 use super::{Pool, Real};
 use crate::Heads;
+
+fn dot<R: Real>(a: &[R], b: &[R]) -> R {
+    super::simd::dot::<R, Baseline>(a, b)
+}
 
 /// First row of the segment of every row.
 fn starts(segments: &[u32]) -> Vec<usize> {
@@ -54,8 +58,8 @@ fn one_query<'a, R: Real>(
     p.clear();
     p.extend(rows.clone().map(|j| scale * dot(q, k(j))));
     let max = p.iter().fold(R::NEG_INFINITY, |m, &v| if v > m { v } else { m });
-    p.iter_mut().for_each(|p| *p = (*p - max).exp());
-    let total = super::real::sum(p.len(), |i| p[i]);
+    p.iter_mut().for_each(|p| *p = (*p - max).exp::<Baseline>());
+    let total = sum(p);
     out.fill(R::ZERO);
     for (j, &p) in rows.zip(&*p) {
         let p = p / total;
@@ -84,7 +88,7 @@ pub(crate) fn attention_backward<R: Real>(
     let d_o = |t: usize, h: usize| &dout[(t * heads.q + h) * dim..][..dim];
     // Probability of query i for key j, and the gradient of its score.
     let pair = |i: usize, j: usize, h: usize| {
-        let p = (scale * dot(q(i, h), k(j, h)) - lse[i * heads.q + h]).exp();
+        let p = (scale * dot(q(i, h), k(j, h)) - lse[i * heads.q + h]).exp::<Baseline>();
         (p, p * (dot(d_o(i, h), v(j, h)) - dot(d_o(i, h), o(i, h))) * scale)
     };
     bands(pool, start.len(), 4, (dqkv,), |at, (dqkv,)| {

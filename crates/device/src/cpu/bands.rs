@@ -4,7 +4,7 @@
 //! pieces whose bounds depend on the sizes alone, never on the threads, and gives each piece its own exclusive part
 //! of every output. The one unsafe split of a mutable slice in these kernels is here.
 
-use super::Pool;
+use super::{Pool, Real};
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -63,6 +63,11 @@ macro_rules! split {
         }
     )+};
 }
+impl<'a> Split<'a> for () {
+    type Shared = ();
+    fn share(self, _: usize) -> Self::Shared {}
+    unsafe fn band(_: &Self::Shared, _: &Range<usize>) -> Self {}
+}
 split!((A 0) (A 0, B 1) (A 0, B 1, C 2) (A 0, B 1, C 2, D 3));
 
 /// Cuts `rows` rows into pieces of `piece` rows and calls `f` with each piece and the part of every output that
@@ -85,27 +90,33 @@ pub(crate) fn bands<'a, O: Split<'a>>(
     });
 }
 
-/// Sums of columns over all rows: `add(rows, partial)` adds the given rows to a zeroed `[width]` partial sum; the
-/// partial sums of fixed pieces of rows are then added in order. Deterministic for any number of threads.
-pub(crate) fn reduce_rows(
+/// [`bands`] for kernels that also sum something over all rows: a piece adds its rows to a zeroed `[width]` partial sum,
+/// and the partial sums of all pieces are added in order, in f64.
+pub(crate) fn bands_sum<'a, O: Split<'a>, R: Real>(
     pool: &Pool,
     rows: usize,
     piece: usize,
     width: usize,
-    add: impl Fn(Range<usize>, &mut [f64]) + Sync,
+    out: O,
+    f: impl Fn(Range<usize>, O, &mut [R]) + Sync,
 ) -> Vec<f64> {
+    let mut total = vec![0.0; width];
+    if rows == 0 || width == 0 {
+        return total;
+    }
     let piece = piece.max(1);
     let pieces = rows.div_ceil(piece);
-    let mut partial = vec![0.0; pieces * width];
-    bands(pool, pieces, 1, (&mut partial[..],), |band, (sum,)| {
-        for (i, sum) in band.zip(sum.chunks_mut(width.max(1))) {
-            add(i * piece..((i + 1) * piece).min(rows), sum);
-        }
+    let mut partial = vec![R::ZERO; pieces * width];
+    let (out, sums) = (out.share(rows), (&mut partial[..],).share(pieces));
+    pool.ranges(rows, piece, |band| {
+        let i = band.start / piece;
+        // SAFETY: `ranges` calls each of its disjoint ranges once, all lie in 0..rows, and each has its own sum.
+        let (part, (sum,)) = unsafe { (O::band(&out, &band), <(&mut [R],)>::band(&sums, &(i..i + 1))) };
+        f(band, part, sum);
     });
-    let mut total = vec![0.0; width];
-    for sum in partial.chunks(width.max(1)) {
+    for sum in partial.chunks_exact(width) {
         for (t, s) in total.iter_mut().zip(sum) {
-            *t += s;
+            *t += s.f64();
         }
     }
     total

@@ -1,6 +1,7 @@
 //! Kernels that look at one element at a time, and the two sums over everything.
 
-use super::bands::{TASK, bands, piece, reduce_rows};
+use super::bands::{TASK, bands, bands_sum, piece};
+use super::simd::{fold, join, versions};
 use super::{Pool, Real};
 
 /// `y = c`.
@@ -35,34 +36,28 @@ pub(crate) fn axpby<R: Real>(pool: &Pool, a: f64, x: &[R], b: f64, y: &mut [R]) 
     });
 }
 
+versions! {
+    fn squares<R, S>(x: &[R]) -> f64 {
+        join(fold(x, 0.0f64, |a, x| S::fma(x.f64(), x.f64(), a)), |a, b| a + b)
+    }
+
+    fn add_rows<R, S>(x: &[R], sum: &mut [f64]) {
+        for x in x.chunks_exact(sum.len()) {
+            sum.iter_mut().zip(x).for_each(|(s, x)| *s += x.f64());
+        }
+    }
+}
+
 /// `Σ x²` in f64.
 pub(crate) fn sum_of_squares<R: Real>(pool: &Pool, x: &[R]) -> f64 {
-    const LANES: usize = 16;
-    reduce_rows(pool, x.len(), TASK, 1, |at, sum| {
-        let mut lanes = [0.0f64; LANES];
-        let chunks = x[at].chunks_exact(LANES);
-        let rest = chunks.remainder();
-        for c in chunks {
-            for (l, v) in lanes.iter_mut().zip(c) {
-                *l += v.f64() * v.f64();
-            }
-        }
-        for (l, v) in lanes.iter_mut().zip(rest) {
-            *l += v.f64() * v.f64();
-        }
-        sum[0] = lanes.iter().sum();
-    })[0]
+    bands_sum(pool, x.len(), TASK, 1, (), |at, (), sum: &mut [f64]| sum[0] = squares(&x[at]))[0]
 }
 
 /// `Σ_rows x` per column in f64.
 pub(crate) fn column_sums<R: Real>(pool: &Pool, width: usize, x: &[R]) -> Vec<f64> {
-    if width == 0 {
-        return Vec::new();
-    }
-    reduce_rows(pool, x.len() / width, piece(width), width, |rows, sum| {
-        for x in x[rows.start * width..rows.end * width].chunks_exact(width) {
-            sum.iter_mut().zip(x).for_each(|(s, x)| *s += x.f64());
-        }
+    let rows = x.len().checked_div(width).unwrap_or(0);
+    bands_sum(pool, rows, piece(width), width, (), |rows, (), sum: &mut [f64]| {
+        add_rows(&x[rows.start * width..rows.end * width], sum);
     })
 }
 

@@ -2,8 +2,30 @@
 //! small model, and nobody needs them afterwards.
 
 use super::bands::{bands, piece};
+use super::simd::{fold, join, max, sum, versions};
 use super::{Pool, Real};
 use crate::IGNORE;
+
+versions! {
+    /// Loss of a row; the row is left as it is.
+    fn row_loss<R, S>(x: &[R], target: usize) -> R {
+        let max = max(x);
+        let total = join(fold(x, R::ZERO, |a, x| a + (x - max).exp::<S>()), |a, b| a + b);
+        total.ln() - (x[target] - max)
+    }
+
+    /// Loss of a row, which is replaced by its gradient.
+    fn row_gradient<R, S>(x: &mut [R], target: usize, scale: R) -> R {
+        let max = max(x);
+        let at_target = x[target] - max;
+        x.iter_mut().for_each(|x| *x = (*x - max).exp::<S>());
+        let total = sum(x);
+        let c = scale / total;
+        x.iter_mut().for_each(|x| *x *= c);
+        x[target] -= scale;
+        total.ln() - at_target
+    }
+}
 
 /// Loss of every row in nats; with `scale` the logits become `scale·(softmax − onehot)`.
 pub(crate) fn cross_entropy<R: Real>(
@@ -19,23 +41,14 @@ pub(crate) fn cross_entropy<R: Real>(
     }
     bands(pool, targets.len(), piece(vocabulary), (logits, losses), |at, (logits, losses)| {
         for ((&target, x), loss) in targets[at].iter().zip(logits.chunks_exact_mut(vocabulary)).zip(losses) {
-            if target == IGNORE {
-                *loss = R::ZERO;
-                if scale.is_some() {
+            *loss = match (target, scale) {
+                (IGNORE, None) => R::ZERO,
+                (IGNORE, Some(_)) => {
                     x.fill(R::ZERO);
+                    R::ZERO
                 }
-                continue;
-            }
-            let max = x.iter().fold(R::NEG_INFINITY, |m, &v| if v > m { v } else { m });
-            let at_target = x[target as usize] - max;
-            x.iter_mut().for_each(|v| *v = (*v - max).exp());
-            let total = super::real::sum(x.len(), |i| x[i]);
-            *loss = total.ln() - at_target;
-            if let Some(scale) = scale {
-                let scale = R::of(scale);
-                let c = scale / total;
-                x.iter_mut().for_each(|v| *v *= c);
-                x[target as usize] -= scale;
+                (target, None) => row_loss(x, target as usize),
+                (target, Some(scale)) => row_gradient(x, target as usize, R::of(scale)),
             }
         }
     });

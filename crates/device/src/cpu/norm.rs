@@ -2,27 +2,83 @@
 //!
 //! With `r = rstd`, `y = x·r·w` and `g = dy·w`: `dx = r·(g − x·r²·mean(g·x))` and `dw = Σ_rows dy·x·r`.
 
-use super::bands::{bands, piece, reduce_rows};
+use super::bands::{bands, bands_sum, piece};
 use super::elementwise::accumulate;
-use super::real::{dot, sum};
+use super::simd::{Isa, dot, fold2, join, versions};
 use super::{Pool, Real};
 use crate::Heads;
 
-fn row<R: Real>(eps: f64, x: &[R], w: &[R], y: &mut [R]) -> R {
-    let rstd = R::ONE / (dot(x, x) / R::of(x.len() as f64) + R::of(eps)).sqrt();
+#[inline(always)]
+fn row<R: Real, S: Isa>(eps: f64, x: &[R], w: &[R], y: &mut [R]) -> R {
+    let rstd = R::ONE / (dot::<R, S>(x, x) / R::of(x.len() as f64) + R::of(eps)).sqrt();
     for ((y, &x), &w) in y.iter_mut().zip(x).zip(w) {
         *y = x * rstd * w;
     }
     rstd
 }
 
-fn row_backward<R: Real>(x: &[R], w: &[R], rstd: R, dy: &[R], dx: &mut [R]) {
-    let n = x.len();
-    let (w, dy) = (&w[..n], &dy[..n]);
-    let mean = sum(n, |i| dy[i] * w[i] * x[i]) / R::of(n as f64);
-    let c = rstd * rstd * mean;
-    for i in 0..n {
-        dx[i] = rstd * (dy[i] * w[i] - x[i] * c);
+/// `dx` of a row; its part of `dw` is added to `dw`, which may be in another place for every head.
+#[inline(always)]
+fn row_backward<R: Real, S: Isa>(x: &[R], w: &[R], rstd: R, dy: &[R], dx: &mut [R], dw: &mut [R]) {
+    // dx holds g while the mean is not known yet.
+    for ((dx, &dy), &w) in dx.iter_mut().zip(dy).zip(w) {
+        *dx = dy * w;
+    }
+    let total = join(fold2(dx, x, R::ZERO, |a, g, x| S::fma(g, x, a)), |a, b| a + b);
+    let c = rstd * rstd * (total / R::of(x.len() as f64));
+    for (((dx, dw), &x), &dy) in dx.iter_mut().zip(dw).zip(x).zip(dy) {
+        *dx = rstd * (*dx - x * c);
+        *dw = S::fma(x * rstd, dy, *dw);
+    }
+}
+
+versions! {
+    fn rms_rows<R, S>(eps: f64, x: &[R], w: &[R], y: &mut [R], rstd: &mut [R]) {
+        let d = w.len();
+        for ((x, y), rstd) in x.chunks_exact(d).zip(y.chunks_exact_mut(d)).zip(rstd) {
+            *rstd = row::<R, S>(eps, x, w, y);
+        }
+    }
+
+    fn rms_rows_backward<R, S>(x: &[R], w: &[R], rstd: &[R], dy: &[R], dx: &mut [R], dw: &mut [R]) {
+        let d = w.len();
+        for (((x, dy), dx), &rstd) in x.chunks_exact(d).zip(dy.chunks_exact(d)).zip(dx.chunks_exact_mut(d)).zip(rstd) {
+            row_backward::<R, S>(x, w, rstd, dy, dx, dw);
+        }
+    }
+
+    fn qk_rows<R, S>(heads: Heads, eps: f64, x: &[R], wq: &[R], wk: &[R], y: &mut [R], rstd: &mut [R]) {
+        let (width, dim, normed) = (heads.width(), heads.dim, heads.q + heads.kv);
+        let rows = x.chunks_exact(width).zip(y.chunks_exact_mut(width));
+        for ((x, y), rstd) in rows.zip(rstd.chunks_exact_mut(normed)) {
+            let (heads_x, values) = x.split_at(normed * dim);
+            let (heads_y, copies) = y.split_at_mut(normed * dim);
+            let pairs = heads_x.chunks_exact(dim).zip(heads_y.chunks_exact_mut(dim));
+            for (h, ((x, y), rstd)) in pairs.zip(rstd).enumerate() {
+                *rstd = row::<R, S>(eps, x, if h < heads.q { wq } else { wk }, y);
+            }
+            copies.copy_from_slice(values);
+        }
+    }
+
+    fn qk_rows_backward<R, S>(
+        heads: Heads, x: &[R], wq: &[R], wk: &[R], rstd: &[R], dy: &[R], dx: &mut [R], dw: &mut [R],
+    ) {
+        let (width, dim, normed) = (heads.width(), heads.dim, heads.q + heads.kv);
+        let (dwq, dwk) = dw.split_at_mut(dim);
+        let rows = x.chunks_exact(width).zip(dy.chunks_exact(width)).zip(dx.chunks_exact_mut(width));
+        for (((x, dy), dx), rstd) in rows.zip(rstd.chunks_exact(normed)) {
+            for (h, &rstd) in rstd.iter().enumerate() {
+                let at = h * dim..(h + 1) * dim;
+                let (x, dy, dx) = (&x[at.clone()], &dy[at.clone()], &mut dx[at]);
+                if h < heads.q {
+                    row_backward::<R, S>(x, wq, rstd, dy, dx, dwq);
+                } else {
+                    row_backward::<R, S>(x, wk, rstd, dy, dx, dwk);
+                }
+            }
+            dx[normed * dim..].copy_from_slice(&dy[normed * dim..]);
+        }
     }
 }
 
@@ -30,13 +86,10 @@ fn row_backward<R: Real>(x: &[R], w: &[R], rstd: R, dy: &[R], dx: &mut [R]) {
 pub(crate) fn rms_norm<R: Real>(pool: &Pool, eps: f64, x: &[R], w: &[R], y: &mut [R], rstd: &mut [R]) {
     let d = w.len();
     if d == 0 {
-        return;
+        return rstd.fill(R::of(1.0 / eps.sqrt()));
     }
     bands(pool, rstd.len(), piece(d), (y, rstd), |at, (y, rstd)| {
-        let x = x[at.start * d..at.end * d].chunks_exact(d);
-        for ((x, y), rstd) in x.zip(y.chunks_exact_mut(d)).zip(rstd) {
-            *rstd = row(eps, x, w, y);
-        }
+        rms_rows(eps, &x[at.start * d..at.end * d], w, y, rstd);
     });
 }
 
@@ -51,20 +104,9 @@ pub(crate) fn rms_norm_backward<R: Real>(
     acc_dw: &mut [R],
 ) {
     let d = w.len();
-    if d == 0 {
-        return;
-    }
-    bands(pool, rstd.len(), piece(d), (dx,), |at, (dx,)| {
-        for (t, dx) in at.zip(dx.chunks_exact_mut(d)) {
-            row_backward(&x[t * d..][..d], w, rstd[t], &dy[t * d..][..d], dx);
-        }
-    });
-    let dw = reduce_rows(pool, rstd.len(), piece(d), d, |rows, sum| {
-        for t in rows {
-            for ((s, x), dy) in sum.iter_mut().zip(&x[t * d..][..d]).zip(&dy[t * d..][..d]) {
-                *s += (*x * rstd[t] * *dy).f64();
-            }
-        }
+    let dw = bands_sum(pool, rstd.len(), piece(d), d, (dx,), |at, (dx,), dw| {
+        let elements = at.start * d..at.end * d;
+        rms_rows_backward(&x[elements.clone()], w, &rstd[at], &dy[elements], dx, dw);
     });
     accumulate(&dw, acc_dw);
 }
@@ -80,19 +122,9 @@ pub(crate) fn qk_norm<R: Real>(
     y: &mut [R],
     rstd: &mut [R],
 ) {
-    let (width, dim, normed) = (heads.width(), heads.dim, heads.q + heads.kv);
-    if dim == 0 || normed == 0 {
-        return;
-    }
-    bands(pool, rstd.len() / normed, piece(width), (y, rstd), |at, (y, rstd)| {
-        let x = x[at.start * width..at.end * width].chunks_exact(width);
-        for ((x, y), rstd) in x.zip(y.chunks_exact_mut(width)).zip(rstd.chunks_exact_mut(normed)) {
-            for (h, rstd) in rstd.iter_mut().enumerate() {
-                let at = h * dim..(h + 1) * dim;
-                *rstd = row(eps, &x[at.clone()], if h < heads.q { wq } else { wk }, &mut y[at]);
-            }
-            y[normed * dim..].copy_from_slice(&x[normed * dim..]);
-        }
+    let width = heads.width();
+    bands(pool, x.len() / width, piece(width), (y, rstd), |at, (y, rstd)| {
+        qk_rows(heads, eps, &x[at.start * width..at.end * width], wq, wk, y, rstd);
     });
 }
 
@@ -110,32 +142,10 @@ pub(crate) fn qk_norm_backward<R: Real>(
     acc_dwk: &mut [R],
 ) {
     let (width, dim, normed) = (heads.width(), heads.dim, heads.q + heads.kv);
-    if dim == 0 || normed == 0 {
-        return;
-    }
-    let rows = rstd.len() / normed;
-    bands(pool, rows, piece(width), (dx,), |at, (dx,)| {
-        for (t, dx) in at.zip(dx.chunks_exact_mut(width)) {
-            let (x, dy) = (&x[t * width..][..width], &dy[t * width..][..width]);
-            for h in 0..normed {
-                let at = h * dim..(h + 1) * dim;
-                let w = if h < heads.q { wq } else { wk };
-                row_backward(&x[at.clone()], w, rstd[t * normed + h], &dy[at.clone()], &mut dx[at]);
-            }
-            dx[normed * dim..].copy_from_slice(&dy[normed * dim..]);
-        }
-    });
-    let dw = reduce_rows(pool, rows, piece(width), 2 * dim, |rows, sum| {
-        for t in rows {
-            let (x, dy) = (&x[t * width..][..width], &dy[t * width..][..width]);
-            for h in 0..normed {
-                let at = h * dim..(h + 1) * dim;
-                let sum = if h < heads.q { &mut sum[..dim] } else { &mut sum[dim..] };
-                for ((s, x), dy) in sum.iter_mut().zip(&x[at.clone()]).zip(&dy[at]) {
-                    *s += (*x * rstd[t * normed + h] * *dy).f64();
-                }
-            }
-        }
+    let dw = bands_sum(pool, x.len() / width, piece(width), 2 * dim, (dx,), |at, (dx,), dw| {
+        let elements = at.start * width..at.end * width;
+        let rstd = &rstd[at.start * normed..at.end * normed];
+        qk_rows_backward(heads, &x[elements.clone()], wq, wk, rstd, &dy[elements], dx, dw);
     });
     accumulate(&dw[..dim], acc_dwq);
     accumulate(&dw[dim..], acc_dwk);

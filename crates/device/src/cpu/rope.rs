@@ -2,8 +2,23 @@
 //! The rotation is orthogonal, so its inverse is its gradient.
 
 use super::bands::{bands, piece};
+use super::simd::versions;
 use super::{Pool, Real};
 use crate::Heads;
+
+versions! {
+    fn rotate<R, S>(dim: usize, cos: &[R], sin: &[R], sign: R, heads: &mut [R]) {
+        let half = cos.len();
+        for head in heads.chunks_exact_mut(dim) {
+            let (a, b) = head[..2 * half].split_at_mut(half);
+            for (((a, b), &c), &s) in a.iter_mut().zip(b).zip(cos).zip(sin) {
+                let (x, y, s) = (*a, *b, sign * s);
+                *a = x * c - y * s;
+                *b = y * c + x * s;
+            }
+        }
+    }
+}
 
 /// Rotates the first `r` columns of every query and key head of every row by its position.
 pub(crate) fn rope<R: Real>(
@@ -15,22 +30,15 @@ pub(crate) fn rope<R: Real>(
     inverse: bool,
     qkv: &mut [R],
 ) {
-    let (width, dim, half) = (heads.width(), heads.dim, r / 2);
-    if half == 0 {
+    let (width, dim) = (heads.width(), heads.dim);
+    if r == 0 {
         return;
     }
     let sign = if inverse { -R::ONE } else { R::ONE };
     bands(pool, positions.len(), piece(width), (qkv,), |at, (qkv,)| {
         for (&p, row) in positions[at].iter().zip(qkv.chunks_exact_mut(width)) {
-            let (cos, sin) = table[p as usize * r..][..r].split_at(half);
-            for head in row[..(heads.q + heads.kv) * dim].chunks_exact_mut(dim) {
-                let (a, b) = head[..r].split_at_mut(half);
-                for i in 0..half {
-                    let (x, y, c, s) = (a[i], b[i], cos[i], sign * sin[i]);
-                    a[i] = x * c - y * s;
-                    b[i] = y * c + x * s;
-                }
-            }
+            let (cos, sin) = table[p as usize * r..][..r].split_at(r / 2);
+            rotate(dim, cos, sin, sign, &mut row[..(heads.q + heads.kv) * dim]);
         }
     });
 }

@@ -5,6 +5,7 @@
 //! loses against everything, so that a choice is K distinct experts even where the model has diverged.
 
 use super::bands::{TASK, bands};
+use super::simd::{Baseline, dot, max, sigmoid, sum, versions};
 use super::{Pool, Real};
 use crate::{Routing, Score};
 
@@ -60,6 +61,30 @@ fn limit_groups(routing: &Routing, key: &mut [Option<f64>]) {
     }
 }
 
+versions! {
+    /// Scores of a row, the log-sum-exp of its logits, and the entropy of the scores.
+    fn score_row<R, S>(score: Score, x: &[R], s: &mut [R]) -> (R, R) {
+        let top = max(x);
+        for (s, &x) in s.iter_mut().zip(x) {
+            *s = (x - top).exp::<S>();
+        }
+        let total = sum(s);
+        let lse = top + total.ln();
+        match score {
+            Score::Softmax => s.iter_mut().for_each(|s| *s = *s / total),
+            Score::Sigmoid => s.iter_mut().zip(x).for_each(|(s, &x)| *s = sigmoid::<R, S>(x)),
+        }
+        let total = if score == Score::Softmax { R::ONE } else { sum(s) };
+        let mut entropy = R::ZERO;
+        for &s in &*s {
+            let p = s / total;
+            // 0·ln 0 is 0; NaN stays.
+            entropy += if p == R::ZERO { R::ZERO } else { -(p * p.ln()) };
+        }
+        (lse, entropy)
+    }
+}
+
 /// Scores, choices, weights and statistics of every row.
 pub(crate) fn route<R: Real>(
     pool: &Pool,
@@ -77,28 +102,7 @@ pub(crate) fn route<R: Real>(
         for (i, t) in at.enumerate() {
             let x = &logits[t * e..(t + 1) * e];
             let s = &mut scores[i * e..(i + 1) * e];
-            let max = x.iter().fold(R::NEG_INFINITY, |m, &v| if v > m { v } else { m });
-            for (s, &x) in s.iter_mut().zip(x) {
-                *s = (x - max).exp();
-            }
-            let total = super::real::sum(e, |i| s[i]);
-            let lse = max + total.ln();
-            match routing.score {
-                Score::Softmax => s.iter_mut().for_each(|s| *s = *s / total),
-                Score::Sigmoid => {
-                    for (s, &x) in s.iter_mut().zip(x) {
-                        *s = R::ONE / (R::ONE + (-x).exp());
-                    }
-                }
-            }
-            let total = match routing.score {
-                Score::Softmax => R::ONE,
-                Score::Sigmoid => super::real::sum(e, |i| s[i]),
-            };
-            let entropy = super::real::sum(e, |i| {
-                let p = s[i] / total;
-                if p > R::ZERO { -(p * p.ln()) } else { p }
-            });
+            let (lse, entropy) = score_row(routing.score, x, s);
             stats[2 * i] = lse;
             stats[2 * i + 1] = entropy;
 
@@ -163,14 +167,14 @@ pub(crate) fn route_backward<R: Real>(
             }
             // w = scale·s/S: dw/ds has a direct part and, through S, one that is the same for all the chosen.
             let total = denominator(routing, &chosen);
-            let shared = if routing.renormalize { super::real::dot(w, dw) } else { R::ZERO };
+            let shared = if routing.renormalize { dot::<R, Baseline>(w, dw) } else { R::ZERO };
             for (&i, &dw) in choice.iter().zip(dw) {
                 d[i as usize] += (scale * dw - shared) / total;
             }
             match routing.score {
                 Score::Softmax => {
                     // ∂lse/∂x = softmax, so z·lse² adds 2·z·lse inside the product with the scores.
-                    let c = R::of(2.0 * z) * stats[2 * t] - super::real::dot(s, d);
+                    let c = R::of(2.0 * z) * stats[2 * t] - dot::<R, Baseline>(s, d);
                     d.iter_mut().zip(s).for_each(|(d, &s)| *d = s * (*d + c));
                 }
                 Score::Sigmoid => d.iter_mut().zip(s).for_each(|(d, &s)| *d *= s * (R::ONE - s)),

@@ -1,6 +1,7 @@
 //! Rows moved and combined: gathering, and the weighted sum of a token's expert outputs.
 
-use super::bands::{TASK, bands, piece};
+use super::bands::{bands, piece};
+use super::simd::{dot, versions};
 use super::{Pool, Real};
 
 /// `y[i] = x[index[i]]` for rows of `width` elements.
@@ -49,22 +50,35 @@ impl<T> Columns<T> {
     }
 }
 
-/// `y[t] = Σ_k w[t,k] · slots[t·K+k]`; without `w` a plain sum.
-pub(crate) fn weighted_sum<R: Real>(pool: &Pool, k: usize, width: usize, slots: &[R], w: Option<&[R]>, y: &mut [R]) {
-    if width == 0 {
-        return;
-    }
-    bands(pool, y.len() / width, (TASK / (width * k.max(1))).max(1), (y,), |at, (y,)| {
-        for (t, y) in at.zip(y.chunks_exact_mut(width)) {
-            y.fill(R::ZERO);
+versions! {
+    fn combine<R, S>(k: usize, slots: &[R], w: Option<&[R]>, width: usize, y: &mut [R]) {
+        for (t, y) in y.chunks_exact_mut(width).enumerate() {
             for i in t * k..(t + 1) * k {
                 let slot = &slots[i * width..(i + 1) * width];
-                match w {
-                    Some(w) => y.iter_mut().zip(slot).for_each(|(y, &s)| *y += w[i] * s),
-                    None => y.iter_mut().zip(slot).for_each(|(y, &s)| *y += s),
+                let w = w.map_or(R::ONE, |w| w[i]);
+                if i == t * k {
+                    y.iter_mut().zip(slot).for_each(|(y, &s)| *y = w * s);
+                } else {
+                    y.iter_mut().zip(slot).for_each(|(y, &s)| *y = S::fma(w, s, *y));
                 }
             }
         }
+    }
+
+    fn combine_backward<R, S>(w: R, dy: &[R], slot: &[R], dslot: &mut [R]) -> R {
+        dslot.iter_mut().zip(dy).for_each(|(s, &d)| *s = w * d);
+        dot::<R, S>(dy, slot)
+    }
+}
+
+/// `y[t] = Σ_k w[t,k] · slots[t·K+k]`; without `w` a plain sum.
+pub(crate) fn weighted_sum<R: Real>(pool: &Pool, k: usize, width: usize, slots: &[R], w: Option<&[R]>, y: &mut [R]) {
+    if width == 0 || k == 0 {
+        return y.fill(R::ZERO);
+    }
+    bands(pool, y.len() / width, piece(width * k), (y,), |at, (y,)| {
+        let slots = &slots[at.start * k * width..at.end * k * width];
+        combine(k, slots, w.map(|w| &w[at.start * k..at.end * k]), width, y);
     });
 }
 
@@ -84,10 +98,7 @@ pub(crate) fn weighted_sum_backward<R: Real>(
     }
     bands(pool, w.len(), piece(width), (dslots, dw), |at, (dslots, dw)| {
         for ((i, ds), dw) in at.zip(dslots.chunks_exact_mut(width)).zip(dw) {
-            let dy = &dy[i / k * width..][..width];
-            let slot = &slots[i * width..][..width];
-            ds.iter_mut().zip(dy).for_each(|(s, &d)| *s = w[i] * d);
-            *dw = super::real::dot(dy, slot);
+            *dw = combine_backward(w[i], &dy[i / k * width..][..width], &slots[i * width..][..width], ds);
         }
     });
 }

@@ -3,44 +3,44 @@
 //! With `s = σ(g)`: `du = dy·g·s`, `dg = dy·u·s·(1 + g·(1 − s))`.
 
 use super::bands::{bands, piece};
+use super::simd::{sigmoid, versions};
 use super::{Pool, Real};
 
-#[inline(always)]
-fn sigmoid<R: Real>(x: R) -> R {
-    R::ONE / (R::ONE + (-x).exp())
+versions! {
+    fn rows<R, S>(f: usize, gate_up: &[R], y: &mut [R]) {
+        for (x, y) in gate_up.chunks_exact(2 * f).zip(y.chunks_exact_mut(f)) {
+            let (gate, up) = x.split_at(f);
+            for ((y, &g), &u) in y.iter_mut().zip(gate).zip(up) {
+                *y = g * sigmoid::<R, S>(g) * u;
+            }
+        }
+    }
+
+    fn rows_backward<R, S>(f: usize, gate_up: &[R], dy: &[R], dgate_up: &mut [R]) {
+        for ((x, dy), d) in gate_up.chunks_exact(2 * f).zip(dy.chunks_exact(f)).zip(dgate_up.chunks_exact_mut(2 * f)) {
+            let ((gate, up), (dgate, dup)) = (x.split_at(f), d.split_at_mut(f));
+            for ((((dg, du), &g), &u), &dy) in dgate.iter_mut().zip(dup).zip(gate).zip(up).zip(dy) {
+                let s = sigmoid::<R, S>(g);
+                *du = dy * (g * s);
+                *dg = dy * u * (s * S::fma(g, R::ONE - s, R::ONE));
+            }
+        }
+    }
 }
 
 /// `y = silu(gate)·up`; `gate_up` is `[N, 2F]`.
 pub(crate) fn swiglu<R: Real>(pool: &Pool, f: usize, gate_up: &[R], y: &mut [R]) {
-    if f == 0 {
-        return;
-    }
-    bands(pool, y.len() / f, piece(2 * f), (y,), |at, (y,)| {
-        for (t, y) in at.zip(y.chunks_exact_mut(f)) {
-            let (gate, up) = gate_up[t * 2 * f..][..2 * f].split_at(f);
-            for i in 0..f {
-                y[i] = gate[i] * sigmoid(gate[i]) * up[i];
-            }
-        }
+    let n = y.len().checked_div(f).unwrap_or(0);
+    bands(pool, n, piece(2 * f), (y,), |at, (y,)| {
+        rows(f, &gate_up[at.start * 2 * f..at.end * 2 * f], y);
     });
 }
 
 /// Gradient of [`swiglu`].
 pub(crate) fn swiglu_backward<R: Real>(pool: &Pool, f: usize, gate_up: &[R], dy: &[R], dgate_up: &mut [R]) {
-    if f == 0 {
-        return;
-    }
-    bands(pool, dy.len() / f, piece(2 * f), (dgate_up,), |at, (dgate_up,)| {
-        for (t, d) in at.zip(dgate_up.chunks_exact_mut(2 * f)) {
-            let (gate, up) = gate_up[t * 2 * f..][..2 * f].split_at(f);
-            let (dgate, dup) = d.split_at_mut(f);
-            let dy = &dy[t * f..][..f];
-            for i in 0..f {
-                let s = sigmoid(gate[i]);
-                dup[i] = dy[i] * gate[i] * s;
-                dgate[i] = dy[i] * up[i] * s * (R::ONE + gate[i] * (R::ONE - s));
-            }
-        }
+    let n = dy.len().checked_div(f).unwrap_or(0);
+    bands(pool, n, piece(2 * f), (dgate_up,), |at, (dgate_up,)| {
+        rows_backward(f, &gate_up[at.start * 2 * f..at.end * 2 * f], &dy[at.start * f..at.end * f], dgate_up);
     });
 }
 
