@@ -81,6 +81,7 @@ pub const TABLE: &[Row] = &[
     row("golden losses", DType::F32, 1e-4, 0.0, "ten AdamW steps: the first divide each gradient by its own size, noise included"),
     row("hf eval", DType::F32, 1e-4, 0.0, "the issue's bound on the loss of one checkpoint in two implementations"),
     row("ranks", DType::F64, 1e-10, 1e-12, "N ranks add the same terms in another order"),
+    row("decode", DType::F64, 1e-10, 1e-12, "attention over a cache adds the same terms in another order"),
 ];
 
 /// The bound for a kernel (or a proof) computed in `dtype`. Panics if the table has no such row: add one, with its reason.

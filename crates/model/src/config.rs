@@ -1,10 +1,14 @@
 //! What a model is: one type for every family, with the standard names of the field.
 //!
-//! [`Config`] says what the mathematics does; how a family spells it in `config.json` is the business of [`hf`](self)'s
-//! reader and writer. Everything that a reader could get wrong is checked in [`Config::check`], before any memory is
-//! taken.
+//! [`Config`] says what the mathematics does; how a family spells it in `config.json`, and which combinations it has a
+//! spelling for, is the business of [`crate::hf`]. Everything that a reader could get wrong is checked in
+//! [`Config::check`], before any memory is taken.
+//!
+//! In a settings file (TOML) the fields have these names and the defaults below, so that a preset stays short:
+//! `head_dim` is `hidden_size / num_attention_heads`, there are as many key/value heads as query heads, and a mixtral's
+//! `intermediate_size` is that of its experts.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use wudao_device::{Heads, Routing, Score};
 
 /// The Hugging Face `model_type`: which names and which habits a checkpoint has.
@@ -25,7 +29,7 @@ pub enum Family {
 
 /// A whole model.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct Config {
     /// Names and habits.
     pub family: Family,
@@ -34,36 +38,48 @@ pub struct Config {
     /// D: width of the residual stream.
     pub hidden_size: usize,
     /// F of the dense feed-forward layers.
+    #[serde(default)]
     pub intermediate_size: usize,
     /// L.
     pub num_hidden_layers: usize,
     /// H.
     pub num_attention_heads: usize,
     /// G; divides H.
+    #[serde(default)]
     pub num_key_value_heads: usize,
     /// C; even.
+    #[serde(default)]
     pub head_dim: usize,
     /// Longest sequence the model is made for.
     pub max_position_embeddings: usize,
     /// Base of the rotary frequencies.
+    #[serde(default = "rope_theta")]
     pub rope_theta: f64,
     /// Share of a head's columns that is rotated.
+    #[serde(default = "one")]
     pub partial_rotary_factor: f64,
     /// Epsilon of every RMS norm.
+    #[serde(default = "rms_norm_eps")]
     pub rms_norm_eps: f64,
     /// The head is the embedding.
+    #[serde(default)]
     pub tie_word_embeddings: bool,
     /// Biases on the query, key and value projections.
+    #[serde(default)]
     pub attention_bias: bool,
     /// Bias on the attention's output projection too.
+    #[serde(default)]
     pub attention_output_bias: bool,
     /// RMS norm on every query and key head.
+    #[serde(default)]
     pub qk_norm: bool,
     /// Standard deviation of the initial weights.
+    #[serde(default = "initializer_range")]
     pub initializer_range: f64,
     /// Begins a document.
     pub bos_token_id: Option<u32>,
     /// Ends a document; the first one is the end of text.
+    #[serde(default)]
     pub eos_token_id: Vec<u32>,
     /// Fills a batch.
     pub pad_token_id: Option<u32>,
@@ -82,24 +98,73 @@ pub struct MoeConfig {
     /// F of an expert.
     pub moe_intermediate_size: usize,
     /// Experts that see every token, as one feed-forward of this many times F (0: none).
+    #[serde(default)]
     pub n_shared_experts: usize,
     /// Softmax, or sigmoid with a correction bias.
+    #[serde(default)]
     pub sigmoid: bool,
     /// Divide the chosen weights by their sum.
+    #[serde(default = "yes")]
     pub norm_topk_prob: bool,
     /// Multiply the weights in the end.
+    #[serde(default = "one")]
     pub routed_scaling_factor: f64,
     /// Groups of experts.
+    #[serde(default = "one_group")]
     pub n_group: usize,
     /// Groups a token may choose from.
+    #[serde(default = "one_group")]
     pub topk_group: usize,
     /// The layers whose feed-forward is dense.
+    #[serde(default)]
     pub dense_layers: Vec<usize>,
     /// `router_aux_loss_coef` as the checkpoint's file says it; training has its own setting.
+    #[serde(default)]
     pub router_aux_loss_coef: f64,
 }
 
-/// A configuration that no model can have.
+fn rope_theta() -> f64 {
+    10000.0
+}
+fn rms_norm_eps() -> f64 {
+    1e-6
+}
+fn initializer_range() -> f64 {
+    0.02
+}
+fn one() -> f64 {
+    1.0
+}
+fn one_group() -> usize {
+    1
+}
+fn yes() -> bool {
+    true
+}
+
+// `remote = "Self"` makes the derived functions inherent ones, so that these can fill in what depends on other fields.
+impl<'de> Deserialize<'de> for Config {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut c = Self::deserialize(deserializer)?;
+        if c.num_key_value_heads == 0 {
+            c.num_key_value_heads = c.num_attention_heads;
+        }
+        if c.head_dim == 0 {
+            c.head_dim = c.hidden_size / c.num_attention_heads.max(1);
+        }
+        if let (Family::Mixtral, 0, Some(m)) = (c.family, c.intermediate_size, &c.moe) {
+            c.intermediate_size = m.moe_intermediate_size;
+        }
+        Ok(c)
+    }
+}
+impl Serialize for Config {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Self::serialize(self, serializer)
+    }
+}
+
+/// A configuration that no model can have, or a file that does not say what the model is.
 #[derive(Debug, thiserror::Error)]
 #[error("{key}: {problem}")]
 pub struct ConfigError {
@@ -135,24 +200,17 @@ impl Config {
         self.eos_token_id.first().copied()
     }
 
-    /// Refuses what no model can be, naming the key.
+    /// Refuses what no model can be, and what the family has no spelling for, naming the key.
     pub fn check(&self) -> Result<(), ConfigError> {
-        let fail = |key, problem: String| Err(ConfigError { key, problem });
-        for (key, n) in [
-            ("vocab_size", self.vocab_size),
-            ("hidden_size", self.hidden_size),
-            ("num_hidden_layers", self.num_hidden_layers),
-            ("num_attention_heads", self.num_attention_heads),
-            ("num_key_value_heads", self.num_key_value_heads),
-            ("head_dim", self.head_dim),
-            ("max_position_embeddings", self.max_position_embeddings),
-        ] {
-            if n == 0 || n > 1 << 30 {
-                return fail(key, format!("{n} is out of range; it must be between 1 and 2^30"));
-            }
-        }
-        if self.moe_layers().len() < self.num_hidden_layers && self.intermediate_size == 0 {
-            return fail("intermediate_size", "0, but the model has dense layers".into());
+        in_range("vocab_size", self.vocab_size, 1 << 30)?;
+        in_range("hidden_size", self.hidden_size, 1 << 24)?;
+        in_range("num_hidden_layers", self.num_hidden_layers, 1 << 12)?;
+        in_range("num_attention_heads", self.num_attention_heads, 1 << 16)?;
+        in_range("num_key_value_heads", self.num_key_value_heads, 1 << 16)?;
+        in_range("head_dim", self.head_dim, 1 << 16)?;
+        in_range("max_position_embeddings", self.max_position_embeddings, 1 << 30)?;
+        if self.moe_layers().len() < self.num_hidden_layers || self.intermediate_size > 0 {
+            in_range("intermediate_size", self.intermediate_size, 1 << 28)?;
         }
         if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
             let (h, g) = (self.num_attention_heads, self.num_key_value_heads);
@@ -165,60 +223,97 @@ impl Config {
             let r = self.rotary_dim();
             return fail("head_dim", format!("head_dim · partial_rotary_factor = {r} must be even and not 0"));
         }
-        for (key, x) in [("rope_theta", self.rope_theta), ("rms_norm_eps", self.rms_norm_eps)] {
-            if !(x > 0.0 && x.is_finite()) {
-                return fail(key, format!("{x} must be a positive number"));
+        positive("rope_theta", self.rope_theta)?;
+        positive("rms_norm_eps", self.rms_norm_eps)?;
+        not_negative("initializer_range", self.initializer_range)?;
+        let ids = [("bos_token_id", self.bos_token_id), ("pad_token_id", self.pad_token_id)];
+        let eos = self.eos_token_id.iter().map(|&id| ("eos_token_id", Some(id)));
+        for (key, id) in ids.into_iter().chain(eos) {
+            if let Some(id) = id.filter(|&id| id as usize >= self.vocab_size) {
+                return fail(key, format!("token id {id} is not below vocab_size = {}", self.vocab_size));
             }
         }
-        if let Some(id) = self
-            .bos_token_id
-            .iter()
-            .chain(&self.eos_token_id)
-            .chain(&self.pad_token_id)
-            .find(|&&id| id as usize >= self.vocab_size)
-        {
-            return fail("eos_token_id", format!("token id {id} is not below vocab_size = {}", self.vocab_size));
+        if let Some(m) = &self.moe {
+            m.check(self.num_hidden_layers)?;
         }
-        let Some(m) = &self.moe else { return Ok(()) };
-        if m.num_experts == 0 || m.num_experts > 1 << 20 {
-            return fail("num_experts", format!("{} is out of range; it must be between 1 and 2^20", m.num_experts));
-        }
-        if m.moe_intermediate_size == 0 {
-            return fail("moe_intermediate_size", "must not be 0".into());
-        }
-        if m.n_group == 0 || !m.num_experts.is_multiple_of(m.n_group) || m.topk_group == 0 || m.topk_group > m.n_group {
-            return fail(
-                "n_group",
-                format!(
-                    "{} groups, top {}, of {} experts: groups must divide the experts, and 1 ≤ topk_group ≤ n_group",
-                    m.n_group, m.topk_group, m.num_experts
-                ),
-            );
-        }
-        let choosable = m.num_experts / m.n_group * m.topk_group;
-        if m.num_experts_per_tok == 0 || m.num_experts_per_tok > choosable {
-            return fail(
-                "num_experts_per_tok",
-                format!(
-                    "{} is not between 1 and the {choosable} experts a token may choose from",
-                    m.num_experts_per_tok
-                ),
-            );
-        }
-        if !m.sigmoid && m.n_group != 1 {
-            return fail("n_group", "groups need the sigmoid router".into());
-        }
-        if let Some(l) = m.dense_layers.iter().find(|&&l| l >= self.num_hidden_layers) {
-            return fail(
-                "dense_layers",
-                format!("layer {l} is not below num_hidden_layers = {}", self.num_hidden_layers),
-            );
+        self.check_family()?;
+        // Below this no product of sizes overflows, in bytes either. In floating point, because here they still may.
+        let [d, q, kv] = [self.hidden_size, self.num_attention_heads, self.num_key_value_heads].map(|n| n as f64);
+        let expert = |m: &MoeConfig| (m.num_experts + m.n_shared_experts) as f64 * m.moe_intermediate_size as f64;
+        let widest = self.moe.as_ref().map_or(0.0, expert).max(self.intermediate_size as f64);
+        let layer = d * (2.0 * (q + kv) * self.head_dim as f64 + 3.0 * widest);
+        let most = self.num_hidden_layers as f64 * layer + 2.0 * self.vocab_size as f64 * d;
+        if most > (1u64 << 50) as f64 {
+            return fail("hidden_size", format!("the model would have {most:.1e} parameters; 2^50 is the most"));
         }
         Ok(())
     }
 }
 
+fn fail<T>(key: &'static str, problem: String) -> Result<T, ConfigError> {
+    Err(ConfigError { key, problem })
+}
+
+fn in_range(key: &'static str, n: usize, most: usize) -> Result<(), ConfigError> {
+    if n == 0 || n > most {
+        return fail(key, format!("{n} is out of range; it must be between 1 and {most}"));
+    }
+    Ok(())
+}
+
+fn positive(key: &'static str, x: f64) -> Result<(), ConfigError> {
+    if x > 0.0 && x.is_finite() { Ok(()) } else { fail(key, format!("{x} must be a positive number")) }
+}
+
+fn not_negative(key: &'static str, x: f64) -> Result<(), ConfigError> {
+    if x >= 0.0 && x.is_finite() { Ok(()) } else { fail(key, format!("{x} must be 0 or a positive number")) }
+}
+
 impl MoeConfig {
+    fn check(&self, layers: usize) -> Result<(), ConfigError> {
+        in_range("num_experts", self.num_experts, 1 << 16)?;
+        in_range("moe_intermediate_size", self.moe_intermediate_size, 1 << 28)?;
+        if self.n_shared_experts > 1 << 12 {
+            return fail("n_shared_experts", format!("{} is out of range; the most is 4096", self.n_shared_experts));
+        }
+        let (groups, top) = (self.n_group, self.topk_group);
+        if groups == 0 || !self.num_experts.is_multiple_of(groups) || top == 0 || top > groups {
+            return fail(
+                "n_group",
+                format!(
+                    "{groups} groups, top {top}, of {} experts: groups must divide the experts, and 1 ≤ topk_group ≤ n_group",
+                    self.num_experts
+                ),
+            );
+        }
+        let choosable = self.num_experts / groups * top;
+        if self.num_experts_per_tok == 0 || self.num_experts_per_tok > choosable {
+            let k = self.num_experts_per_tok;
+            return fail(
+                "num_experts_per_tok",
+                format!("{k} is not between 1 and the {choosable} experts a token may choose from"),
+            );
+        }
+        if !self.sigmoid && groups != 1 {
+            return fail("n_group", "groups need the sigmoid router".into());
+        }
+        if groups > 1 && self.num_experts / groups < 2 {
+            return fail(
+                "n_group",
+                "a group's score is the sum of its two best: it must hold two experts or more".into(),
+            );
+        }
+        positive("routed_scaling_factor", self.routed_scaling_factor)?;
+        not_negative("router_aux_loss_coef", self.router_aux_loss_coef)?;
+        if let Some(l) = self.dense_layers.iter().find(|&&l| l >= layers) {
+            return fail("dense_layers", format!("layer {l} is not below num_hidden_layers = {layers}"));
+        }
+        if !self.dense_layers.is_sorted_by(|a, b| a < b) {
+            return fail("dense_layers", "must be ascending, each layer once".into());
+        }
+        Ok(())
+    }
+
     /// The router, as the device knows it.
     pub fn routing(&self) -> Routing {
         Routing {

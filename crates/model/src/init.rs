@@ -6,7 +6,7 @@
 
 use crate::config::Config;
 use crate::store::{Kind, Store};
-use wudao_device::{DType, Device, Tensor};
+use wudao_device::{DType, Device, Tensor, ViewMut};
 
 /// SplitMix64 (Steele et al. 2014).
 struct Stream(u64);
@@ -63,7 +63,7 @@ pub(crate) fn init<D: Device>(device: &D, config: &Config, seed: u64, weights: &
 }
 
 /// Host numbers to the device, in the device tensor's type.
-fn upload<D: Device>(device: &D, values: &[f64], to: wudao_device::ViewMut<D>) {
+pub(crate) fn upload<D: Device>(device: &D, values: &[f64], to: ViewMut<D>) {
     match to.dtype() {
         DType::F64 => device.copy_from_host(bytemuck::cast_slice(values), to),
         _ => {

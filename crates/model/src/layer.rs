@@ -6,6 +6,7 @@
 //! store.
 
 use crate::Store;
+use crate::config::{Config, ConfigError};
 use wudao_comm::Comm;
 use wudao_device::{Device, Fault, Tensor, View};
 
@@ -58,10 +59,21 @@ pub struct Auxiliary {
     /// Coefficient α of the load-balance loss `α·E·Σ_e f_e·P_e`, where f_e is the share of all choices that fell on expert e
     /// and P_e its mean score, both over the global batch (Fedus et al. 2021, eq. 4; Qiu et al. 2025 on the global batch).
     pub balance: f64,
-    /// Coefficient β of the z-loss `β·mean(lse²)` (Zoph et al. 2022, eq. 5).
+    /// Coefficient β of the z-loss `β·mean(lse²)` (Zoph et al. 2022, eq. 5). Softmax routers alone have one.
     pub z: f64,
     /// Tokens of the whole step: all micro-batches, all ranks. Means are taken over these.
     pub tokens: f64,
+}
+
+impl Auxiliary {
+    /// Refuses a loss that the model's routers do not have.
+    pub fn check(&self, config: &Config) -> Result<(), ConfigError> {
+        if self.z != 0.0 && config.moe.as_ref().is_some_and(|m| m.sigmoid) {
+            let problem = format!("{} must be 0: a sigmoid router has no log-sum-exp to keep small", self.z);
+            return Err(ConfigError { key: "z_loss", problem });
+        }
+        Ok(())
+    }
 }
 
 /// What one router did during a step.
@@ -79,8 +91,21 @@ pub struct RouterStats {
     pub tokens: f64,
 }
 
-/// What the routers did since the log was cleared, one entry per sparse layer. Sums over the ranks where
-/// [`Cx::aux`] balances, over this rank otherwise.
+impl RouterStats {
+    /// The load-balance loss without its coefficient, `E·Σ_e f_e·P_e`: 1 for softmax scores in perfect balance.
+    pub fn balance_loss(&self) -> f64 {
+        let all: f64 = self.load.iter().sum();
+        let dot: f64 = self.load.iter().zip(&self.score).map(|(n, s)| n * s).sum();
+        if all > 0.0 { self.load.len() as f64 * dot / all / self.tokens } else { 0.0 }
+    }
+
+    /// The z-loss without its coefficient: the mean squared log-sum-exp.
+    pub fn z_loss(&self) -> f64 {
+        if self.tokens > 0.0 { self.z / self.tokens } else { 0.0 }
+    }
+}
+
+/// What the routers did since the log was made, one entry per sparse layer: this rank's tokens, unless summed.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct RouterLog {
     /// By sparse layer.
@@ -92,6 +117,17 @@ impl RouterLog {
     pub fn new(layers: usize, experts: usize) -> Self {
         let one = RouterStats { load: vec![0.0; experts], score: vec![0.0; experts], ..Default::default() };
         RouterLog { layers: vec![one; layers] }
+    }
+
+    /// Sums the logs of all ranks.
+    pub fn all_reduce<D: Device>(&mut self, comm: &dyn Comm<D>) -> Result<(), Fault> {
+        fn numbers(l: &mut RouterStats) -> impl Iterator<Item = &mut f64> {
+            l.load.iter_mut().chain(&mut l.score).chain([&mut l.entropy, &mut l.z, &mut l.tokens])
+        }
+        let mut all: Vec<f64> = self.layers.iter_mut().flat_map(numbers).map(|x| *x).collect();
+        comm.all_reduce_host(&mut all)?;
+        self.layers.iter_mut().flat_map(numbers).zip(all).for_each(|(x, sum)| *x = sum);
+        Ok(())
     }
 }
 
@@ -107,7 +143,7 @@ pub struct Cx<'a, D: Device> {
     pub packing: &'a Packing,
     /// The routers' auxiliary losses.
     pub aux: Auxiliary,
-    /// What the routers do; `None` keeps no log (evaluation, decoding).
+    /// What the routers do; `None` keeps no log (evaluation, decoding). The balance loss needs it.
     pub log: Option<&'a mut RouterLog>,
     /// This forward pass repeats an earlier one (recomputation): the log has it already.
     pub again: bool,

@@ -24,7 +24,9 @@ mod attention;
 mod block;
 pub mod cache;
 pub mod config;
+pub mod counts;
 pub mod exchange;
+pub mod hf;
 mod init;
 pub mod layer;
 mod mlp;
@@ -32,9 +34,17 @@ pub mod model;
 mod moe;
 mod norm;
 pub mod store;
+pub mod weights;
+
+#[cfg(test)]
+extern crate self as wudao_model;
+#[cfg(test)]
+#[path = "../tests/common/families.rs"]
+mod families;
 
 pub use cache::KvCache;
 pub use config::{Config, Family, MoeConfig};
+pub use counts::Counts;
 pub use layer::{Cx, Layer, Packing, RouterLog};
 pub use model::Model;
 pub use store::{Layout, Store};

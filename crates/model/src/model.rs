@@ -46,6 +46,12 @@ impl<D: Device> Model<D> {
     /// The network of `config`. `positions` is the longest segment it will see.
     pub fn new(device: &D, config: &Config, positions: usize, options: Options) -> Result<Self, ConfigError> {
         config.check()?;
+        let ranks = options.shard.size;
+        if let Some(m) = config.moe.as_ref().filter(|m| ranks == 0 || !m.num_experts.is_multiple_of(ranks)) {
+            let problem =
+                format!("{} do not divide among {ranks} ranks: each holds as many as the others", m.num_experts);
+            return Err(ConfigError { key: "num_experts", problem });
+        }
         let layout = Layout::new(config, options.shard);
         let rope = Arc::new(rope_table(device, config, positions, options.dtype));
         let block = |(l, ids)| Recompute { layer: Block::new(config, l, ids, rope.clone()), on: options.recompute };
@@ -200,11 +206,14 @@ impl<D: Device> Model<D> {
 }
 
 /// Cosines, then sines, of `position · theta^(−2i/R)` for the R/2 pairs of the rotated columns (Su et al. 2021).
-fn rope_table<D: Device>(device: &D, config: &Config, positions: usize, dtype: DType) -> Tensor<D> {
+pub(crate) fn rope_table<D: Device>(device: &D, config: &Config, positions: usize, dtype: DType) -> Tensor<D> {
     let r = config.rotary_dim();
-    let angle = |p: usize, i: usize| p as f64 * config.rope_theta.powf(-2.0 * i as f64 / r as f64);
-    let row = |p| (0..r / 2).map(move |i| angle(p, i).cos()).chain((0..r / 2).map(move |i| angle(p, i).sin()));
-    let wide: Vec<f64> = (0..positions).flat_map(row).collect();
+    let frequency: Vec<f64> = (0..r / 2).map(|i| config.rope_theta.powf(-2.0 * i as f64 / r as f64)).collect();
+    let mut wide = Vec::with_capacity(positions * r);
+    for p in 0..positions {
+        wide.extend(frequency.iter().map(|f| (p as f64 * f).cos()));
+        wide.extend(frequency.iter().map(|f| (p as f64 * f).sin()));
+    }
     let wide = Tensor::from_host(device, [positions, r], &wide);
     let mut table = Tensor::new(device, wide.shape(), dtype);
     device.copy(wide.view(), table.view_mut());

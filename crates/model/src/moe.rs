@@ -5,6 +5,7 @@
 //! an auxiliary loss (Wang et al. 2024; DeepSeek-V3; GLM-4.5).
 
 use crate::exchange::Plan;
+use crate::init::upload;
 use crate::layer::{Cx, Layer};
 use crate::mlp::{Hidden, Mlp};
 use crate::store::{ExpertPart, ParamId, Store};
@@ -39,42 +40,31 @@ pub(crate) struct MoeSaved<D: Device> {
 }
 
 impl Moe {
-    /// Adds what this pass did to the step's log and returns the balance loss's derivative by each expert's score.
-    fn record<D: Device>(
-        &self,
-        cx: &mut Cx<D>,
-        plan: &Plan,
-        scores: View<D>,
-        stats: View<D>,
-    ) -> Result<Vec<f64>, Fault> {
-        if cx.again {
-            return Ok(self.balance(cx));
-        }
-        let Some(log) = cx.log.as_deref_mut() else { return Ok(vec![]) };
+    /// Adds what this pass did to the step's log.
+    fn record<D: Device>(&self, cx: &mut Cx<D>, plan: &Plan, scores: View<D>, stats: View<D>) {
+        let Some(log) = cx.log.as_deref_mut().filter(|_| !cx.again) else { return };
         let log = &mut log.layers[self.layer];
-        let mut load: Vec<f64> = plan.load.iter().map(|&n| n as f64).collect();
-        if cx.aux.balance != 0.0 {
-            // The loss is over the global batch: every rank must know how loaded an expert is everywhere.
-            cx.comm.all_reduce_host(&mut load)?;
-        }
-        log.load.iter_mut().zip(&load).for_each(|(a, b)| *a += b);
-        let score = cx.device.column_sums(scores);
-        log.score.iter_mut().zip(&score).for_each(|(a, b)| *a += b);
+        log.load.iter_mut().zip(&plan.load).for_each(|(a, &n)| *a += n as f64);
+        log.score.iter_mut().zip(cx.device.column_sums(scores)).for_each(|(a, b)| *a += b);
         log.tokens += scores.shape()[0] as f64;
         let stats = stats.to_f64(cx.device);
         for lse_entropy in stats.chunks(2) {
             log.z += lse_entropy[0] * lse_entropy[0];
             log.entropy += lse_entropy[1];
         }
-        Ok(self.balance(cx))
     }
 
-    /// `α·E·f_e / T`: f_e from the step's choices so far (all of them, once the last micro-batch is in).
-    fn balance<D: Device>(&self, cx: &Cx<D>) -> Vec<f64> {
-        let (Some(log), true) = (cx.log.as_deref(), cx.aux.balance != 0.0) else { return vec![] };
-        let load = &log.layers[self.layer].load;
+    /// The balance loss's derivative by each token's score of an expert, `α·E·f_e / T`. f_e is over all ranks, from the
+    /// step's choices so far: all of them, once the last micro-batch is in (Qiu et al. 2025, section 3).
+    fn balance<D: Device>(&self, cx: &Cx<D>) -> Result<Vec<f64>, Fault> {
+        if cx.aux.balance == 0.0 {
+            return Ok(vec![]);
+        }
+        let log = cx.log.as_deref().expect("the balance loss needs a log of the routers");
+        let mut load = log.layers[self.layer].load.clone();
+        cx.comm.all_reduce_host(&mut load)?;
         let all: f64 = load.iter().sum();
-        load.iter().map(|n| cx.aux.balance * self.experts as f64 * n / all / cx.aux.tokens).collect()
+        Ok(load.iter().map(|n| cx.aux.balance * self.experts as f64 * n / all / cx.aux.tokens).collect())
     }
 }
 
@@ -97,7 +87,8 @@ impl<D: Device> Layer<D> for Moe {
         drop(logits_te);
 
         let plan = Plan::new(cx, &choice_tk.view().to_host::<u32>(dev), e, k)?;
-        let balance_e = self.record(cx, &plan, scores_te.view(), stats_t2.view())?;
+        self.record(cx, &plan, scores_te.view(), stats_t2.view());
+        let balance_e = self.balance(cx)?;
 
         let rows_nd = plan.dispatch_tokens(cx, x_td.view())?;
         let (w_gate_up, w_down) =
@@ -189,7 +180,7 @@ impl<D: Device> Layer<D> for Moe {
 
         let mut dlogits_te = Tensor::new(dev, scores_te.shape(), scores_te.dtype());
         let (s, c, w, st) = (scores_te.view(), choice_tk.view(), weight_tk.view(), stats_t2.view());
-        let z = cx.aux.z / cx.aux.tokens.max(1.0);
+        let z = if cx.aux.z == 0.0 { 0.0 } else { cx.aux.z / cx.aux.tokens };
         dev.route_backward(&self.routing, &balance_e, z, s, c, w, st, dw_tk.view(), dlogits_te.view_mut());
         dev.gemm(Gemm::TN_ACC, dlogits_te.view(), x_td.view(), grads.at_mut(self.router));
         let accumulate = Gemm { accumulate: true, ..Gemm::NN };
@@ -197,8 +188,9 @@ impl<D: Device> Layer<D> for Moe {
 
         if let Some(id) = self.correction {
             let load: Vec<f64> = plan.load.iter().map(|&n| n as f64).collect();
-            let load = upload(dev, grads.dtype(), &load);
-            dev.axpby(1.0, load.view(), 1.0, grads.at_mut(id));
+            let mut row = Tensor::new(dev, [1, load.len()], grads.dtype());
+            upload(dev, &load, row.view_mut());
+            dev.axpby(1.0, row.view(), 1.0, grads.at_mut(id));
         }
         if let (Some(mlp), Some(hidden)) = (&self.shared, shared) {
             let dshared = mlp.backward_to(cx, grads, x_td.view(), hidden, dy);
@@ -206,12 +198,4 @@ impl<D: Device> Layer<D> for Moe {
         }
         Ok(dx_td)
     }
-}
-
-/// A host row on the device, in a floating-point type.
-fn upload<D: Device>(dev: &D, dtype: DType, x: &[f64]) -> Tensor<D> {
-    let wide = Tensor::from_host(dev, [1, x.len()], x);
-    let mut t = Tensor::new(dev, [1, x.len()], dtype);
-    dev.copy(wide.view(), t.view_mut());
-    t
 }

@@ -1,0 +1,85 @@
+//! Weights in files: safetensors with Hugging Face's names, so that a checkpoint opens everywhere.
+//!
+//! Writing streams one tensor at a time, from the device or from a [`Snapshot`] (a host copy that another thread writes
+//! while training goes on), and every file is on the disk, fsynced and hashed, when a function returns. No file of
+//! weights is ever overwritten: a checkpoint is a new folder, and making it appear at once is its owner's business.
+//!
+//! Reading maps files into memory and trusts nothing in them. Names, shapes, types and offsets are checked against the
+//! model before the first weight changes, and the error names the file and the tensor. What cannot be defended against is
+//! a file that another process cuts short while it is being read.
+
+mod convert;
+mod format;
+mod read;
+mod snapshot;
+mod write;
+
+pub use read::{TensorInfo, load, load_into, load_some, read_config, tensors};
+pub use snapshot::{HostTensor, Snapshot};
+pub use write::{Written, checksum, save, write_file};
+
+use crate::config::ConfigError;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The file of a model that is not cut into shards.
+pub const MODEL: &str = "model.safetensors";
+/// The file that says which shard holds which tensor.
+pub const INDEX: &str = "model.safetensors.index.json";
+/// The file that says what the model is.
+pub const CONFIG: &str = "config.json";
+/// The file that says how to generate.
+pub const GENERATION: &str = "generation_config.json";
+
+/// What went wrong with a file of weights.
+#[derive(Debug, thiserror::Error)]
+pub enum WeightsError {
+    /// The system refused.
+    #[error("{}: cannot {operation}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was tried.
+        operation: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// `config.json` does not say what the model is.
+    #[error("{}: not a model we can run", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// The key and its problem.
+        source: ConfigError,
+    },
+    /// The file is not what it should be.
+    #[error("{}: {problem}", path.display())]
+    File {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        problem: String,
+    },
+    /// A tensor is not what it should be.
+    #[error("{}: tensor {name:?}: {problem}", path.display())]
+    Tensor {
+        /// The file or folder.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// What is wrong and what to do.
+        problem: String,
+    },
+}
+
+impl WeightsError {
+    fn io(path: &Path, operation: &'static str) -> impl FnOnce(io::Error) -> WeightsError {
+        move |source| WeightsError::Io { path: path.into(), operation, source }
+    }
+    fn file(path: &Path, problem: impl Into<String>) -> WeightsError {
+        WeightsError::File { path: path.into(), problem: problem.into() }
+    }
+    fn tensor(path: &Path, name: &str, problem: impl Into<String>) -> WeightsError {
+        WeightsError::Tensor { path: path.into(), name: name.into(), problem: problem.into() }
+    }
+}

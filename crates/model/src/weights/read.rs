@@ -1,0 +1,247 @@
+//! From files to stores.
+
+use super::convert::{convert, file_type, is_float};
+use super::format::Opened;
+use super::write::expected;
+use super::{CONFIG, INDEX, MODEL, WeightsError};
+use crate::config::{Config, Family};
+use crate::store::{Home, Param, Store};
+use safetensors::tensor::TensorInfo as Info;
+use serde::Deserialize;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use wudao_device::{Device, ViewMut};
+
+/// Elements that are converted at a time.
+const CHUNK: usize = 1 << 20;
+
+/// What a file says about a tensor.
+#[derive(Clone, PartialEq, Debug)]
+pub struct TensorInfo {
+    /// Its name.
+    pub name: String,
+    /// Its element type, as the file spells it.
+    pub dtype: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Its size.
+    pub bytes: u64,
+    /// The name of its file.
+    pub file: String,
+}
+
+/// Reads and checks the `config.json` of a folder.
+pub fn read_config(dir: &Path) -> Result<Config, WeightsError> {
+    let path = dir.join(CONFIG);
+    let bytes = std::fs::read(&path).map_err(WeightsError::io(&path, "read"))?;
+    Config::from_json(&bytes).map_err(|source| WeightsError::Config { path, source })
+}
+
+/// All tensors of a model's folder, or of one safetensors file, by file and offset. Headers are checked, weights are not
+/// read.
+pub fn tensors(path: &Path) -> Result<Vec<TensorInfo>, WeightsError> {
+    let files = if path.is_dir() { Files::open(path)? } else { Files::of(path, vec![Opened::open(path)?])? };
+    let mut all = vec![];
+    for file in &files.files {
+        let name_of_file = file.path.file_name().unwrap_or_default().to_string_lossy();
+        for name in file.names() {
+            let Some(info) = file.info(&name) else { continue };
+            all.push(TensorInfo {
+                dtype: format!("{:?}", info.dtype),
+                shape: info.shape.clone(),
+                bytes: (info.data_offsets.1 - info.data_offsets.0) as u64,
+                file: name_of_file.clone().into_owned(),
+                name,
+            });
+        }
+    }
+    Ok(all)
+}
+
+/// Fills `store` from a model's folder, whatever floating-point type the files have. On a rank with a share of the
+/// experts only those are read. Nothing is changed unless every tensor of the model is there in its shape, and no other.
+pub fn load<D: Device>(device: &D, dir: &Path, config: &Config, store: &mut Store<D>) -> Result<(), WeightsError> {
+    let files = Files::open(dir)?;
+    let known = expected(config);
+    for name in files.names() {
+        if !known.contains_key(name) && !files.may_be_left_out(config, name)? {
+            let path = &files.of_tensor(name).path;
+            return Err(WeightsError::tensor(path, name, format!("no {} has it", config.family.model_type())));
+        }
+    }
+    if let Some(name) = known.keys().find(|name| !files.by_name.contains_key(*name)) {
+        let more = known.keys().filter(|name| !files.by_name.contains_key(*name)).count() - 1;
+        let hint = if name == "lm_head.weight" { "; is tie_word_embeddings true?" } else { "" };
+        let others = if more > 0 { format!(", and {more} more") } else { String::new() };
+        return Err(WeightsError::tensor(dir, name, format!("missing{others}{hint}")));
+    }
+    fill(device, &files, "", store, |_| true)
+}
+
+/// Fills a store from the file of a [`super::Snapshot`] that was taken with the same prefix. Tensors under other prefixes
+/// are left alone.
+pub fn load_into<D: Device>(device: &D, path: &Path, prefix: &str, store: &mut Store<D>) -> Result<(), WeightsError> {
+    load_some(device, path, prefix, store, |_| true)
+}
+
+/// As [`load_into`], of the parameters that `keep` keeps.
+pub fn load_some<D: Device>(
+    device: &D,
+    path: &Path,
+    prefix: &str,
+    store: &mut Store<D>,
+    keep: impl Fn(&Param) -> bool,
+) -> Result<(), WeightsError> {
+    let files = Files::of(path, vec![Opened::open(path)?])?;
+    if store.layout().shard.size == 1 {
+        let params = store.params();
+        let kept = params.iter().filter(|(_, p)| keep(p)).flat_map(|(_, p)| &p.parts);
+        let wanted: BTreeSet<String> = kept.map(|part| format!("{prefix}{}", part.name)).collect();
+        if let Some(name) = files.names().find(|name| name.starts_with(prefix) && !wanted.contains(*name)) {
+            return Err(WeightsError::tensor(path, name, "no place for it in this model"));
+        }
+    }
+    fill(device, &files, prefix, store, keep)
+}
+
+/// Checks every tensor that the store wants, then copies.
+fn fill<D: Device>(
+    device: &D,
+    files: &Files,
+    prefix: &str,
+    store: &mut Store<D>,
+    keep: impl Fn(&Param) -> bool,
+) -> Result<(), WeightsError> {
+    let mut work: Vec<(Home, std::ops::Range<usize>, &Opened, &Info)> = vec![];
+    for (home, param) in store.params().into_iter().filter(|(_, param)| keep(param)) {
+        for part in param.parts {
+            let name = format!("{prefix}{}", part.name);
+            let (file, info) = files.get(&name)?;
+            if info.shape != part.shape {
+                let problem = format!("has shape {:?}, expected {:?}", info.shape, part.shape);
+                return Err(WeightsError::tensor(&file.path, &name, problem));
+            }
+            if !is_float(info.dtype) {
+                let problem = format!("has type {:?}; supported are F32, BF16, F16 and F64", info.dtype);
+                return Err(WeightsError::tensor(&file.path, &name, problem));
+            }
+            work.push((home, part.rows, file, info));
+        }
+    }
+    for (home, rows, file, info) in work {
+        upload(device, info, file.bytes(info), store.get_mut(home).rows(rows));
+    }
+    Ok(())
+}
+
+fn upload<D: Device>(device: &D, info: &Info, bytes: &[u8], mut to: ViewMut<D>) {
+    let dtype = to.dtype();
+    if info.dtype == file_type(dtype) {
+        return device.copy_from_host(bytes, to);
+    }
+    let size = info.dtype.bitsize() / 8;
+    for (i, chunk) in bytes.chunks(CHUNK * size).enumerate() {
+        let n = chunk.len() / size;
+        let at = i * CHUNK..i * CHUNK + n;
+        device.copy_from_host(&convert(Cow::Borrowed(chunk), info.dtype, dtype), to.reborrow().part(at, [1, n]));
+    }
+}
+
+/// The files of a model and where each tensor is.
+struct Files {
+    path: PathBuf,
+    files: Vec<Opened>,
+    by_name: BTreeMap<String, usize>,
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Files {
+    /// One file if it is there, the shards of the index otherwise, as in transformers.
+    fn open(dir: &Path) -> Result<Files, WeightsError> {
+        let one = dir.join(MODEL);
+        if one.exists() {
+            return Files::of(dir, vec![Opened::open(&one)?]);
+        }
+        let path = dir.join(INDEX);
+        if !path.exists() {
+            return Err(WeightsError::file(dir, format!("no weights here: neither {MODEL} nor {INDEX}")));
+        }
+        let bytes = std::fs::read(&path).map_err(WeightsError::io(&path, "read"))?;
+        let index: Index = serde_json::from_slice(&bytes)
+            .map_err(|e| WeightsError::file(&path, format!("not an index of shards: {e}")))?;
+        let names: BTreeSet<&String> = index.weight_map.values().collect();
+        let open = |name: &&String| {
+            // A name from a foreign file must not lead out of the folder.
+            if Path::new(name).file_name() != Some(name.as_ref()) {
+                return Err(WeightsError::file(&path, format!("{name:?} is not the name of a file in this folder")));
+            }
+            Opened::open(&dir.join(name))
+        };
+        let files = Files::of(dir, names.iter().map(open).collect::<Result<_, _>>()?)?;
+        for (tensor, file) in &index.weight_map {
+            let there = files.by_name.get(tensor).is_some_and(|&i| files.files[i].path == dir.join(file));
+            if !there {
+                return Err(WeightsError::tensor(&path, tensor, format!("is not in {file}, where the index puts it")));
+            }
+        }
+        Ok(files)
+    }
+
+    fn of(path: &Path, files: Vec<Opened>) -> Result<Files, WeightsError> {
+        let mut by_name = BTreeMap::new();
+        for (i, file) in files.iter().enumerate() {
+            for name in file.names() {
+                if let Some(other) = by_name.insert(name.clone(), i) {
+                    let other = files[other].path.display();
+                    return Err(WeightsError::tensor(&file.path, &name, format!("is in {other} too")));
+                }
+            }
+        }
+        Ok(Files { path: path.into(), files, by_name })
+    }
+
+    fn names(&self) -> impl Iterator<Item = &String> {
+        self.by_name.keys()
+    }
+
+    fn of_tensor(&self, name: &str) -> &Opened {
+        &self.files[self.by_name[name]]
+    }
+
+    fn get(&self, name: &str) -> Result<(&Opened, &Info), WeightsError> {
+        let file = self.by_name.get(name).map(|&i| &self.files[i]);
+        file.and_then(|f| f.info(name).map(|info| (f, info)))
+            .ok_or_else(|| WeightsError::tensor(&self.path, name, "missing"))
+    }
+
+    /// Tensors that files hold and models do not: the rotary frequencies of old files, GLM's layers for predicting several
+    /// tokens, and a tied head's copy of the embedding, if a copy is what it is.
+    fn may_be_left_out(&self, config: &Config, name: &str) -> Result<bool, WeightsError> {
+        if name.ends_with(".rotary_emb.inv_freq") {
+            return Ok(true);
+        }
+        if config.family == Family::Glm4Moe
+            && let Some(rest) = name.strip_prefix("model.layers.")
+            && let Some((layer, _)) = rest.split_once('.')
+            && layer.parse().is_ok_and(|l: usize| l >= config.num_hidden_layers)
+        {
+            return Ok(true);
+        }
+        if name == "lm_head.weight" && config.tie_word_embeddings {
+            let (file, head) = self.get(name)?;
+            let (embedding_file, embedding) = self.get("model.embed_tokens.weight")?;
+            let (a, b) = (file.bytes(head), embedding_file.bytes(embedding));
+            if head.dtype != embedding.dtype || a != b {
+                let problem = "is not the embedding, though tie_word_embeddings is true: one of the two is wrong";
+                return Err(WeightsError::tensor(&file.path, name, problem));
+            }
+            return Ok(true);
+        }
+        Ok(false)
+    }
+}

@@ -1,0 +1,200 @@
+//! Files that are on the disk when a function returns, and a whole model's folder.
+
+use super::convert::{convert, file_type};
+use super::format::{self, Entry};
+use super::{CONFIG, GENERATION, INDEX, MODEL, WeightsError};
+use crate::config::Config;
+use crate::store::{Home, Kind, Layout, Part, Shard, Store};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use wudao_device::{DType, Device};
+
+/// A file that was written and fsynced, as a checkpoint's manifest wants to know it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Written {
+    /// Its name, without the folder.
+    pub name: String,
+    /// Its size.
+    pub bytes: u64,
+    /// Its SHA-256, in hexadecimal.
+    pub sha256: String,
+}
+
+/// Hashes while it writes.
+pub(super) struct Hashed {
+    path: PathBuf,
+    file: File,
+    hash: Sha256,
+    bytes: u64,
+}
+
+impl Hashed {
+    fn open(path: &Path, how: &mut OpenOptions) -> Result<Hashed, WeightsError> {
+        let file = how.write(true).open(path).map_err(WeightsError::io(path, "create"))?;
+        Ok(Hashed { path: path.into(), file, hash: Sha256::new(), bytes: 0 })
+    }
+
+    pub fn create_new(path: &Path) -> Result<Hashed, WeightsError> {
+        Hashed::open(path, OpenOptions::new().create_new(true))
+    }
+
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), WeightsError> {
+        self.file.write_all(bytes).map_err(WeightsError::io(&self.path, "write"))?;
+        self.hash.update(bytes);
+        self.bytes += bytes.len() as u64;
+        Ok(())
+    }
+
+    pub fn finish(self) -> Result<Written, WeightsError> {
+        self.file.sync_all().map_err(WeightsError::io(&self.path, "bring to the disk"))?;
+        Ok(written(&self.path, self.bytes, self.hash))
+    }
+}
+
+fn written(path: &Path, bytes: u64, hash: Sha256) -> Written {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let sha256 = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
+    Written { name, bytes, sha256 }
+}
+
+/// Writes a small file, replacing what was there, and brings it to the disk.
+pub fn write_file(path: &Path, bytes: &[u8]) -> Result<Written, WeightsError> {
+    let mut file = Hashed::open(path, OpenOptions::new().create(true).truncate(true))?;
+    file.write(bytes)?;
+    file.finish()
+}
+
+/// Size and hash of a file as it is, to be compared with a manifest.
+pub fn checksum(path: &Path) -> Result<Written, WeightsError> {
+    let mut file = File::open(path).map_err(WeightsError::io(path, "open"))?;
+    let (mut hash, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok(written(path, bytes, hash)),
+            Ok(n) => {
+                hash.update(&buffer[..n]);
+                bytes += n as u64;
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(WeightsError::io(path, "read")(e)),
+        }
+    }
+}
+
+/// Writes a model's folder, which must exist: `config.json`, `generation_config.json` and the weights as `dtype`, in one
+/// file or in shards of at most `max_shard_bytes` (a tensor is never cut). The store must be a whole model's.
+pub fn save<D: Device>(
+    device: &D,
+    dir: &Path,
+    config: &Config,
+    store: &Store<D>,
+    dtype: DType,
+    max_shard_bytes: u64,
+) -> Result<Vec<Written>, WeightsError> {
+    let whole = store.layout().shard.size == 1;
+    assert!(whole, "a rank holds a share of the experts: append the snapshots of all ranks and write that");
+    let parts = parts(store, |_| true);
+    let tensors: Vec<_> = parts.iter().map(|(_, kind, part)| (part.name.as_str(), *kind, &part.shape[..])).collect();
+    write_model(dir, config, &tensors, dtype, max_shard_bytes, |i| {
+        let (home, _, part) = &parts[i];
+        convert(download(device, store, *home, part).into(), file_type(store.dtype()), dtype_of(parts[i].1, dtype))
+    })
+}
+
+/// Every tensor of a store that this rank must save, of the parameters that `keep` keeps.
+pub(super) fn parts<D: Device>(
+    store: &Store<D>,
+    keep: impl Fn(&crate::store::Param) -> bool,
+) -> Vec<(Home, Kind, Part)> {
+    let first = store.layout().shard.rank == 0;
+    let mine = move |home: &Home| first || matches!(home, Home::Expert(..));
+    (store.params().into_iter())
+        .filter(|(home, param)| mine(home) && keep(param))
+        .flat_map(|(home, param)| param.parts.into_iter().map(move |part| (home, param.kind, part)))
+        .collect()
+}
+
+/// A tensor's bytes in the store's type.
+pub(super) fn download<D: Device>(device: &D, store: &Store<D>, home: Home, part: &Part) -> Vec<u8> {
+    let view = store.get(home).rows(part.rows.clone());
+    let mut bytes = vec![0; view.len() * view.dtype().size()];
+    device.copy_to_host(view, &mut bytes);
+    bytes
+}
+
+/// A correction bias is never stored in less than f32: transformers keeps it so, and its steps are small.
+pub(super) fn dtype_of(kind: Kind, dtype: DType) -> DType {
+    if kind == Kind::Correction && dtype == DType::Bf16 { DType::F32 } else { dtype }
+}
+
+/// The folder of a model whose tensor `i` is `tensors[i]` (name, kind, shape), with bytes from `bytes_of`.
+pub(super) fn write_model<'a>(
+    dir: &Path,
+    config: &Config,
+    tensors: &[(&str, Kind, &[usize])],
+    dtype: DType,
+    max_shard_bytes: u64,
+    bytes_of: impl Fn(usize) -> Cow<'a, [u8]>,
+) -> Result<Vec<Written>, WeightsError> {
+    // Readers take the one file if it is there and the shards otherwise: another model's must not be in the way.
+    for other in [MODEL, INDEX] {
+        if dir.join(other).exists() {
+            return Err(WeightsError::file(&dir.join(other), "exists already; save into a new folder"));
+        }
+    }
+    let entries: Vec<Entry> = (tensors.iter().enumerate())
+        .map(|(source, (name, kind, shape))| {
+            let dtype = file_type(dtype_of(*kind, dtype));
+            Entry { name: name.to_string(), dtype, shape: shape.to_vec(), source }
+        })
+        .collect();
+    let shards = cut(&entries, max_shard_bytes);
+    let mut done = vec![
+        write_file(&dir.join(CONFIG), config.to_json(dtype).as_bytes())?,
+        write_file(&dir.join(GENERATION), config.generation_json().as_bytes())?,
+    ];
+    let mut weight_map = BTreeMap::new();
+    for (i, shard) in shards.iter().enumerate() {
+        let name = match shards.len() {
+            1 => MODEL.to_owned(),
+            n => format!("model-{:05}-of-{n:05}.safetensors", i + 1),
+        };
+        done.push(format::write(&dir.join(&name), shard, |e| bytes_of(e.source))?);
+        weight_map.extend(shard.iter().map(|e| (e.name.clone(), name.clone())));
+    }
+    if shards.len() > 1 {
+        let total: u64 = entries.iter().map(Entry::bytes).sum();
+        let index = json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
+        done.push(write_file(&dir.join(INDEX), format!("{index:#}\n").as_bytes())?);
+    }
+    Ok(done)
+}
+
+/// Consecutive shards of at most `most` bytes, or of one tensor.
+fn cut(entries: &[Entry], most: u64) -> Vec<Vec<Entry>> {
+    let mut shards = vec![vec![]];
+    let mut size = 0;
+    for e in entries {
+        if size > 0 && size + e.bytes() > most {
+            shards.push(vec![]);
+            size = 0;
+        }
+        size += e.bytes();
+        shards.last_mut().expect("never empty").push(e.clone());
+    }
+    shards
+}
+
+/// Names, kinds and shapes of all tensors of a model.
+pub(super) fn expected(config: &Config) -> BTreeMap<String, (Kind, Vec<usize>)> {
+    let layout = Layout::new(config, Shard::WHOLE);
+    let experts = layout.experts().flat_map(|(.., p)| p);
+    (layout.dense().map(|(_, p)| p).chain(experts))
+        .flat_map(|p| p.parts.iter().map(|part| (part.name.clone(), (p.kind, part.shape.clone()))))
+        .collect()
+}

@@ -1,0 +1,108 @@
+//! A tiny model of every kind that there is, for proofs.
+
+use wudao_model::{Config, Family, MoeConfig};
+
+fn dense(family: Family) -> Config {
+    Config {
+        family,
+        vocab_size: 13,
+        hidden_size: 8,
+        intermediate_size: 10,
+        num_hidden_layers: 2,
+        num_attention_heads: 4,
+        num_key_value_heads: 2,
+        head_dim: 4,
+        max_position_embeddings: 32,
+        rope_theta: 100.0,
+        partial_rotary_factor: 1.0,
+        rms_norm_eps: 1e-3,
+        tie_word_embeddings: false,
+        attention_bias: false,
+        attention_output_bias: false,
+        qk_norm: false,
+        initializer_range: 0.02,
+        bos_token_id: None,
+        eos_token_id: vec![0],
+        pad_token_id: None,
+        moe: None,
+    }
+}
+
+fn moe(num_experts: usize, num_experts_per_tok: usize) -> MoeConfig {
+    MoeConfig {
+        num_experts,
+        num_experts_per_tok,
+        moe_intermediate_size: 6,
+        n_shared_experts: 0,
+        sigmoid: false,
+        norm_topk_prob: true,
+        routed_scaling_factor: 1.0,
+        n_group: 1,
+        topk_group: 1,
+        dense_layers: vec![],
+        router_aux_loss_coef: 0.001,
+    }
+}
+
+/// Every family, and every habit that a family may have.
+pub fn every_family() -> Vec<(&'static str, Config)> {
+    let llama = Config {
+        attention_bias: true,
+        attention_output_bias: true,
+        bos_token_id: Some(1),
+        eos_token_id: vec![0, 2],
+        pad_token_id: Some(3),
+        ..dense(Family::Llama)
+    };
+    let llama_tied = Config { tie_word_embeddings: true, num_key_value_heads: 4, head_dim: 2, ..dense(Family::Llama) };
+    let qwen3 = Config { tie_word_embeddings: true, qk_norm: true, eos_token_id: vec![], ..dense(Family::Qwen3) };
+    let mixtral = Config { intermediate_size: 6, moe: Some(moe(4, 2)), ..dense(Family::Mixtral) };
+    let qwen3_moe = Config {
+        qk_norm: true,
+        moe: Some(MoeConfig { norm_topk_prob: false, dense_layers: vec![1], ..moe(4, 2) }),
+        ..dense(Family::Qwen3Moe)
+    };
+    let qwen3_moe_norm = Config {
+        qk_norm: true,
+        attention_bias: true,
+        attention_output_bias: true,
+        moe: Some(moe(8, 3)),
+        ..dense(Family::Qwen3Moe)
+    };
+    let sigmoid = MoeConfig { sigmoid: true, router_aux_loss_coef: 0.0, dense_layers: vec![0], ..moe(8, 2) };
+    let glm4_moe = Config {
+        partial_rotary_factor: 0.5,
+        attention_bias: true,
+        qk_norm: true,
+        moe: Some(MoeConfig {
+            n_shared_experts: 1,
+            routed_scaling_factor: 1.75,
+            n_group: 4,
+            topk_group: 2,
+            ..sigmoid.clone()
+        }),
+        ..dense(Family::Glm4Moe)
+    };
+    let glm4_moe_plain = Config {
+        partial_rotary_factor: 0.5,
+        tie_word_embeddings: true,
+        moe: Some(MoeConfig {
+            n_shared_experts: 2,
+            routed_scaling_factor: 2.5,
+            norm_topk_prob: false,
+            dense_layers: vec![],
+            ..sigmoid
+        }),
+        ..dense(Family::Glm4Moe)
+    };
+    vec![
+        ("llama", llama),
+        ("llama_tied", llama_tied),
+        ("qwen3", qwen3),
+        ("mixtral", mixtral),
+        ("qwen3_moe", qwen3_moe),
+        ("qwen3_moe_norm", qwen3_moe_norm),
+        ("glm4_moe", glm4_moe),
+        ("glm4_moe_plain", glm4_moe_plain),
+    ]
+}

@@ -1,0 +1,287 @@
+//! `config.json`: what transformers wrote is understood, what we write is read back, and what we cannot run is refused
+//! by name.
+
+mod common;
+
+use common::families::every_family;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use wudao_device::DType;
+use wudao_model::{Config, Family};
+
+fn golden(case: &str) -> Vec<u8> {
+    std::fs::read(common::golden_dir().join(case).join("config.json")).unwrap()
+}
+
+fn changed(case: &str, change: impl FnOnce(&mut Value)) -> Result<Config, String> {
+    let mut v: Value = serde_json::from_slice(&golden(case)).unwrap();
+    change(&mut v);
+    Config::from_json(v.to_string().as_bytes()).map_err(|e| e.to_string())
+}
+
+fn with(case: &str, key: &str, value: Value) -> Result<Config, String> {
+    changed(case, |v| v[key] = value)
+}
+
+fn without(case: &str, key: &str) -> Result<Config, String> {
+    changed(case, |v| drop(v.as_object_mut().unwrap().remove(key)))
+}
+
+#[test]
+fn what_transformers_wrote() {
+    let c = |case| Config::from_json(&golden(case)).unwrap();
+
+    let llama = c("llama");
+    assert_eq!((llama.family, llama.vocab_size, llama.head_dim), (Family::Llama, 101, 16));
+    assert!(llama.attention_bias && llama.attention_output_bias && !llama.qk_norm);
+    assert_eq!((llama.bos_token_id, &llama.eos_token_id[..], llama.pad_token_id), (None, &[0][..], None));
+    assert_eq!((llama.rope_theta, llama.rms_norm_eps), (10000.0, 1e-3));
+
+    let qwen3 = c("qwen3");
+    assert!(qwen3.tie_word_embeddings && qwen3.qk_norm && !qwen3.attention_bias);
+    assert_eq!(qwen3.rope_theta, 1e6);
+
+    let mixtral = c("mixtral");
+    assert_eq!(mixtral.head_dim, 8, "null is hidden_size / num_attention_heads");
+    let m = mixtral.moe.unwrap();
+    assert_eq!((m.num_experts, m.num_experts_per_tok, m.moe_intermediate_size), (8, 2, 20));
+    assert!(m.norm_topk_prob && !m.sigmoid);
+
+    let qwen3_moe = c("qwen3_moe");
+    assert_eq!(qwen3_moe.moe_layers(), [0]);
+    assert!(!qwen3_moe.moe.unwrap().norm_topk_prob);
+    let norm = c("qwen3_moe_norm");
+    assert_eq!(norm.moe_layers(), [1], "decoder_sparse_step = 2");
+    assert!(norm.attention_bias && norm.attention_output_bias);
+
+    let glm = c("glm4_moe");
+    assert_eq!((glm.rotary_dim(), &glm.eos_token_id[..]), (8, &[0, 3][..]));
+    assert!(glm.attention_bias && !glm.attention_output_bias && glm.qk_norm);
+    let m = glm.moe.unwrap();
+    assert_eq!((m.n_group, m.topk_group, m.routed_scaling_factor, m.n_shared_experts), (2, 1, 1.75, 1));
+    assert!(m.sigmoid && m.norm_topk_prob);
+    assert_eq!(m.dense_layers, [0]);
+    assert!(!c("glm4_moe_plain").qk_norm);
+}
+
+#[test]
+fn defaults_are_those_of_transformers() {
+    assert_eq!(without("qwen3", "head_dim").unwrap().head_dim, 128);
+    assert_eq!(without("qwen3_moe", "head_dim").unwrap().head_dim, 8);
+    assert_eq!(without("llama", "num_key_value_heads").unwrap().num_key_value_heads, 4);
+    assert_eq!(without("llama", "rms_norm_eps").unwrap().rms_norm_eps, 1e-6);
+    assert_eq!(without("glm4_moe", "rms_norm_eps").unwrap().rms_norm_eps, 1e-5);
+    assert_eq!(without("llama", "eos_token_id").unwrap().eos_token_id, [2]);
+    assert_eq!(with("llama", "pad_token_id", json!(-1)).unwrap().pad_token_id, None);
+    assert_eq!(without("mixtral", "rope_parameters").unwrap().rope_theta, 1e6);
+    assert_eq!(without("qwen3", "rope_parameters").unwrap().rope_theta, 1e4);
+    assert_eq!(without("glm4_moe", "rope_parameters").unwrap().partial_rotary_factor, 0.5);
+    assert!(!without("qwen3_moe_norm", "norm_topk_prob").unwrap().moe.unwrap().norm_topk_prob);
+    assert!(without("glm4_moe_plain", "norm_topk_prob").unwrap().moe.unwrap().norm_topk_prob);
+    assert_eq!(without("glm4_moe", "first_k_dense_replace").unwrap().moe.unwrap().dense_layers, [0]);
+    // Both names of the number of experts, and which of them wins.
+    let renamed = changed("qwen3_moe", |v| {
+        let n = v.as_object_mut().unwrap().remove("num_local_experts").unwrap();
+        v["num_experts"] = n;
+    });
+    assert_eq!(renamed.unwrap().moe.unwrap().num_experts, 8);
+    assert_eq!(with("qwen3_moe", "num_experts", json!(4)).unwrap().moe.unwrap().num_experts, 8);
+    // The keys of transformers 4.
+    let old = changed("glm4_moe", |v| {
+        v.as_object_mut().unwrap().remove("rope_parameters");
+        v["rope_theta"] = json!(500000);
+        v["partial_rotary_factor"] = json!(0.25);
+        v["rope_scaling"] = Value::Null;
+        v["torch_dtype"] = json!("bfloat16");
+    });
+    let old = old.unwrap();
+    assert_eq!((old.rope_theta, old.rotary_dim()), (500000.0, 4));
+    assert_eq!(with("llama", "rope_theta", json!(7.0)).unwrap().rope_theta, 10000.0, "rope_parameters wins");
+}
+
+#[test]
+fn what_we_do_not_compute_is_refused_by_name() {
+    for (case, key, value) in [
+        ("llama", "model_type", json!("gpt2")),
+        ("llama", "hidden_act", json!("gelu")),
+        ("llama", "mlp_bias", json!(true)),
+        ("llama", "rope_scaling", json!({"type": "linear", "factor": 2.0})),
+        ("llama", "rope_parameters", json!({"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0})),
+        ("llama", "quantization_config", json!({"quant_method": "gptq"})),
+        ("qwen3", "use_sliding_window", json!(true)),
+        ("qwen3", "layer_types", json!(["full_attention", "sliding_attention"])),
+        ("mixtral", "sliding_window", json!(4096)),
+        ("mixtral", "router_jitter_noise", json!(0.1)),
+    ] {
+        let e = with(case, key, value).unwrap_err();
+        assert!(e.starts_with(key) && e.contains("only") | e.contains("supported are"), "{key}: {e}");
+    }
+    // A sliding window that is switched off may keep its size.
+    with("qwen3_moe", "sliding_window", json!(4096)).unwrap();
+    with("llama", "some_new_key", json!([1, 2])).unwrap();
+}
+
+#[test]
+fn wrong_types_and_missing_keys_are_named() {
+    for (case, key, value) in [
+        ("llama", "vocab_size", json!("many")),
+        ("llama", "hidden_size", json!(-4)),
+        ("llama", "num_hidden_layers", json!(2.5)),
+        ("llama", "rms_norm_eps", json!("1e-6")),
+        ("llama", "attention_bias", json!(1)),
+        ("llama", "eos_token_id", json!("</s>")),
+        ("llama", "eos_token_id", json!([0, -7])),
+        ("llama", "bos_token_id", json!(101)),
+        ("llama", "rope_parameters", json!([1])),
+        ("llama", "num_attention_heads", json!(0)),
+        ("llama", "vocab_size", json!(1u64 << 60)),
+        ("qwen3_moe", "mlp_only_layers", json!({"0": true})),
+        ("qwen3_moe", "decoder_sparse_step", json!(0)),
+        ("glm4_moe", "n_group", json!(3)),
+        ("glm4_moe", "num_experts_per_tok", json!(5)),
+    ] {
+        let e = with(case, key, value).unwrap_err();
+        assert!(e.starts_with(key), "{key}: {e}");
+    }
+    for key in ["model_type", "vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings"] {
+        let e = without("qwen3", key).unwrap_err();
+        assert!(e.starts_with(&format!("{key}: missing")), "{e}");
+    }
+    assert!(without("qwen3_moe", "num_local_experts").unwrap_err().contains("num_experts"));
+    for bytes in [&b""[..], b"[]", b"{\"model_type\": \"llama\"", b"\xff\xfe"] {
+        assert!(Config::from_json(bytes).unwrap_err().to_string().starts_with("config.json"));
+    }
+}
+
+/// A family has no spelling for these, so nobody may train them.
+#[test]
+fn combinations_without_a_spelling_are_refused() {
+    let families: std::collections::BTreeMap<_, _> = every_family().into_iter().collect();
+    let refused = |name: &str, key: &str, change: &dyn Fn(&mut Config)| {
+        let mut c = families[name].clone();
+        c.check().unwrap();
+        change(&mut c);
+        let e = c.check().unwrap_err();
+        assert_eq!(e.key, key, "{name}: {e}");
+        assert!(e.problem.contains(c.family.model_type()), "{e}");
+    };
+    refused("qwen3", "qk_norm", &|c| c.qk_norm = false);
+    refused("llama", "qk_norm", &|c| c.qk_norm = true);
+    refused("llama", "attention_output_bias", &|c| c.attention_output_bias = false);
+    refused("llama", "num_attention_heads", &|c| c.hidden_size = 10);
+    refused("llama", "partial_rotary_factor", &|c| c.partial_rotary_factor = 0.5);
+    refused("llama", "moe", &|c| c.moe = families["mixtral"].moe.clone());
+    refused("mixtral", "moe", &|c| c.moe = None);
+    refused("mixtral", "attention_bias", &|c| c.attention_bias = true);
+    refused("mixtral", "dense_layers", &|c| c.moe.as_mut().unwrap().dense_layers = vec![0]);
+    refused("mixtral", "intermediate_size", &|c| c.intermediate_size = 7);
+    refused("mixtral", "n_shared_experts", &|c| c.moe.as_mut().unwrap().n_shared_experts = 1);
+    refused("mixtral", "norm_topk_prob", &|c| c.moe.as_mut().unwrap().norm_topk_prob = false);
+    refused("qwen3_moe", "sigmoid", &|c| c.moe.as_mut().unwrap().sigmoid = true);
+    refused("qwen3_moe", "routed_scaling_factor", &|c| c.moe.as_mut().unwrap().routed_scaling_factor = 2.0);
+    refused("glm4_moe", "sigmoid", &|c| {
+        let m = c.moe.as_mut().unwrap();
+        (m.sigmoid, m.n_group, m.topk_group) = (false, 1, 1);
+    });
+    refused("glm4_moe", "attention_output_bias", &|c| c.attention_output_bias = true);
+    refused("glm4_moe", "dense_layers", &|c| c.moe.as_mut().unwrap().dense_layers = vec![1]);
+    refused("glm4_moe", "n_shared_experts", &|c| c.moe.as_mut().unwrap().n_shared_experts = 0);
+}
+
+#[test]
+fn a_short_preset_has_sensible_defaults() {
+    let preset = json!({
+        "family": "mixtral", "vocab_size": 1000, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "max_position_embeddings": 128, "moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    });
+    let c: Config = serde_json::from_value(preset.clone()).unwrap();
+    c.check().unwrap();
+    assert_eq!((c.head_dim, c.num_key_value_heads, c.intermediate_size), (16, 4, 32));
+    assert_eq!((c.rope_theta, c.rms_norm_eps, c.initializer_range), (10000.0, 1e-6, 0.02));
+    assert!(c.moe.as_ref().unwrap().norm_topk_prob);
+    let mut unknown = preset.clone();
+    unknown["hiden_size"] = json!(1);
+    assert!(serde_json::from_value::<Config>(unknown).unwrap_err().to_string().contains("hiden_size"));
+    let mut unknown = preset;
+    unknown["moe"]["top_k"] = json!(1);
+    assert!(serde_json::from_value::<Config>(unknown).unwrap_err().to_string().contains("top_k"));
+}
+
+/// Any configuration that passes the check, near those of [`every_family`].
+fn any_config() -> impl Strategy<Value = Config> {
+    let sizes = (1usize..200, 1usize..9, 1usize..5, 1usize..5, 1usize..20, 1usize..2000);
+    let numbers = (1e-3f64..1e7, 1e-9f64..1e-2, 0.0f64..1.0, 0.0f64..1.0, 0.1f64..5.0);
+    let flags = (any::<bool>(), any::<bool>(), any::<bool>(), proptest::option::of(0u32..50));
+    let moe = (1usize..5, 1usize..4, 1usize..5, 1usize..99, proptest::collection::btree_set(0usize..8, 0..5));
+    (0..every_family().len(), sizes, numbers, flags, moe).prop_filter_map("not a model", |(which, s, x, f, m)| {
+        let mut c = every_family().swap_remove(which).1;
+        let (vocab, layers, kv, group, half, positions) = s;
+        (c.vocab_size, c.num_hidden_layers, c.num_key_value_heads) = (vocab + 50, layers, kv);
+        (c.num_attention_heads, c.head_dim) = (kv * group, half * 4);
+        (c.hidden_size, c.max_position_embeddings) = (kv * group * (1 + half), positions);
+        (c.rope_theta, c.rms_norm_eps, c.initializer_range) = (x.0, x.1, x.2);
+        (c.tie_word_embeddings, c.bos_token_id, c.pad_token_id) = (f.0, f.3, f.3.map(|id| id / 2));
+        c.eos_token_id = (0..m.0 as u32 - 1).collect();
+        c.intermediate_size = m.3 + 1;
+        if c.family != Family::Mixtral {
+            c.attention_bias = f.1;
+            c.attention_output_bias = f.1 && c.family != Family::Glm4Moe;
+        }
+        if let Some(moe) = &mut c.moe {
+            moe.moe_intermediate_size = if c.family == Family::Mixtral { m.3 + 1 } else { m.3 };
+            moe.router_aux_loss_coef = x.3;
+            moe.num_experts_per_tok = m.1;
+            if c.family == Family::Qwen3Moe {
+                moe.norm_topk_prob = f.2;
+                moe.dense_layers = m.4.iter().copied().filter(|&l| l < layers).collect();
+            }
+            if c.family == Family::Glm4Moe {
+                (moe.n_group, moe.topk_group) = (m.2, m.2.min(m.0));
+                moe.num_experts = m.2 * (m.0 + 1);
+                moe.routed_scaling_factor = x.4;
+                moe.dense_layers = (0..layers.min(m.0 - 1)).collect();
+                moe.norm_topk_prob = f.2;
+            } else {
+                moe.num_experts = m.0 * m.2;
+            }
+        }
+        c.check().ok().map(|()| c)
+    })
+}
+
+proptest! {
+    #[test]
+    fn what_we_write_we_read(c in any_config()) {
+        for dtype in [DType::F32, DType::Bf16] {
+            let text = c.to_json(dtype);
+            prop_assert_eq!(&Config::from_json(text.as_bytes()).unwrap(), &c);
+        }
+        let own = serde_json::to_string(&c).unwrap();
+        prop_assert_eq!(&serde_json::from_str::<Config>(&own).unwrap(), &c);
+        serde_json::from_str::<Value>(&c.generation_json()).unwrap();
+    }
+
+    /// Foreign bytes get an answer, never a panic.
+    #[test]
+    fn garbled_files_are_answered(case in 0usize..7, edits in proptest::collection::vec((any::<u16>(), any::<u8>()), 1..6)) {
+        let case = ["llama", "qwen3", "mixtral", "qwen3_moe", "qwen3_moe_norm", "glm4_moe", "glm4_moe_plain"][case];
+        let mut bytes = golden(case);
+        for (at, byte) in edits {
+            let at = at as usize % bytes.len();
+            bytes[at] = byte;
+        }
+        if let Err(e) = Config::from_json(&bytes) {
+            prop_assert!(!e.to_string().is_empty());
+        }
+    }
+
+    /// So do values that are well-formed and absurd.
+    #[test]
+    fn absurd_numbers_are_answered(case in 0usize..3, key in 0usize..12, n in any::<u64>()) {
+        let case = ["llama", "qwen3_moe", "glm4_moe"][case];
+        let key = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+            "num_key_value_heads", "head_dim", "moe_intermediate_size", "n_routed_experts", "num_local_experts",
+            "first_k_dense_replace", "n_shared_experts"][key];
+        let _ = with(case, key, json!(n));
+    }
+}
