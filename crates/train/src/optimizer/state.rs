@@ -1,0 +1,171 @@
+//! The moments in a file: one tensor per Hugging Face tensor and moment, so that they outlive the layout of memory.
+//!
+//! | name | what |
+//! |---|---|
+//! | `exp_avg.NAME`, `exp_avg_sq.NAME` | AdamW's moments of tensor NAME |
+//! | `momentum_buffer.NAME` | Muon's momentum |
+
+use super::{Optimizer, Place, Rule};
+use memmap2::Mmap;
+use safetensors::SafeTensors;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use wudao_device::{DType, Device, View};
+use wudao_model::weights::{HostTensor, Snapshot};
+
+/// A file of moments that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The system refused.
+    #[error("{}: cannot read the optimizer's state", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The file is damaged, or of another model or optimizer.
+    #[error("{}: {problem}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+}
+
+fn file_type(dtype: DType) -> safetensors::Dtype {
+    match dtype {
+        DType::F32 => safetensors::Dtype::F32,
+        DType::F64 => safetensors::Dtype::F64,
+        DType::Bf16 => safetensors::Dtype::BF16,
+        DType::U32 => safetensors::Dtype::U32,
+    }
+}
+
+/// The names of a tensor's moments: the first, and AdamW's second.
+fn names(place: &Place, rule: Rule) -> (String, Option<String>) {
+    match rule {
+        Rule::AdamW { .. } => (format!("exp_avg.{}", place.name), Some(format!("exp_avg_sq.{}", place.name))),
+        Rule::Muon => (format!("momentum_buffer.{}", place.name), None),
+    }
+}
+
+impl<D: Device> Optimizer<D> {
+    /// A host copy of all moments that this rank answers for: the dense part's on the first rank, and its experts'.
+    pub fn snapshot(&self, device: &D) -> Snapshot {
+        let dtype = self.first.dtype();
+        let first = self.first.trainable();
+        let mut tensors = vec![];
+        for place in self.places.iter().filter(|p| p.stretch > 0 || self.first.layout().shard.rank == 0) {
+            let mut copy = |name: String, from: View<D>| {
+                let mut bytes = vec![0; from.len() * dtype.size()];
+                device.copy_to_host(from, &mut bytes);
+                tensors.push(HostTensor { name, dtype, shape: place.shape.clone(), bytes });
+            };
+            let piece = &self.pieces[place.piece];
+            let (name, second_name) = names(place, piece.rule);
+            let flat = [1, place.at.len()];
+            copy(name, first[place.stretch].part(place.at.clone(), flat));
+            if let (Rule::AdamW { second, .. }, Some(name)) = (piece.rule, second_name) {
+                let at = place.at.start - piece.at.start..place.at.end - piece.at.start;
+                copy(name, self.second[second].view().part(at, flat));
+            }
+        }
+        Snapshot { tensors }
+    }
+
+    /// Fills all moments from a file that a snapshot wrote, after `updates` updates. Nothing is changed unless every
+    /// moment is there in its shape and type.
+    pub fn load(&mut self, device: &D, path: &Path, updates: u64) -> Result<(), StateError> {
+        let io = |source| StateError::Io { path: path.into(), source };
+        let wrong = |problem: String| StateError::File { path: path.into(), problem };
+        let file = File::open(path).map_err(io)?;
+        // SAFETY: the mapping is read-only and the file, once under its name, is never written again; any bytes are
+        // valid, and every access is checked against the length of the mapping.
+        let bytes = unsafe { Mmap::map(&file) }.map_err(io)?;
+        let tensors = SafeTensors::deserialize(&bytes).map_err(|e| wrong(format!("not a safetensors file: {e}")))?;
+        let dtype = self.first.dtype();
+        let find = |place: &Place, name: &str| {
+            let t = tensors.tensor(name).map_err(|_| {
+                wrong(format!("tensor {name:?} is missing: it is the state of another model or optimizer"))
+            })?;
+            if t.shape() != place.shape || t.dtype() != file_type(dtype) {
+                let (shape, dtype) = (t.shape(), t.dtype());
+                let expected = &place.shape;
+                return Err(wrong(format!("tensor {name:?} is {dtype:?} {shape:?}, not {dtype:?} {expected:?}")));
+            }
+            Ok(t)
+        };
+        let mut found = vec![];
+        for place in &self.places {
+            let (first, second) = names(place, self.pieces[place.piece].rule);
+            let second = second.map(|name| find(place, &name)).transpose()?;
+            found.push((find(place, &first)?, second));
+        }
+        let mut first = self.first.trainable_mut();
+        for (place, (m, v)) in self.places.iter().zip(found) {
+            let (piece, flat) = (&self.pieces[place.piece], [1, place.at.len()]);
+            device.copy_from_host(m.data(), first[place.stretch].reborrow().part(place.at.clone(), flat));
+            if let (Rule::AdamW { second, .. }, Some(v)) = (piece.rule, v) {
+                let at = place.at.start - piece.at.start..place.at.end - piece.at.start;
+                device.copy_from_host(v.data(), self.second[second].view_mut().part(at, flat));
+            }
+        }
+        self.updates = updates;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::optimizer::Rates;
+    use crate::settings::{OptimizerKind, TrainSettings};
+    use crate::testing::{tiny_moe, tiny_settings};
+    use wudao_device::{Cpu, DType};
+    use wudao_model::Model;
+    use wudao_model::model::Options;
+
+    #[test]
+    fn moments_come_back_bit_for_bit_and_other_models_are_refused() {
+        let (cpu, dir) = (Cpu::new(1), tempfile::tempdir().unwrap());
+        for kind in [OptimizerKind::AdamW, OptimizerKind::Muon] {
+            let settings = TrainSettings { optimizer: kind, ..tiny_settings() };
+            let model = Model::new(&cpu, &tiny_moe(), 8, Options::default()).unwrap();
+            let mut weights = model.init(&cpu, 1);
+            let grads = model.init(&cpu, 2);
+            let mut optimizer = Optimizer::new(&cpu, model.layout(), DType::F32, &settings);
+            for _ in 0..2 {
+                optimizer.step(&cpu, &grads, &mut weights, Rates { lr: 0.1, muon_lr: 0.1 }, 1.0);
+            }
+            let path = dir.path().join(format!("{kind:?}.safetensors"));
+            let snapshot = optimizer.snapshot(&cpu);
+            snapshot.write(&path).unwrap();
+            let mut again = Optimizer::new(&cpu, model.layout(), DType::F32, &settings);
+            again.load(&cpu, &path, 2).unwrap();
+            assert!(again.snapshot(&cpu) == snapshot);
+            assert_eq!(again.updates(), 2);
+            assert!(snapshot.tensors.iter().any(|t| t.bytes.iter().any(|&b| b != 0)));
+
+            let bytes: u64 = snapshot.bytes() + 2 * 4 * correction_elements(&model);
+            assert!(optimizer.bytes() <= bytes, "memory for what no rule needs");
+
+            let other = TrainSettings {
+                optimizer: if kind == OptimizerKind::Muon { OptimizerKind::AdamW } else { OptimizerKind::Muon },
+                ..settings
+            };
+            let mut other = Optimizer::new(&cpu, model.layout(), DType::F32, &other);
+            assert!(other.load(&cpu, &path, 2).unwrap_err().to_string().contains("missing"));
+        }
+        let garbage = dir.path().join("garbage");
+        std::fs::write(&garbage, [0xff; 64]).unwrap();
+        let model = Model::new(&cpu, &tiny_moe(), 8, Options::default()).unwrap();
+        let mut optimizer = Optimizer::new(&cpu, model.layout(), DType::F32, &tiny_settings());
+        assert!(optimizer.load(&cpu, &garbage, 0).is_err());
+    }
+
+    fn correction_elements(model: &Model<Cpu>) -> u64 {
+        (model.layout().dense_len() - model.layout().trainable()) as u64
+    }
+}
