@@ -146,6 +146,7 @@ pub struct Shard<B> {
     documents: usize,
     tokens: usize,
     bytes: u64,
+    max_source: u16,
     index: usize,
 }
 
@@ -194,13 +195,14 @@ impl<B: AsRef<[u8]>> Shard<B> {
                 "{documents} documents of {tokens} ids with the index at byte {index} do not fit a file of {len} bytes"
             )));
         }
-        let shard = Shard {
+        let mut shard = Shard {
             width,
             vocab_size,
             tokenizer,
             documents: documents as usize,
             tokens: tokens as usize,
             bytes,
+            max_source: 0,
             index: index as usize,
             path: path.to_owned(),
             data,
@@ -210,10 +212,11 @@ impl<B: AsRef<[u8]>> Shard<B> {
     }
 
     /// Walks the whole index once: afterwards every document's range is known to lie inside the file.
-    fn check_index(&self) -> Result<(), ShardError> {
+    fn check_index(&mut self) -> Result<(), ShardError> {
         let file = self.data.as_ref();
         let mut end = 0;
         let mut bytes = 0u64;
+        let mut max_source = 0;
         for (document, record) in file[self.index..].chunks_exact(RECORD_LEN).take(self.documents).enumerate() {
             let start = end;
             end = u64_at(record, 0);
@@ -223,6 +226,7 @@ impl<B: AsRef<[u8]>> Shard<B> {
                 return Err(self.corrupt(format!("entry {document} of its index is not possible")));
             }
             bytes = sum.unwrap_or_default();
+            max_source = max_source.max(u16::from_le_bytes([record[16], record[17]]));
         }
         if end != self.tokens as u64 || bytes != self.bytes {
             return Err(self.corrupt(format!(
@@ -234,6 +238,7 @@ impl<B: AsRef<[u8]>> Shard<B> {
         if file[padding].iter().any(|&byte| byte != 0) {
             return Err(self.corrupt("the padding after the ids is not zero".to_owned()));
         }
+        self.max_source = max_source;
         Ok(())
     }
 
@@ -263,6 +268,11 @@ impl<B: AsRef<[u8]>> Shard<B> {
     /// UTF-8 bytes of the text that the tokens stand for.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// The largest number of a source that a document names.
+    pub fn max_source(&self) -> u16 {
+        self.max_source
     }
 
     /// Size of the vocabulary the ids belong to.

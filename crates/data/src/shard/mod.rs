@@ -43,3 +43,6 @@ pub use error::ShardError;
 pub use format::{DocRef, Shard, Tokens};
 pub use set::{Documents, MemoryDocument, MemoryDocuments, ShardSet, SplitSummary, Summary};
 pub use writer::{DEFAULT_SHARD_TOKENS, ShardWriter};
+
+#[cfg(test)]
+mod tests;

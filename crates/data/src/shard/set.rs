@@ -135,6 +135,14 @@ impl ShardSet {
                     ),
                 });
             }
+            if shard.documents() > 0 && usize::from(shard.max_source()) >= manifest.sources.len() {
+                let reason = format!(
+                    "a document names source {}, the manifest lists {}",
+                    shard.max_source(),
+                    manifest.sources.len()
+                );
+                return Err(ShardError::Corrupt { path, reason });
+            }
             documents += info.documents;
             starts.push(documents);
             shards.push(shard);

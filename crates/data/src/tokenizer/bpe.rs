@@ -11,8 +11,8 @@ use std::collections::BinaryHeap;
 /// Pre-tokens longer than this are merged with a heap: O(n log n) rather than O(n²).
 const SHORT: usize = 96;
 
-/// No pair: larger than any entry of [`Merges`].
-const NONE: u64 = u64::MAX;
+/// Rank of a pair that is not merged.
+const NO_RANK: u32 = u32::MAX;
 
 /// Merge rules of a byte-level BPE model.
 #[derive(Clone, Debug)]
@@ -32,75 +32,94 @@ impl Bpe {
         match piece {
             [] => {}
             [byte] => out.push(self.bytes[usize::from(*byte)]),
-            _ if piece.len() <= SHORT => self.encode_short(piece, scratch, out),
+            _ if piece.len() <= SHORT => self.encode_short(piece, out),
             _ => self.encode_long(piece, scratch, out),
         }
     }
 
-    fn encode_short(&self, piece: &[u8], scratch: &mut Scratch, out: &mut Vec<u32>) {
-        let Scratch { ids, pairs, .. } = scratch;
-        ids.clear();
-        ids.extend(piece.iter().map(|&byte| self.bytes[usize::from(byte)]));
-        pairs.clear();
-        pairs.extend(ids.windows(2).map(|pair| self.merges.get(pair[0], pair[1])));
+    /// The symbols stay where they began, linked to their neighbours, so that nothing has to be moved.
+    fn encode_short(&self, piece: &[u8], out: &mut Vec<u32>) {
+        let len = piece.len();
+        let mut ids = [0u32; SHORT];
+        let mut previous = [0u8; SHORT];
+        let mut next = [0u8; SHORT];
+        // Rank and result of the pair that begins at each symbol.
+        let mut ranks = [NO_RANK; SHORT];
+        let mut merged = [0u32; SHORT];
+        for (at, &byte) in piece.iter().enumerate() {
+            ids[at] = self.bytes[usize::from(byte)];
+            previous[at] = at.wrapping_sub(1) as u8;
+            next[at] = at as u8 + 1;
+        }
+        for at in 0..len - 1 {
+            (ranks[at], merged[at]) = self.merges.get(ids[at], ids[at + 1]);
+        }
         loop {
-            let mut at = 0;
-            let mut lowest = NONE;
-            for (index, &pair) in pairs.iter().enumerate() {
-                if pair < lowest {
-                    (at, lowest) = (index, pair);
-                }
-            }
-            if lowest == NONE {
+            let lowest = ranks[..len].iter().fold(NO_RANK, |lowest, &rank| lowest.min(rank));
+            if lowest == NO_RANK {
                 break;
             }
-            ids[at] = lowest as u32;
-            ids.remove(at + 1);
-            pairs.remove(at);
-            if at > 0 {
-                pairs[at - 1] = self.merges.get(ids[at - 1], ids[at]);
+            let at = ranks[..len].iter().position(|&rank| rank == lowest).unwrap_or_default();
+            let gone = usize::from(next[at]);
+            let after = usize::from(next[gone]);
+            ids[at] = merged[at];
+            next[at] = after as u8;
+            ranks[gone] = NO_RANK;
+            ranks[at] = NO_RANK;
+            if after < len {
+                previous[after] = at as u8;
+                (ranks[at], merged[at]) = self.merges.get(ids[at], ids[after]);
             }
-            if at < pairs.len() {
-                pairs[at] = self.merges.get(ids[at], ids[at + 1]);
+            if at > 0 {
+                let before = usize::from(previous[at]);
+                (ranks[before], merged[before]) = self.merges.get(ids[before], ids[at]);
             }
         }
-        out.extend_from_slice(ids);
+        let mut at = 0;
+        while at < len {
+            out.push(ids[at]);
+            at = usize::from(next[at]);
+        }
     }
 
     fn encode_long(&self, piece: &[u8], scratch: &mut Scratch, out: &mut Vec<u32>) {
-        let Scratch { ids, links, heap, .. } = scratch;
+        let Scratch { ids, links, heap } = scratch;
         let len = piece.len();
         ids.clear();
         ids.extend(piece.iter().map(|&byte| self.bytes[usize::from(byte)]));
-        // A symbol that was merged into the one before it links to itself.
+        // Previous and next symbol; one that was merged into the symbol before it links to itself.
         links.clear();
         links.extend((0..len).map(|at| (at.wrapping_sub(1), at + 1)));
         heap.clear();
         heap.extend(ids.windows(2).enumerate().filter_map(|(at, pair)| {
-            let found = self.merges.get(pair[0], pair[1]);
-            (found != NONE).then_some(Reverse((found, at)))
+            let (rank, _) = self.merges.get(pair[0], pair[1]);
+            (rank != NO_RANK).then_some(Reverse((rank, at)))
         }));
-        while let Some(Reverse((found, at))) = heap.pop() {
+        while let Some(Reverse((rank, at))) = heap.pop() {
             let next = links[at].1;
-            if next == at || next == len || self.merges.get(ids[at], ids[next]) != found {
+            if next == at || next == len {
+                continue;
+            }
+            let (now, merged) = self.merges.get(ids[at], ids[next]);
+            if now != rank {
                 continue; // the pair was changed by a merge since
             }
             let after = links[next].1;
-            ids[at] = found as u32;
+            ids[at] = merged;
             links[next] = (next, next);
             links[at].1 = after;
             if after < len {
                 links[after].0 = at;
-                let pair = self.merges.get(ids[at], ids[after]);
-                if pair != NONE {
-                    heap.push(Reverse((pair, at)));
+                let (rank, _) = self.merges.get(ids[at], ids[after]);
+                if rank != NO_RANK {
+                    heap.push(Reverse((rank, at)));
                 }
             }
             let before = links[at].0;
             if before < len {
-                let pair = self.merges.get(ids[before], ids[at]);
-                if pair != NONE {
-                    heap.push(Reverse((pair, before)));
+                let (rank, _) = self.merges.get(ids[before], ids[at]);
+                if rank != NO_RANK {
+                    heap.push(Reverse((rank, before)));
                 }
             }
         }
@@ -112,27 +131,28 @@ impl Bpe {
 #[derive(Clone, Debug, Default)]
 pub struct Scratch {
     ids: Vec<u32>,
-    pairs: Vec<u64>,
     links: Vec<(usize, usize)>,
-    heap: BinaryHeap<Reverse<(u64, usize)>>,
+    heap: BinaryHeap<Reverse<(u32, usize)>>,
 }
 
-/// Pair of ids → rank << 32 | merged id: an open-addressing table that is at most half full.
+/// Pair of ids → rank and merged id: an open-addressing table that is at most half full.
 #[derive(Clone, Debug)]
 struct Merges {
-    slots: Vec<(u64, u64)>,
+    slots: Vec<(u64, (u32, u32))>,
     shift: u32,
 }
+
+const EMPTY: u64 = u64::MAX;
 
 impl Merges {
     fn new(merges: &[(u32, u32, u32)]) -> Merges {
         let bits = (2 * merges.len()).next_power_of_two().trailing_zeros().max(4);
-        let mut table = Merges { slots: vec![(NONE, NONE); 1 << bits], shift: 64 - bits };
+        let mut table = Merges { slots: vec![(EMPTY, (NO_RANK, 0)); 1 << bits], shift: 64 - bits };
         for (rank, &(left, right, merged)) in merges.iter().enumerate() {
             let key = key(left, right);
             let at = table.find(key);
             // Of a pair that is listed twice the later rank counts, as in the `tokenizers` crate.
-            table.slots[at] = (key, (rank as u64) << 32 | u64::from(merged));
+            table.slots[at] = (key, (rank as u32, merged));
         }
         table
     }
@@ -141,13 +161,13 @@ impl Merges {
     fn find(&self, key: u64) -> usize {
         let mask = self.slots.len() - 1;
         let mut at = (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> self.shift) as usize;
-        while self.slots[at].0 != key && self.slots[at].0 != NONE {
+        while self.slots[at].0 != key && self.slots[at].0 != EMPTY {
             at = (at + 1) & mask;
         }
         at
     }
 
-    fn get(&self, left: u32, right: u32) -> u64 {
+    fn get(&self, left: u32, right: u32) -> (u32, u32) {
         self.slots[self.find(key(left, right))].1
     }
 }

@@ -1,12 +1,14 @@
 //! `tokenizer.json` as others write it: what we need to know of it, and the `tokenizers` crate behind it.
 //!
-//! The crate trusts its input in places (it panics on some malformed files), so a file is looked through here first.
+//! The crate trusts its input in places and panics on some malformed files, be it on loading or in use. The file is
+//! looked through here first, and a panic of the crate that comes through nevertheless is turned into an error.
 
 use super::TokenizerError;
 use super::pieces::{Pieces, byte_to_char, char_to_byte};
 use super::scan::SPLITS;
 use serde_json::Value;
 use std::collections::{BTreeSet, HashMap};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use tokenizers::tokenizer::normalizer::NormalizedString;
 use tokenizers::tokenizer::pre_tokenizer::PreTokenizedString;
 use tokenizers::{Model, Normalizer, OffsetType, PreTokenizer};
@@ -62,7 +64,7 @@ impl Spec {
 
     /// Hands the file to the crate.
     pub fn load(&self, bytes: &[u8]) -> Result<tokenizers::Tokenizer, String> {
-        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| error.to_string())?;
+        let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(bytes))?;
         // A file may ask for truncated or padded output; documents must come whole.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| error.to_string())?;
@@ -176,18 +178,27 @@ pub(super) fn encode(inner: &tokenizers::Tokenizer, text: &str, ids: &mut Vec<u3
         text.tokenize(|piece| inner.get_model().tokenize(piece.get()))?;
         text.into_encoding(None, 0, OffsetType::None)
     };
-    let encoding = run().map_err(|error| TokenizerError::Encode { reason: error.to_string() })?;
+    let encoding = guarded(run).map_err(|reason| TokenizerError::Encode { reason })?;
     ids.extend_from_slice(encoding.get_ids());
     Ok(())
 }
 
 pub(super) fn encode_with_special(inner: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>, TokenizerError> {
-    let encoding =
-        inner.encode_fast(text, false).map_err(|error| TokenizerError::Encode { reason: error.to_string() })?;
+    let encoding = guarded(|| inner.encode_fast(text, false)).map_err(|reason| TokenizerError::Encode { reason })?;
     Ok(encoding.get_ids().to_vec())
 }
 
-/// The text of ids. Decoding fails only on tokens that a decoder cannot take; they are then decoded one by one.
+/// The text of ids. Decoding fails only on tokens that a decoder cannot take; all are then decoded one by one.
 pub(super) fn decode(inner: &tokenizers::Tokenizer, ids: &[u32]) -> String {
-    inner.decode(ids, false).unwrap_or_else(|_| ids.iter().filter_map(|&id| inner.decode(&[id], false).ok()).collect())
+    let decode = |ids: &[u32]| guarded(|| inner.decode(ids, false));
+    decode(ids).unwrap_or_else(|_| ids.iter().filter_map(|&id| decode(&[id]).ok()).collect())
+}
+
+/// Calls the crate; an error or a panic of it becomes a text that says what happened.
+fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+    // Nothing of ours is changed by the calls, and the crate's caches are only ever added to.
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(_) => Err("the tokenizers library gave up on it; the file is probably damaged".to_owned()),
+    }
 }

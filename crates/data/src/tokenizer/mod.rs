@@ -18,6 +18,7 @@ mod compare;
 mod decode;
 mod error;
 mod foreign;
+mod learn;
 mod pieces;
 pub mod scan;
 mod train;
@@ -65,7 +66,10 @@ struct Fast {
 
 impl Tokenizer {
     /// Learns a tokenizer from texts; see [`TrainOptions`]. The same texts in the same order give the same file.
-    pub fn train(texts: impl IntoIterator<Item = String>, options: &TrainOptions) -> Result<Tokenizer, TokenizerError> {
+    pub fn train(
+        texts: impl IntoIterator<Item = impl AsRef<str>>,
+        options: &TrainOptions,
+    ) -> Result<Tokenizer, TokenizerError> {
         train::train(texts, options)
     }
 

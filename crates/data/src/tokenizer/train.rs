@@ -1,13 +1,13 @@
 //! Learning a tokenizer.
 
+use super::learn::{Words, learn};
 use super::pieces::byte_to_char;
 use super::scan::{SPLITS, Scanner};
 use super::{TOKENIZER_CONFIG_FILE, Tokenizer, TokenizerError};
 use ahash::AHashMap;
-use compact_str::CompactString;
 use tokenizers::AddedToken;
 use tokenizers::decoders::byte_level::ByteLevel;
-use tokenizers::models::bpe::{BPE, BpeTrainer};
+use tokenizers::models::bpe::BPE;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
@@ -40,7 +40,13 @@ pub const SPECIAL_TOKENS: [&str; 16] = [
 /// The smallest vocabulary: special tokens and bytes.
 pub const MIN_VOCAB_SIZE: usize = SPECIAL_TOKENS.len() + 256;
 
+/// Bytes of distinct words that are kept while counting: bounds the memory of learning to about 0.6 GB.
+const DISTINCT_BYTES: usize = 24 << 20;
+
 /// How to learn a tokenizer.
+///
+/// Memory does not grow with the text: at most 24 MB of distinct words are kept, the rarest are forgotten beyond that.
+/// All text counts alike, so give a sample that is mixed as the training data will be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TrainOptions {
     /// Number of ids, special tokens and bytes included; exactly this many come out.
@@ -57,7 +63,7 @@ impl TrainOptions {
 }
 
 pub(super) fn train(
-    texts: impl IntoIterator<Item = String>,
+    texts: impl IntoIterator<Item = impl AsRef<str>>,
     options: &TrainOptions,
 ) -> Result<Tokenizer, TokenizerError> {
     let fail = |reason: String| TokenizerError::Train { reason };
@@ -69,29 +75,38 @@ pub(super) fn train(
         )));
     }
     let scanner = Scanner::new();
-    let mut words: AHashMap<CompactString, u64> = AHashMap::new();
+    let mut words = Words::new(DISTINCT_BYTES);
     let mut read = 0;
     for text in texts {
-        scanner.split_for_training(&text, |piece| {
-            let word: CompactString = piece.bytes().map(byte_to_char).collect();
-            *words.entry(word).or_default() += 1;
-        });
+        let text = text.as_ref();
+        scanner.split_for_training(text, |piece| words.add(piece.as_bytes()));
         read += text.len() as u64;
         if read >= options.max_bytes {
             break;
         }
     }
-    let special: Vec<AddedToken> = SPECIAL_TOKENS.map(|token| AddedToken::from(token, true)).into();
-    let trainer = BpeTrainer::builder()
-        .vocab_size(options.vocab_size)
-        .min_frequency(2)
-        .show_progress(false)
-        .special_tokens(special.clone())
-        .initial_alphabet((0..=255).map(byte_to_char).collect())
-        .build();
-    let mut model = BPE::default();
-    trainer.do_train(&words, &mut model).map_err(|error| fail(error.to_string()))?;
-    drop(words);
+
+    // The ids: special tokens, bytes, merges. Bytes go by the characters that stand for them, as in every such file.
+    let mut tokens: Vec<String> = SPECIAL_TOKENS.map(str::to_owned).into();
+    let mut alphabet: Vec<u8> = (0..=255).collect();
+    alphabet.sort_by_key(|&byte| byte_to_char(byte));
+    let mut bytes = [0; 256];
+    for byte in alphabet {
+        bytes[usize::from(byte)] = tokens.len() as u32;
+        tokens.push(byte_to_char(byte).to_string());
+    }
+    let mut merges = Vec::new();
+    for (left, right, _) in learn(words, &bytes, MIN_VOCAB_SIZE as u32, options.vocab_size - MIN_VOCAB_SIZE) {
+        let pair = (tokens[left as usize].clone(), tokens[right as usize].clone());
+        tokens.push(format!("{}{}", pair.0, pair.1));
+        merges.push(pair);
+    }
+    // Little text has few pairs that occur twice. The size that was asked for is kept with tokens that no text yields.
+    let special = SPECIAL_TOKENS.map(str::to_owned).into_iter();
+    let unused = (0..options.vocab_size - tokens.len()).map(|number| format!("<|unused_{number}|>"));
+    let special: Vec<AddedToken> = special.chain(unused).map(|token| AddedToken::from(token, true)).collect();
+    let vocab: AHashMap<String, u32> = tokens.into_iter().zip(0..).collect();
+    let model = BPE::builder().vocab_and_merges(vocab, merges).build().map_err(|error| fail(error.to_string()))?;
 
     let mut inner = tokenizers::Tokenizer::new(model);
     let mut steps = Vec::new();
@@ -107,10 +122,6 @@ pub(super) fn train(
     inner.with_post_processor(Some(ByteLevel::new(true, false, true)));
     inner.with_decoder(Some(byte_level));
     inner.add_special_tokens(special).map_err(|error| fail(error.to_string()))?;
-    // Little text has few pairs that occur twice. The size that was asked for is kept with tokens that no text yields.
-    let missing = options.vocab_size - inner.get_vocab_size(true);
-    let unused = (0..missing).map(|number| AddedToken::from(format!("<|unused_{number}|>"), true));
-    inner.add_special_tokens(unused).map_err(|error| fail(error.to_string()))?;
     let json = inner.to_string(true).map_err(|error| fail(error.to_string()))?;
     Tokenizer::parse(json.into_bytes(), Some(config()), TOKENIZER_CONFIG_FILE)
 }
