@@ -121,3 +121,29 @@ pub(crate) fn bands_sum<'a, O: Split<'a>, R: Real>(
     }
     total
 }
+
+/// A mutable slice of which tasks own parts that are not bands of rows: some columns, or one head's.
+pub(crate) struct Scattered<'a, T> {
+    ptr: *mut T,
+    len: usize,
+    life: PhantomData<&'a mut [T]>,
+}
+// SAFETY: the slice is borrowed exclusively for 'a, and `run` is only called on disjoint elements.
+unsafe impl<T: Send> Sync for Scattered<'_, T> {}
+
+impl<'a, T> Scattered<'a, T> {
+    pub fn new(slice: &'a mut [T]) -> Self {
+        Scattered { ptr: slice.as_mut_ptr(), len: slice.len(), life: PhantomData }
+    }
+
+    /// Elements `at..at + n`.
+    ///
+    /// # Safety
+    /// No other live run overlaps this one.
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn run(&self, at: usize, n: usize) -> &mut [T] {
+        assert!(at + n <= self.len, "element {} of {}", at + n, self.len);
+        // SAFETY: in range by the assertion, exclusive by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.add(at), n) }
+    }
+}

@@ -26,6 +26,7 @@ mod swiglu;
 mod testing;
 
 use crate::{AdamW, DType, Device, Element, Fault, Gemm, Heads, IGNORE, Routing, Score, View, ViewMut};
+use attention::Context;
 use gemm::{Mat, MatMut};
 use half::bf16;
 use memory::{Block, Memory};
@@ -354,7 +355,7 @@ impl Device for Cpu {
         check_segments(segments, t);
         shapes!(qkv: [t, heads.width()], out: [t, heads.q * heads.dim], lse: [t, heads.q]);
         by_dtype!(qkv.dtype(), R => attention::attention::<R>(
-            &self.pool, heads, scale, segments, slice(qkv), slice_mut(out), slice_mut(lse),
+            Context::new(&self.pool, &self.memory), heads, scale, segments, slice(qkv), slice_mut(out), slice_mut(lse),
         ))
     }
     fn attention_backward(
@@ -373,7 +374,7 @@ impl Device for Cpu {
         check_segments(segments, t);
         shapes!(qkv: [t, width], out: [t, wide], lse: [t, heads.q], dout: [t, wide], dqkv: [t, width]);
         by_dtype!(qkv.dtype(), R => attention::attention_backward::<R>(
-            &self.pool, heads, scale, segments, (slice(qkv), slice(out), slice(lse)), slice(dout), slice_mut(dqkv),
+            Context::new(&self.pool, &self.memory), heads, scale, segments, (slice(qkv), slice(out), slice(lse)), slice(dout), slice_mut(dqkv),
         ))
     }
     fn attention_cached(
@@ -391,7 +392,7 @@ impl Device for Cpu {
         shapes!(qkv: [n, heads.width()], k_cache: [capacity, kv], v_cache: [capacity, kv], out: [n, heads.q * heads.dim]);
         assert!(past + n <= capacity, "{past} + {n} rows in a cache of {capacity}");
         by_dtype!(qkv.dtype(), R => attention::attention_cached::<R>(
-            &self.pool, heads, scale, past, slice(qkv), (slice_mut(k_cache), slice_mut(v_cache)), slice_mut(out),
+            Context::new(&self.pool, &self.memory), heads, scale, past, slice(qkv), (slice_mut(k_cache), slice_mut(v_cache)), slice_mut(out),
         ))
     }
 

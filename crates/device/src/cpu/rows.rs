@@ -17,37 +17,34 @@ pub(crate) fn gather<T: Copy + Send + Sync>(pool: &Pool, index: &[u32], width: u
     });
 }
 
-/// `acc_dx[index[i]] += dy[i]` in the order of i. Several rows may go to one place, so a task owns some columns of
-/// all rows, not some rows.
+/// `acc_dx[index[i]] += dy[i]` in the order of i. Several rows may go to one place, so a task owns some places, and a
+/// stable counting sort by place tells it which rows come there.
 pub(crate) fn gather_backward<R: Real>(pool: &Pool, index: &[u32], width: usize, dy: &[R], acc_dx: &mut [R]) {
-    const COLUMNS: usize = 64;
-    let acc = Columns { ptr: acc_dx.as_mut_ptr(), len: acc_dx.len() };
-    pool.ranges(width, COLUMNS, |cols| {
-        for (i, &to) in index.iter().enumerate() {
-            // SAFETY: each task has its own columns, so no two touch the same element.
-            let acc = unsafe { acc.run(to as usize * width + cols.start, cols.len()) };
-            let dy = &dy[i * width..][cols.clone()];
-            acc.iter_mut().zip(dy).for_each(|(a, &d)| *a += d);
+    if width == 0 {
+        return;
+    }
+    let places = acc_dx.len() / width;
+    // After the first loop `ends[p]` is the number of rows that go to places before p; after the second, up to p.
+    let mut ends = vec![0u32; places + 1];
+    index.iter().for_each(|&p| ends[p as usize + 1] += 1);
+    for p in 0..places {
+        ends[p + 1] += ends[p];
+    }
+    let mut rows = vec![0u32; index.len()];
+    for (i, &p) in index.iter().enumerate() {
+        let at = &mut ends[p as usize];
+        rows[*at as usize] = i as u32;
+        *at += 1;
+    }
+    bands(pool, places, piece(width), (acc_dx,), |at, (acc,)| {
+        let mut first = if at.start == 0 { 0 } else { ends[at.start - 1] as usize };
+        for (&end, acc) in ends[at].iter().zip(acc.chunks_exact_mut(width)) {
+            for &i in &rows[first..end as usize] {
+                acc.iter_mut().zip(&dy[i as usize * width..]).for_each(|(a, &d)| *a += d);
+            }
+            first = end as usize;
         }
     });
-}
-
-/// A mutable slice whose tasks own disjoint columns.
-struct Columns<T> {
-    ptr: *mut T,
-    len: usize,
-}
-// SAFETY: `run` is only called on disjoint elements.
-unsafe impl<T: Send> Sync for Columns<T> {}
-impl<T> Columns<T> {
-    /// # Safety
-    /// No other live run overlaps this one.
-    #[allow(clippy::mut_from_ref)]
-    unsafe fn run(&self, at: usize, n: usize) -> &mut [T] {
-        assert!(at + n <= self.len, "element {} of {}", at + n, self.len);
-        // SAFETY: in range by the assertion, exclusive by the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.ptr.add(at), n) }
-    }
 }
 
 versions! {

@@ -24,6 +24,7 @@
 
 mod kernel;
 mod pack;
+mod panels;
 mod plan;
 #[cfg(test)]
 mod tests;
@@ -37,6 +38,7 @@ use crate::Gemm;
 use kernel::Kernel;
 pub(crate) use kernel::GemmScalar;
 use pack::Side;
+pub(in crate::cpu) use panels::{Micro, Operand};
 use plan::{Size, Tile};
 use std::cell::RefCell;
 use std::ops::Range;

@@ -1,0 +1,142 @@
+//! Causal attention within packed segments, with grouped keys and values (Ainslie et al. 2023).
+//!
+//! The scores of a long segment do not fit any cache, so they are never stored: a tile of queries runs over blocks of
+//! keys with a running maximum and a running sum (Milakov & Gimelshein 2018; Dao et al. 2022, "FlashAttention"), and
+//! the backward pass computes the probabilities again from the saved log-sum-exp.
+//!
+//! All products are made by the micro-kernel of the matrix product. It multiplies a packed panel of rows by a packed
+//! panel of columns, and a packed panel of columns is nothing but a small row-major matrix with that many columns. So
+//! the tile of scores that one product leaves in the first cache is, as it lies, the right operand of the next. That
+//! decides which way round everything is: forward, lanes are queries and scores stand as `[keys, queries]`;
+//! backward, lanes are keys and scores stand as `[queries, keys]`. In both, softmax runs along the lanes with no
+//! sums across a vector, and only the gradient of the queries needs its operand transposed.
+//!
+//! What a task is depends on the sizes alone, and a segment's tasks on that segment alone; nothing is added to from two
+//! tasks. So neither threads nor other segments change a bit.
+
+mod backward;
+mod cached;
+mod forward;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use backward::attention_backward;
+pub(crate) use cached::attention_cached;
+pub(crate) use forward::attention;
+
+use super::Pool;
+use super::gemm::{GemmScalar, Micro, Operand};
+use super::memory::{Block, Memory};
+use crate::{Element, Heads};
+use std::marker::PhantomData;
+use std::ops::Range;
+
+/// Keys (forward) or queries (backward) whose scores are in the cache at a time, about: a multiple of the panel's rows.
+const BLOCK: usize = 112;
+
+/// [`BLOCK`] as a multiple of a panel's rows.
+fn block(rows: usize) -> usize {
+    (BLOCK / rows).max(1) * rows
+}
+
+/// What the kernels run on.
+#[derive(Clone, Copy)]
+pub(crate) struct Context<'a, R: 'static> {
+    pool: &'a Pool,
+    memory: &'a Memory,
+    micro: Micro<R>,
+}
+
+impl<'a, R: GemmScalar> Context<'a, R> {
+    pub fn new(pool: &'a Pool, memory: &'a Memory) -> Self {
+        Context { pool, memory, micro: Micro::best() }
+    }
+}
+
+/// Working space from the device's pool of memory.
+struct Scratch<T> {
+    block: Block,
+    len: usize,
+    kind: PhantomData<T>,
+}
+
+impl<T: Element> Scratch<T> {
+    fn new(memory: &Memory, len: usize) -> Self {
+        Scratch { block: memory.alloc(len * size_of::<T>()), len, kind: PhantomData }
+    }
+
+    fn zeros(memory: &Memory, len: usize) -> Self {
+        let mut scratch = Self::new(memory, len);
+        scratch.slice().fill(T::zeroed());
+        scratch
+    }
+
+    fn get(&self) -> &[T] {
+        // SAFETY: the block is aligned, has that many initialised elements, and any bits are a `T`.
+        unsafe { std::slice::from_raw_parts(self.block.as_ptr().cast(), self.len) }
+    }
+
+    fn slice(&mut self) -> &mut [T] {
+        // SAFETY: the block is aligned, has that many initialised elements, any bits are a `T`, and it is ours alone.
+        unsafe { std::slice::from_raw_parts_mut(self.block.as_ptr().cast(), self.len) }
+    }
+}
+
+/// Some columns of consecutive rows: a head of a segment.
+#[derive(Clone, Copy)]
+struct Head<'a, T> {
+    /// Whole rows.
+    data: &'a [T],
+    pitch: usize,
+    column: usize,
+    dim: usize,
+}
+
+impl<'a, T> Head<'a, T> {
+    /// Head `h` of the columns of `x`.
+    fn new(x: &'a [T], pitch: usize, h: usize, dim: usize) -> Self {
+        Head { data: x, pitch, column: h * dim, dim }
+    }
+    fn row(&self, i: usize) -> &'a [T] {
+        &self.data[i * self.pitch + self.column..][..self.dim]
+    }
+    fn columns(&self) -> Range<usize> {
+        self.column..self.column + self.dim
+    }
+    /// Rows as lanes, columns summed over.
+    fn by_row(&self) -> Operand<'a, T> {
+        Operand { data: self.data, pitch: self.pitch, lanes_adjacent: false }
+    }
+    /// Columns as lanes, rows summed over.
+    fn by_column(&self) -> Operand<'a, T> {
+        Operand { data: self.data, pitch: self.pitch, lanes_adjacent: true }
+    }
+}
+
+/// Column of a fused projection's head, counted in heads.
+fn key_head(heads: &Heads, kv: usize) -> usize {
+    heads.q + kv
+}
+
+/// As [`key_head`], for values.
+fn value_head(heads: &Heads, kv: usize) -> usize {
+    heads.q + heads.kv + kv
+}
+
+/// Rows of every segment that has any.
+fn spans(segments: &[u32]) -> impl Iterator<Item = Range<usize>> {
+    segments.windows(2).map(|s| s[0] as usize..s[1] as usize).filter(|s| !s.is_empty())
+}
+
+/// Runs `$function::<R, S, N>(arguments)` with `N` the micro-kernel's number of columns, which the compiler must know.
+macro_rules! with_lanes {
+    ($lanes:expr, $function:ident::<$R:ident, $S:ident>($($argument:expr),*)) => {
+        match $lanes {
+            32 => $function::<$R, $S, 32>($($argument),*),
+            16 => $function::<$R, $S, 16>($($argument),*),
+            8 => $function::<$R, $S, 8>($($argument),*),
+            lanes => unreachable!("a micro-kernel with {lanes} columns"),
+        }
+    };
+}
+use with_lanes;

@@ -1,0 +1,96 @@
+//! The micro-kernel by itself, for a kernel that multiplies many small matrices and packs each operand once.
+//!
+//! Attention is such a kernel: the tile of scores that one product leaves in the first cache is the packed operand of the
+//! next one, so nothing but the outermost operands is ever packed.
+
+use super::kernel::{GemmScalar, Kernel};
+use super::pack::Side;
+use super::pieces;
+use std::ops::Range;
+
+/// A row-major matrix to pack from.
+#[derive(Clone, Copy)]
+pub(in crate::cpu) struct Operand<'a, T> {
+    /// Whole rows.
+    pub data: &'a [T],
+    /// Elements from one row to the next.
+    pub pitch: usize,
+    /// True if a row is a step of the sum, with the lanes side by side; false if a row is a lane.
+    pub lanes_adjacent: bool,
+}
+
+impl<'a, T> Operand<'a, T> {
+    fn side(&self) -> Side<'a, T> {
+        let rows = self.data.len() / self.pitch;
+        Side { data: self.data, pitch: self.pitch, rows, lanes_adjacent: self.lanes_adjacent }
+    }
+}
+
+/// A micro-kernel.
+pub(in crate::cpu) struct Micro<T: 'static>(&'static Kernel<T>);
+
+impl<T> Clone for Micro<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Micro<T> {}
+
+impl<T: GemmScalar> Micro<T> {
+    /// The best one for this machine.
+    pub fn best() -> Self {
+        Micro(T::kernel())
+    }
+
+    /// Every one that runs on this machine.
+    #[cfg(test)]
+    pub fn all() -> impl Iterator<Item = Self> {
+        T::KERNELS.iter().filter(|k| (k.supported)()).map(Micro)
+    }
+
+    /// Rows of a panel of A.
+    pub fn rows(&self) -> usize {
+        self.0.rows()
+    }
+
+    /// Columns of the panel of B.
+    pub fn cols(&self) -> usize {
+        self.0.cols()
+    }
+
+    /// Packs `lanes` as rows of A: panels of [`Micro::rows`] lanes (zeros after the last lane), one after another.
+    pub fn pack_rows(&self, x: Operand<T>, lanes: Range<usize>, steps: Range<usize>, panels: &mut [T]) {
+        let (side, size) = (x.side(), self.rows() * steps.len());
+        for (i, lanes) in pieces(lanes, self.rows()).enumerate() {
+            self.0.pack_rows(&side, lanes, steps.clone(), &mut panels[i * size..(i + 1) * size]);
+        }
+    }
+
+    /// Packs up to [`Micro::cols`] lanes as the columns of one panel of B, with zeros after the last lane.
+    pub fn pack_cols(&self, x: Operand<T>, lanes: Range<usize>, steps: Range<usize>, panel: &mut [T]) {
+        let size = self.cols() * steps.len();
+        self.0.pack_cols(&x.side(), lanes, steps, &mut panel[..size]);
+    }
+
+    /// `C[m, n] (+)= A[m, k] · B[k, n]`. `a` begins with the first wanted step of the first panel, and panels are `panel`
+    /// elements apart; `b` is one panel, so `n` is at most [`Micro::cols`]; rows of `c` are `pitch` apart.
+    pub fn multiply(
+        &self,
+        [m, n, k]: [usize; 3],
+        a: &[T],
+        panel: usize,
+        b: &[T],
+        c: &mut [T],
+        pitch: usize,
+        accumulate: bool,
+    ) {
+        assert!(k > 0 && n > 0 && n <= pitch && (m == 0 || c.len() >= (m - 1) * pitch + n), "a product beyond C");
+        for (i, rows) in pieces(0..m, self.rows()).enumerate() {
+            // SAFETY: rows `rows` of C are inside the slice, as asserted, and it is borrowed exclusively.
+            unsafe {
+                let c = c.as_mut_ptr().add(rows.start * pitch);
+                self.0.tile([rows.len(), n, k], &a[i * panel..], b, c, pitch, accumulate);
+            }
+        }
+    }
+}
