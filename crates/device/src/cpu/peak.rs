@@ -5,6 +5,7 @@
 //! thread that is late to wake or is disturbed by other programs does less instead of holding up the rest, and the best
 //! of several tries counts.
 
+use super::gemm::GemmScalar;
 use super::{Cpu, Pool};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -34,6 +35,11 @@ impl Cpu {
         let tasks = 64 * self.pool().threads();
         let time = best(self.pool(), tasks, |_| chunk(steps));
         (tasks * steps * flops) as f64 / time.as_secs_f64() / 1e9
+    }
+
+    /// Instructions that matrix products use, chosen when the program runs: `avx512`, `avx2` or `portable`.
+    pub fn instructions(&self) -> &'static str {
+        f32::kernel().name
     }
 
     /// Measured rate of reading memory in GB/s, on all threads. Takes about 0.1 s and 128 MB.

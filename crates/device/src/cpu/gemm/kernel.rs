@@ -24,7 +24,7 @@ pub(super) type MicroKernel<T> = unsafe fn([usize; 3], *const T, *const T, *mut 
 
 /// A micro-kernel, and the packing that belongs to it.
 pub(crate) struct Kernel<T: 'static> {
-    pub(super) name: &'static str,
+    pub(crate) name: &'static str,
     /// Whether this machine has the instructions; the functions below must not be called where it does not.
     pub(super) supported: fn() -> bool,
     /// Most rows and columns of a tile.

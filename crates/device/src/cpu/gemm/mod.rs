@@ -35,8 +35,8 @@ mod x86;
 
 use super::pool::Pool;
 use crate::Gemm;
-use kernel::Kernel;
 pub(crate) use kernel::GemmScalar;
+use kernel::Kernel;
 use pack::Side;
 pub(in crate::cpu) use panels::{Micro, Operand};
 use plan::{Size, Tile};
@@ -221,22 +221,35 @@ fn with_buffers<T: GemmScalar>(n: usize, m: usize, f: impl FnOnce(&mut [T], &mut
 /// # Safety
 /// `c` is the address of the product's C, `tile` lies within it, and nobody else touches these elements meanwhile.
 unsafe fn compute<T: GemmScalar>(kernel: &Kernel<T>, accumulate: bool, p: &Product<T>, c: *mut T, tile: &Tile) {
-    let (mr, nr) = (kernel.rows(), kernel.cols());
+    let [mr, nr] = kernel.size;
     let Size { n, k, .. } = p.size;
     let k_block = k.min(K_BLOCK);
     let row_panels = tile.rows.len().div_ceil(mr);
     with_buffers(row_panels * mr * k_block, nr * k_block, |a_block, b_panel| {
         for steps in pieces(0..k, K_BLOCK) {
             let accumulate = accumulate || steps.start > 0;
-            let a_panels = || a_block_panels(tile.rows.clone(), mr, mr * steps.len());
+            let a_panels = || pieces(tile.rows.clone(), mr).zip(pieces(0..usize::MAX, mr * steps.len()));
             for (rows, at) in a_panels() {
                 kernel.pack_rows(&p.a, rows, steps.clone(), &mut a_block[at]);
             }
             for cols in pieces(tile.cols.clone(), nr) {
-                kernel.pack_cols(&p.b, cols.clone(), steps.clone(), &mut b_panel[..nr * steps.len()]);
+                // Meanwhile the next panel is fetched from memory, a part with each piece of work: with many rows they
+                // are the products of panels, with few rows there are not enough of those, and packing is the work.
                 let next = cols.end..(cols.end + nr).min(tile.cols.end);
+                let fetch = |part, parts| p.b.prefetch(next.clone(), steps.clone(), part, parts);
+                let few = row_panels < 3;
+                let piece = if few { 16 } else { K_BLOCK };
+                for (i, some) in pieces(steps.clone(), piece).enumerate() {
+                    if few {
+                        fetch(i, steps.len().div_ceil(piece));
+                    }
+                    let at = nr * (some.start - steps.start)..nr * (some.end - steps.start);
+                    kernel.pack_cols(&p.b, cols.clone(), some, &mut b_panel[at]);
+                }
                 for (i, (rows, at)) in a_panels().enumerate() {
-                    p.b.prefetch(next.clone(), steps.clone(), i, row_panels);
+                    if !few {
+                        fetch(i, row_panels);
+                    }
                     // SAFETY: the rectangle `rows × cols` lies within the tile, hence within C, whose rows are n apart.
                     unsafe {
                         let c = c.add(rows.start * n + cols.start);
@@ -246,11 +259,6 @@ unsafe fn compute<T: GemmScalar>(kernel: &Kernel<T>, accumulate: bool, p: &Produ
             }
         }
     });
-}
-
-/// Panels of A: their rows, and where they lie in the packed block.
-fn a_block_panels(rows: Range<usize>, mr: usize, size: usize) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
-    pieces(rows, mr).enumerate().map(move |(i, rows)| (rows, i * size..(i + 1) * size))
 }
 
 /// Cuts a range into pieces of `piece`, the last one shorter.

@@ -71,7 +71,8 @@ fn check<T: Number>(g: Gemm, a: &Mat<T>, b: &Mat<T>, before: &[T], c: &[T], n: u
 }
 
 fn one_product<T: Number>(g: Gemm, [m, n, k]: [usize; 3], seed: u64) {
-    let (a, b, before): (Vec<T>, Vec<T>, Vec<T>) = (random(seed, m * k), random(seed + 1, k * n), random(seed + 2, m * n));
+    let (a, b, before): (Vec<T>, Vec<T>, Vec<T>) =
+        (random(seed, m * k), random(seed + 1, k * n), random(seed + 2, m * n));
     let (a, b) = (stored(&a, m, k, g.ta), stored(&b, k, n, g.tb));
     let pools = [1, 2, 3, 5].map(Pool::new);
     for kernel in supported::<T>() {

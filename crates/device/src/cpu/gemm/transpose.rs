@@ -17,27 +17,69 @@ pub(super) fn pack<const W: usize>(side: &Side<f32>, lanes: Range<usize>, steps:
     assert!(panel.len() == W * steps.len() && lanes.end <= side.rows && steps.end <= side.pitch);
     assert!(side.data.len() == side.rows * side.pitch);
     for first in (0..W).step_by(16) {
-        let width = mask(W - first);
+        let width = (W - first).min(16);
         let have = lanes.len().saturating_sub(first).min(16);
         for at in (0..steps.len()).step_by(16) {
             let count = (steps.len() - at).min(16);
-            let wanted = mask(count);
-            let mut block = [_mm512_setzero_ps(); 16];
-            for (i, row) in block.iter_mut().enumerate() {
-                if i < have {
-                    let start = (lanes.start + first + i) * side.pitch + steps.start + at;
-                    // SAFETY: the masked elements lie within the operand: its row `lanes.start + first + i`, which is
-                    // below `lanes.end`, and steps below `steps.end`.
-                    *row = unsafe { _mm512_maskz_loadu_ps(wanted, side.data.as_ptr().add(start)) };
+            let start = (lanes.start + first) * side.pitch + steps.start + at;
+            let to = at * W + first;
+            // SAFETY: the block is rows `lanes.start + first ..` of the operand, `have` of them, all below `lanes.end`,
+            // and `count` steps, all below `steps.end`; in the panel it is rows `at ..`, `count` of them, and `width` of
+            // the W columns.
+            unsafe {
+                let (from, to) = (side.data.as_ptr().wrapping_add(start), panel.as_mut_ptr().wrapping_add(to));
+                if [have, width, count] == [16; 3] {
+                    whole_block(from, side.pitch, to, W);
+                } else {
+                    part_of_block(from, side.pitch, to, W, [have, width, count]);
                 }
             }
-            transpose(&mut block);
-            for (i, step) in block.into_iter().enumerate() {
-                if i < count {
-                    // SAFETY: the masked elements lie within row `at + i` of the panel, which has `steps.len()` rows.
-                    unsafe { _mm512_mask_storeu_ps(panel.as_mut_ptr().add((at + i) * W + first), width, step) };
-                }
-            }
+        }
+    }
+}
+
+/// Transposes 16 × 16 elements.
+///
+/// # Safety
+/// 16 elements in each of 16 rows may be read at `from`, and written at `to`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
+unsafe fn whole_block(from: *const f32, from_pitch: usize, to: *mut f32, to_pitch: usize) {
+    let mut block = [_mm512_setzero_ps(); 16];
+    for (i, row) in block.iter_mut().enumerate() {
+        // SAFETY: the caller's promise.
+        *row = unsafe { _mm512_loadu_ps(from.add(i * from_pitch)) };
+    }
+    for (i, row) in transpose(block).into_iter().enumerate() {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_storeu_ps(to.add(i * to_pitch), row) };
+    }
+}
+
+/// Transposes `have` rows of `count` elements into `count` rows of `width`, the rest of which is zero.
+///
+/// # Safety
+/// So many elements may be read at `from`, and written at `to`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
+unsafe fn part_of_block(
+    from: *const f32,
+    from_pitch: usize,
+    to: *mut f32,
+    to_pitch: usize,
+    [have, width, count]: [usize; 3],
+) {
+    let mut block = [_mm512_setzero_ps(); 16];
+    for (i, row) in block.iter_mut().enumerate() {
+        if i < have {
+            // SAFETY: the caller's promise; masked elements are not read.
+            *row = unsafe { _mm512_maskz_loadu_ps(mask(count), from.add(i * from_pitch)) };
+        }
+    }
+    for (i, row) in transpose(block).into_iter().enumerate() {
+        if i < count {
+            // SAFETY: the caller's promise; masked elements are not written.
+            unsafe { _mm512_mask_storeu_ps(to.add(i * to_pitch), mask(width), row) };
         }
     }
 }
@@ -47,11 +89,11 @@ fn mask(n: usize) -> __mmask16 {
     if n >= 16 { 0xffff } else { (1 << n) - 1 }
 }
 
-/// Transposes a block of 16 × 16 in place: pairs, then quads, then quarters of registers, each in two rounds.
+/// Transposes a block of 16 × 16: pairs, then quads, then quarters of registers, each in two rounds.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
-fn transpose(x: &mut [__m512; 16]) {
-    let mut y = *x;
+fn transpose(mut x: [__m512; 16]) -> [__m512; 16] {
+    let mut y = x;
     for i in (0..16).step_by(2) {
         y[i] = _mm512_unpacklo_ps(x[i], x[i + 1]);
         y[i + 1] = _mm512_unpackhi_ps(x[i], x[i + 1]);
@@ -78,4 +120,5 @@ fn transpose(x: &mut [__m512; 16]) {
         x[4 + c] = _mm512_shuffle_f32x4::<0x88>(y[4 + c], y[12 + c]);
         x[12 + c] = _mm512_shuffle_f32x4::<0xdd>(y[4 + c], y[12 + c]);
     }
+    x
 }
