@@ -252,12 +252,13 @@ fn manifest_is_strict_about_what_it_says() {
     let bytes = manifest.to_bytes();
     let path = Path::new("set/manifest.json");
     assert_eq!(Manifest::parse(&bytes, path).unwrap(), manifest);
-    let parse_with = |change: &dyn Fn(&mut serde_json::Value)| {
+    type Change<'a> = &'a dyn Fn(&mut serde_json::Value);
+    let parse_with = |change: Change<'_>| {
         let mut json: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
         change(&mut json);
         Manifest::parse(&serde_json::to_vec(&json).unwrap(), path).unwrap_err().to_string()
     };
-    let cases: [(&dyn Fn(&mut serde_json::Value), &str); 10] = [
+    let cases: [(Change<'_>, &str); 10] = [
         (&|json| json["format"] = 2.into(), "version 2"),
         (&|json| json["colour"] = 2.into(), "colour"),
         (&|json| json["shards"][0]["file"] = "../../etc/passwd".into(), "plain file name"),
