@@ -101,9 +101,16 @@ impl Profile {
     /// Counts a text.
     pub fn new(text: &str) -> Profile {
         let mut profile = Profile::default();
-        profile.units.reserve(text.len() / 5);
-        profile.count(text);
+        profile.recount(text);
         profile
+    }
+
+    /// Counts another text, reusing the memory.
+    pub fn recount(&mut self, text: &str) {
+        let mut units = std::mem::take(&mut self.units);
+        units.clear();
+        *self = Profile { units, ..Profile::default() };
+        self.count(text);
     }
 
     /// Letters of any script, Han included.
