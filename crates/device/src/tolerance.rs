@@ -81,6 +81,7 @@ pub const TABLE: &[Row] = &[
     row("golden losses", DType::F32, 1e-4, 0.0, "ten AdamW steps: the first divide each gradient by its own size, noise included"),
     row("hf eval", DType::F32, 1e-4, 0.0, "the issue's bound on the loss of one checkpoint in two implementations"),
     row("ranks", DType::F64, 1e-10, 1e-12, "N ranks add the same terms in another order"),
+    row("moe", DType::F64, 1e-11, 1e-12, "three products and a weighted sum, each in another order than the plain loop's"),
     row("decode", DType::F64, 1e-10, 1e-12, "attention over a cache adds the same terms in another order"),
 ];
 

@@ -21,10 +21,12 @@ pub(crate) struct Attention<D: Device> {
     o_bias: Option<ParamId>,
 }
 
+/// The projection before QK norm, with the norm's statistics.
+type BeforeNorm<D> = (Tensor<D>, Tensor<D>);
+
 pub(crate) struct AttentionSaved<D: Device> {
     x_td: Tensor<D>,
-    /// The projection before QK norm, with the norm's statistics.
-    normed: Option<(Tensor<D>, Tensor<D>)>,
+    normed: Option<BeforeNorm<D>>,
     /// What attention saw: normed and rotated.
     qkv: Tensor<D>,
     out: Tensor<D>,
@@ -42,7 +44,7 @@ impl<D: Device> Attention<D> {
     }
 
     /// Projection, QK norm, rotation: the fused tensor as attention wants it, and what the norm's backward needs.
-    fn project(&self, cx: &Cx<D>, x_td: View<D>) -> (Tensor<D>, Option<(Tensor<D>, Tensor<D>)>) {
+    fn project(&self, cx: &Cx<D>, x_td: View<D>) -> (Tensor<D>, Option<BeforeNorm<D>>) {
         let (dev, t, dtype) = (cx.device, x_td.shape()[0], x_td.dtype());
         let mut qkv = Tensor::new(dev, [t, self.heads.width()], dtype);
         dev.gemm(Gemm::NT, x_td, cx.weights.at(self.qkv), qkv.view_mut());

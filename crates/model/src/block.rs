@@ -14,14 +14,14 @@ use crate::store::{BlockIds, FeedForwardIds, Store};
 use std::sync::Arc;
 use wudao_device::{Device, Fault, Tensor, View};
 
-enum FeedForward {
+pub(crate) enum FeedForward {
     Dense(Mlp),
     Sparse(Moe),
 }
 
-enum FeedForwardSaved<D: Device> {
+pub(crate) enum FeedForwardSaved<D: Device> {
     Dense(MlpSaved<D>),
-    Sparse(MoeSaved<D>),
+    Sparse(Box<MoeSaved<D>>),
 }
 
 impl<D: Device> Layer<D> for FeedForward {
@@ -30,24 +30,24 @@ impl<D: Device> Layer<D> for FeedForward {
     fn forward(&self, cx: &mut Cx<D>, x: Tensor<D>) -> Result<(Tensor<D>, Self::Saved), Fault> {
         Ok(match self {
             FeedForward::Dense(l) => l.forward(cx, x).map(|(y, s)| (y, FeedForwardSaved::Dense(s)))?,
-            FeedForward::Sparse(l) => l.forward(cx, x).map(|(y, s)| (y, FeedForwardSaved::Sparse(s)))?,
+            FeedForward::Sparse(l) => l.forward(cx, x).map(|(y, s)| (y, FeedForwardSaved::Sparse(Box::new(s))))?,
         })
     }
 
     fn backward(&self, cx: &mut Cx<D>, g: &mut Store<D>, saved: Self::Saved, dy: View<D>) -> Result<Tensor<D>, Fault> {
         match (self, saved) {
             (FeedForward::Dense(l), FeedForwardSaved::Dense(s)) => l.backward(cx, g, s, dy),
-            (FeedForward::Sparse(l), FeedForwardSaved::Sparse(s)) => l.backward(cx, g, s, dy),
+            (FeedForward::Sparse(l), FeedForwardSaved::Sparse(s)) => l.backward(cx, g, *s, dy),
             _ => unreachable!("a layer gets back what it saved"),
         }
     }
 }
 
 pub(crate) struct Block<D: Device> {
-    norm1: Norm,
-    attention: Attention<D>,
-    norm2: Norm,
-    feed_forward: FeedForward,
+    pub norm1: Norm,
+    pub attention: Attention<D>,
+    pub norm2: Norm,
+    pub feed_forward: FeedForward,
 }
 
 pub(crate) struct BlockSaved<D: Device> {

@@ -126,7 +126,7 @@ impl Counts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::families::every_family;
+    use crate::common::families::every_family;
     use crate::store::{Kind, Layout, Shard};
 
     #[test]

@@ -66,12 +66,12 @@ impl Plan {
         for e in 0..local {
             let from = at;
             let mut block = 0;
-            for r in 0..ranks {
+            for (r, rows) in recv.iter().enumerate() {
                 let start = block + (0..e).map(|f| count(r, f)).sum::<usize>();
                 if ranks > 1 {
                     arrive.extend((start..start + count(r, e)).map(|i| i as u32));
                 }
-                block += recv[r];
+                block += rows;
                 at += count(r, e);
             }
             bands.push(from..at);

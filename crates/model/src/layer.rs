@@ -148,3 +148,6 @@ pub struct Cx<'a, D: Device> {
     /// This forward pass repeats an earlier one (recomputation): the log has it already.
     pub again: bool,
 }
+
+#[cfg(test)]
+mod tests;

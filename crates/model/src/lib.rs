@@ -39,8 +39,8 @@ pub mod weights;
 #[cfg(test)]
 extern crate self as wudao_model;
 #[cfg(test)]
-#[path = "../tests/common/families.rs"]
-mod families;
+#[path = "../tests/common/mod.rs"]
+mod common;
 
 pub use cache::KvCache;
 pub use config::{Config, Family, MoeConfig};

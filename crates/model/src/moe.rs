@@ -199,3 +199,6 @@ impl<D: Device> Layer<D> for Moe {
         Ok(dx_td)
     }
 }
+
+#[cfg(test)]
+mod tests;
