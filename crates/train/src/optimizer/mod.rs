@@ -123,6 +123,13 @@ fn cut(layout: &Layout, settings: &TrainSettings) -> (Vec<Piece>, Vec<Place>) {
     (pieces, places)
 }
 
+/// Elements of all moments for a layout: one for each parameter (the correction biases' are never used), and a second
+/// one for what AdamW updates.
+pub(crate) fn moments(layout: &Layout, settings: &TrainSettings) -> u64 {
+    let adamw = cut(layout, settings).0.into_iter().filter(|p| p.rule != Rule::Muon);
+    (layout.len() + adamw.map(|p| p.at.len()).sum::<usize>()) as u64
+}
+
 impl<D: Device> Optimizer<D> {
     /// An optimizer that has not seen a gradient. Moments have the type of the computation's statistics.
     pub fn new(device: &D, layout: &Arc<Layout>, dtype: DType, settings: &TrainSettings) -> Self {
