@@ -1,15 +1,11 @@
-//! Byte-pair merging, fast.
+//! Byte-pair merging by its definition, and what makes encoding fast around it.
 //!
 //! Inside a pre-token, the adjacent pair of lowest rank is merged, the leftmost first, until no pair has a rank. That is
 //! all there is to it, and the ids are those of the `tokenizers` crate by construction; the tests compare them on random
-//! text. What makes it fast: pairs are looked up in one flat table; short pre-tokens are merged in a flat array rather
-//! than a heap; and the ids of short pre-tokens, which come again and again, are kept in a small table of fixed size.
+//! text. [`super::greedy`] finds the same ids faster and is checked against this.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-
-/// Pre-tokens longer than this are merged with a heap: O(n log n) rather than O(n²).
-const SHORT: usize = 96;
 
 /// Rank of a pair that is not merged.
 const NO_RANK: u32 = u32::MAX;
@@ -18,71 +14,19 @@ const NO_RANK: u32 = u32::MAX;
 #[derive(Clone, Debug)]
 pub struct Bpe {
     bytes: [u32; 256],
-    merges: Merges,
+    /// Rank and merged id of each pair.
+    merges: Table,
 }
 
 impl Bpe {
     /// A model from the id of each byte and the merges `(left, right, merged)` in order of rank.
     pub fn new(bytes: [u32; 256], merges: &[(u32, u32, u32)]) -> Bpe {
-        Bpe { bytes, merges: Merges::new(merges) }
+        let entries = merges.iter().zip(0..).map(|(&(left, right, merged), rank)| (left, right, (rank, merged)));
+        Bpe { bytes, merges: Table::new(merges.len(), entries) }
     }
 
     /// Appends the ids of one pre-token to `out`. `scratch` is only memory.
     pub fn encode(&self, piece: &[u8], scratch: &mut Scratch, out: &mut Vec<u32>) {
-        match piece {
-            [] => {}
-            [byte] => out.push(self.bytes[usize::from(*byte)]),
-            _ if piece.len() <= SHORT => self.encode_short(piece, out),
-            _ => self.encode_long(piece, scratch, out),
-        }
-    }
-
-    /// The symbols stay where they began, linked to their neighbours, so that nothing has to be moved.
-    fn encode_short(&self, piece: &[u8], out: &mut Vec<u32>) {
-        let len = piece.len();
-        let mut ids = [0u32; SHORT];
-        let mut previous = [0u8; SHORT];
-        let mut next = [0u8; SHORT];
-        // Rank and result of the pair that begins at each symbol.
-        let mut ranks = [NO_RANK; SHORT];
-        let mut merged = [0u32; SHORT];
-        for (at, &byte) in piece.iter().enumerate() {
-            ids[at] = self.bytes[usize::from(byte)];
-            previous[at] = at.wrapping_sub(1) as u8;
-            next[at] = at as u8 + 1;
-        }
-        for at in 0..len - 1 {
-            (ranks[at], merged[at]) = self.merges.get(ids[at], ids[at + 1]);
-        }
-        loop {
-            let lowest = ranks[..len].iter().fold(NO_RANK, |lowest, &rank| lowest.min(rank));
-            if lowest == NO_RANK {
-                break;
-            }
-            let at = ranks[..len].iter().position(|&rank| rank == lowest).unwrap_or_default();
-            let gone = usize::from(next[at]);
-            let after = usize::from(next[gone]);
-            ids[at] = merged[at];
-            next[at] = after as u8;
-            ranks[gone] = NO_RANK;
-            ranks[at] = NO_RANK;
-            if after < len {
-                previous[after] = at as u8;
-                (ranks[at], merged[at]) = self.merges.get(ids[at], ids[after]);
-            }
-            if at > 0 {
-                let before = usize::from(previous[at]);
-                (ranks[before], merged[before]) = self.merges.get(ids[before], ids[at]);
-            }
-        }
-        let mut at = 0;
-        while at < len {
-            out.push(ids[at]);
-            at = usize::from(next[at]);
-        }
-    }
-
-    fn encode_long(&self, piece: &[u8], scratch: &mut Scratch, out: &mut Vec<u32>) {
         let Scratch { ids, links, heap } = scratch;
         let len = piece.len();
         ids.clear();
@@ -135,24 +79,25 @@ pub struct Scratch {
     heap: BinaryHeap<Reverse<(u32, usize)>>,
 }
 
-/// Pair of ids → rank and merged id: an open-addressing table that is at most half full.
+/// A pair of numbers → what its merge gives: an open-addressing table that is at most half full.
 #[derive(Clone, Debug)]
-struct Merges {
+pub(super) struct Table {
     slots: Vec<(u64, (u32, u32))>,
     shift: u32,
 }
 
 const EMPTY: u64 = u64::MAX;
 
-impl Merges {
-    fn new(merges: &[(u32, u32, u32)]) -> Merges {
-        let bits = (2 * merges.len()).next_power_of_two().trailing_zeros().max(4);
-        let mut table = Merges { slots: vec![(EMPTY, (NO_RANK, 0)); 1 << bits], shift: 64 - bits };
-        for (rank, &(left, right, merged)) in merges.iter().enumerate() {
+impl Table {
+    /// A table of `count` entries `(left, right, value)`.
+    pub fn new(count: usize, entries: impl Iterator<Item = (u32, u32, (u32, u32))>) -> Table {
+        let bits = (2 * count).next_power_of_two().trailing_zeros().max(4);
+        let mut table = Table { slots: vec![(EMPTY, (NO_RANK, 0)); 1 << bits], shift: 64 - bits };
+        for (left, right, value) in entries {
             let key = key(left, right);
             let at = table.find(key);
-            // Of a pair that is listed twice the later rank counts, as in the `tokenizers` crate.
-            table.slots[at] = (key, (rank as u32, merged));
+            // Of a pair that is listed twice the later counts, as in the `tokenizers` crate.
+            table.slots[at] = (key, value);
         }
         table
     }
@@ -167,7 +112,8 @@ impl Merges {
         at
     }
 
-    fn get(&self, left: u32, right: u32) -> (u32, u32) {
+    /// The entry of a pair; rank `u32::MAX` if there is none.
+    pub fn get(&self, left: u32, right: u32) -> (u32, u32) {
         self.slots[self.find(key(left, right))].1
     }
 }
@@ -176,19 +122,21 @@ fn key(left: u32, right: u32) -> u64 {
     u64::from(left) << 32 | u64::from(right)
 }
 
-/// A table of the ids of short pre-tokens; each may stand in one place only, and the newest stays.
+/// A table of the ids of short pre-tokens, which come again and again. Each may stand in one place only, and the newest
+/// stays, so the size is fixed.
 #[derive(Clone, Debug)]
 pub struct Cache {
     slots: Vec<Slot>,
 }
 
-const CACHE_BITS: u32 = 15;
-const CACHED_BYTES: usize = 24;
-const CACHED_IDS: usize = 6;
+/// What fits the second-level cache of a core beside the tables of the vocabulary.
+const CACHE_BITS: u32 = 13;
+const CACHED_BYTES: usize = 16;
+const CACHED_IDS: usize = 4;
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Slot {
-    key: [u64; CACHED_BYTES / 8],
+    key: u128,
     /// 0 for an empty slot.
     len: u8,
     count: u8,
@@ -196,32 +144,27 @@ struct Slot {
 }
 
 impl Cache {
-    /// An empty cache of 1.8 MB.
+    /// An empty cache of 0.4 MB.
     pub fn new() -> Cache {
         Cache { slots: vec![Slot::default(); 1 << CACHE_BITS] }
     }
 
-    /// Appends the ids of one pre-token to `out`, from the cache if it is there.
-    pub fn encode(&mut self, bpe: &Bpe, piece: &[u8], scratch: &mut Scratch, out: &mut Vec<u32>) {
-        if piece.len() < 2 || piece.len() > CACHED_BYTES {
-            return bpe.encode(piece, scratch, out);
+    /// Appends the ids of one pre-token to `out`, from the cache if it is there, else by `encode`.
+    pub fn encode(&mut self, piece: &[u8], out: &mut Vec<u32>, encode: impl FnOnce(&[u8], &mut Vec<u32>)) {
+        if piece.len() > CACHED_BYTES {
+            return encode(piece, out);
         }
         let mut bytes = [0; CACHED_BYTES];
         bytes[..piece.len()].copy_from_slice(piece);
-        let mut key = [0; CACHED_BYTES / 8];
-        for (word, bytes) in key.iter_mut().zip(bytes.as_chunks::<8>().0) {
-            *word = u64::from_le_bytes(*bytes);
-        }
-        let hash = key
-            .iter()
-            .fold(piece.len() as u64, |hash, word| (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29));
-        let slot = &mut self.slots[(hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - CACHE_BITS)) as usize];
+        let key = u128::from_le_bytes(bytes);
+        let hash = ((key as u64) ^ (key >> 64) as u64 ^ piece.len() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let slot = &mut self.slots[(hash >> (64 - CACHE_BITS)) as usize];
         if slot.len == piece.len() as u8 && slot.key == key {
             out.extend_from_slice(&slot.ids[..usize::from(slot.count)]);
             return;
         }
         let start = out.len();
-        bpe.encode(piece, scratch, out);
+        encode(piece, out);
         let ids = &out[start..];
         if ids.len() <= CACHED_IDS {
             *slot = Slot { key, len: piece.len() as u8, count: ids.len() as u8, ids: [0; CACHED_IDS] };

@@ -18,6 +18,7 @@ mod compare;
 mod decode;
 mod error;
 mod foreign;
+mod greedy;
 mod learn;
 mod pieces;
 pub mod scan;
@@ -31,10 +32,12 @@ pub use train::{DEFAULT_TRAIN_BYTES, MIN_VOCAB_SIZE, SPECIAL_TOKENS, TrainOption
 use crate::file;
 use crate::manifest::{TOKENIZER_FILE, TokenizerStamp};
 use bpe::{Bpe, Cache, Scratch};
-use foreign::Spec;
+use foreign::{FastParts, Spec};
+use greedy::Greedy;
 use pieces::Pieces;
 use scan::Scanner;
 use std::path::Path;
+use std::sync::OnceLock;
 
 /// File name of the settings that `transformers` reads beside `tokenizer.json`.
 pub const TOKENIZER_CONFIG_FILE: &str = "tokenizer_config.json";
@@ -62,6 +65,9 @@ pub struct Tokenizer {
 struct Fast {
     scanner: Scanner,
     bpe: Bpe,
+    parts: FastParts,
+    /// Made for the first [`Encoder`]; `None` if the vocabulary is not fit for it.
+    greedy: OnceLock<Option<Greedy>>,
 }
 
 impl Tokenizer {
@@ -101,7 +107,12 @@ impl Tokenizer {
         let spec = Spec::parse(&json).map_err(malformed)?;
         let inner = spec.load(&json).map_err(malformed)?;
         let pieces = spec.pieces(&inner);
-        let fast = spec.fast().map(|(bytes, merges)| Fast { scanner: Scanner::new(), bpe: Bpe::new(bytes, &merges) });
+        let fast = spec.fast().map(|parts| Fast {
+            scanner: Scanner::new(),
+            bpe: Bpe::new(parts.0, &parts.1),
+            parts,
+            greedy: OnceLock::new(),
+        });
         let hash = file::sha256_hex(&json);
         let mut tokenizer = Tokenizer { json, hash, config, inner: Box::new(inner), pieces, end_of_text: None, fast };
         tokenizer.end_of_text = END_OF_TEXT
@@ -124,8 +135,11 @@ impl Tokenizer {
         if path.extension().is_some_and(|extension| extension == "json") {
             return write(path, &self.json);
         }
-        write(&path.join(TOKENIZER_FILE), &self.json)?;
-        self.config.as_ref().map_or(Ok(()), |config| write(&path.join(TOKENIZER_CONFIG_FILE), config))
+        // In this order, so that whoever finds the tokenizer finds all of it.
+        if let Some(config) = &self.config {
+            write(&path.join(TOKENIZER_CONFIG_FILE), config)?;
+        }
+        write(&path.join(TOKENIZER_FILE), &self.json)
     }
 
     /// The ids of a text. Nothing is added, and special tokens that the text spells out are taken as the plain text they
@@ -133,7 +147,7 @@ impl Tokenizer {
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         let mut ids = Vec::with_capacity(text.len() / 3);
         match &self.fast {
-            Some(Fast { scanner, bpe }) => {
+            Some(Fast { scanner, bpe, .. }) => {
                 let mut scratch = Scratch::default();
                 scanner.split(text, |piece| bpe.encode(piece.as_bytes(), &mut scratch, &mut ids));
             }
@@ -163,9 +177,16 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// An encoder for many texts; one for each thread.
+    /// An encoder for many texts; one for each thread. The first takes a moment, in which its tables are made.
     pub fn encoder(&self) -> Encoder<'_> {
-        Encoder { tokenizer: self, cache: self.fast.as_ref().map(|_| Cache::new()), scratch: Scratch::default() }
+        let fast = self.fast.as_ref().map(|fast| FastEncoder {
+            fast,
+            greedy: fast.greedy.get_or_init(|| Greedy::new(&fast.parts.0, &fast.parts.1, &fast.bpe)).as_ref(),
+            cache: Cache::new(),
+            scratch: Scratch::default(),
+            dead: Vec::new(),
+        });
+        Encoder { tokenizer: self, fast }
     }
 
     /// The bytes that ids stand for: what was encoded, for byte-level tokenizers. Special tokens are spelled out, ids
@@ -240,24 +261,36 @@ impl Tokenizer {
     }
 }
 
-/// Encodes many texts, remembering the ids of short pre-tokens. Takes about 2 MB, whatever it has encoded.
+/// Encodes many texts, remembering the ids of short pre-tokens. Takes about half a megabyte and some working memory in
+/// proportion to the longest pre-token.
 #[derive(Debug)]
 pub struct Encoder<'a> {
     tokenizer: &'a Tokenizer,
-    cache: Option<Cache>,
+    fast: Option<FastEncoder<'a>>,
+}
+
+#[derive(Debug)]
+struct FastEncoder<'a> {
+    fast: &'a Fast,
+    greedy: Option<&'a Greedy>,
+    cache: Cache,
     scratch: Scratch,
+    dead: Vec<u64>,
 }
 
 impl Encoder<'_> {
     /// Appends the ids of `text` to `ids`; the same as [`Tokenizer::encode`].
     pub fn encode(&mut self, text: &str, ids: &mut Vec<u32>) -> Result<(), TokenizerError> {
-        match (&self.tokenizer.fast, &mut self.cache) {
-            (Some(Fast { scanner, bpe }), Some(cache)) => {
-                scanner.split(text, |piece| cache.encode(bpe, piece.as_bytes(), &mut self.scratch, ids));
-                Ok(())
-            }
-            _ => foreign::encode(&self.tokenizer.inner, text, ids),
-        }
+        let Some(FastEncoder { fast, greedy, cache, scratch, dead }) = &mut self.fast else {
+            return foreign::encode(&self.tokenizer.inner, text, ids);
+        };
+        fast.scanner.split(text, |piece| {
+            cache.encode(piece.as_bytes(), ids, |piece, ids| match greedy {
+                Some(greedy) => greedy.encode(piece, dead, ids),
+                None => fast.bpe.encode(piece, scratch, ids),
+            });
+        });
+        Ok(())
     }
 }
 
