@@ -5,7 +5,7 @@
 //! searched for at once, without regard to case, in one pass over the text (Aho and Corasick 1975); only a line with a
 //! match is looked at more closely.
 
-use aho_corasick::AhoCorasick;
+use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 
 /// A line longer than this many characters is a sentence of the text, whatever phrase is in it.
 const MAX_CHARACTERS: usize = 80;
@@ -133,40 +133,45 @@ pub(super) struct Boilerplate {
 impl Boilerplate {
     pub fn new() -> Boilerplate {
         let phrases = NOTICES.iter().chain(&NAVIGATION);
-        let built = AhoCorasick::builder().ascii_case_insensitive(true).build(phrases);
-        Boilerplate { phrases: built.expect("a fixed list of short phrases") }
+        let mut builder = AhoCorasick::builder();
+        builder.ascii_case_insensitive(true).match_kind(MatchKind::LeftmostLongest).kind(Some(AhoCorasickKind::DFA));
+        Boilerplate { phrases: builder.build(phrases).expect("a fixed list of short phrases") }
     }
 
     /// The starts of the lines to remove, in order.
     pub fn find(&self, text: &str) -> Vec<usize> {
         let mut found = Vec::new();
         let mut line_end = 0;
-        for hit in self.phrases.find_iter(text).map(|hit| hit.start()) {
-            if hit < line_end {
+        for hit in self.phrases.find_iter(text) {
+            let at = hit.start();
+            if at < line_end {
                 continue;
             }
-            let start = text[..hit].rfind('\n').map_or(0, |at| at + 1);
-            line_end = text[hit..].find('\n').map_or(text.len(), |at| hit + at);
-            if self.is_boilerplate(&text[start..line_end]) {
+            let start = memchr::memrchr(b'\n', &text.as_bytes()[..at]).map_or(0, |newline| newline + 1);
+            let notice = hit.pattern().as_usize() < NOTICES.len();
+            // A line made of navigation words begins with one.
+            if !notice && !text[start..at].trim_start().chars().all(is_separator) {
+                continue;
+            }
+            let end = memchr::memchr(b'\n', &text.as_bytes()[at..]).map_or(text.len(), |newline| at + newline);
+            let line = text[start..end].trim();
+            let short = line.len() <= 4 * MAX_CHARACTERS && line.chars().count() <= MAX_CHARACTERS;
+            if short && (notice || is_navigation(&line.to_lowercase())) {
                 found.push(start);
+                line_end = end;
             }
         }
         found
     }
+}
 
-    fn is_boilerplate(&self, line: &str) -> bool {
-        let line = line.trim();
-        if line.len() > 4 * MAX_CHARACTERS || line.chars().count() > MAX_CHARACTERS {
-            return false;
-        }
-        let lower = line.to_lowercase();
-        NOTICES.iter().any(|notice| lower.contains(notice)) || is_navigation(&lower)
-    }
+fn is_separator(c: char) -> bool {
+    matches!(c, '|' | '｜' | '/' | '>' | '›' | '»' | '<' | '«' | '·' | '•' | '-' | '—' | '[' | ']' | ' ')
 }
 
 fn is_navigation(line: &str) -> bool {
-    let separator = |c: char| matches!(c, '|' | '｜' | '/' | '>' | '›' | '»' | '<' | '«' | '·' | '•' | '-' | '—' | '[' | ']');
-    let mut words = line.split(separator).map(str::trim).filter(|word| !word.is_empty());
+    let between = |c: char| c != ' ' && is_separator(c);
+    let mut words = line.split(between).map(str::trim).filter(|word| !word.is_empty());
     let known = |word: &str| {
         let word = word.trim_end_matches(['.', '…', '：', ':', '>', '»']).trim();
         NAVIGATION.contains(&word) || word.split_whitespace().all(|part| NAVIGATION.contains(&part)) && !word.is_empty()

@@ -131,8 +131,8 @@ fn zh_unlike(n: u32, seed: u32) -> String {
 #[test]
 fn repeated_lines_and_paragraphs() {
     let lines = |line: &str, other: String| format!("{}{other}", format!("{line}\n").repeat(10));
-    removed(&lines("点一下这里查看更多精彩内容", zh_unlike(200, 1)), Lang::Zh, Rule::RepeatedLines);
-    removed(&lines("look at this for more of the same", unlike(100)), Lang::En, Rule::RepeatedLines);
+    removed(&lines("点一下这里查看更多精彩内容", zh_unlike(300, 1)), Lang::Zh, Rule::RepeatedLines);
+    removed(&lines("look at this for more of the same", unlike(120)), Lang::En, Rule::RepeatedLines);
     // Too short for repetition to count.
     kept(&"点一下这里查看更多精彩内容\n".repeat(10), Lang::Zh);
     let paragraphs = |a: &str, lines: &dyn Fn(usize) -> String| {
@@ -141,7 +141,7 @@ fn repeated_lines_and_paragraphs() {
     let zh = paragraphs("同上", &|i| zh_unlike(100, i as u32));
     let rules = Rules { max_repeated_line_share: 1.0, ..Rules::default() };
     assert_eq!(judge_as(&zh, Lang::Zh, &rules), Some(Rule::RepeatedParagraphs));
-    let en = paragraphs("and so on", &|i| letters(format!("{} {i}", PROSE)));
+    let en = paragraphs("and so on", &|i| letters(format!("{PROSE} {i} {PROSE}")));
     let rules = Rules { max_repeated_line_share: 1.0, ..Rules::default() };
     assert_eq!(judge_as(&en, Lang::En, &rules), Some(Rule::RepeatedParagraphs));
 }
@@ -150,11 +150,11 @@ fn repeated_lines_and_paragraphs() {
 fn phrases() {
     let mixed: String = (0..50).map(|i| format!("买二手房上链家{}", zh_unlike(5, i))).collect();
     removed(&mixed, Lang::Zh, Rule::TopPhrase);
-    let mixed: String = (0..60).map(|i| letters(format!("buy the shoes at x{i} with y{i} from z{i} ")).to_string()).collect();
+    let mixed: String = (0..100).map(|i| letters(format!("buy the shoes x{i} or y{i} ")).to_string()).collect();
     removed(&mixed, Lang::En, Rule::TopPhrase);
-    let repeated = format!("{}{}", zh_unlike(150, 1).repeat(2), zh_unlike(50, 2));
+    let repeated = format!("{}{}", zh_unlike(300, 1).repeat(3), zh_unlike(100, 2));
     removed(&repeated, Lang::Zh, Rule::RepeatedPhrases);
-    let repeated = format!("{} {}", unlike(100), unlike(100));
+    let repeated = format!("{} ", unlike(100)).repeat(3);
     removed(&repeated, Lang::En, Rule::RepeatedPhrases);
     kept(&zh_unlike(3000, 3), Lang::Zh);
 }

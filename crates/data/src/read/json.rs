@@ -185,11 +185,12 @@ pub fn read_lines(reader: &mut Utf8Reader, count: &Counter, context: &mut Contex
 fn read_line(reader: &mut Utf8Reader, limit: usize, line: &mut Vec<u8>) -> usize {
     let mut length = 0;
     loop {
-        let chunk = reader.chunk().as_bytes();
+        // Not `chunk`, which looks at all that is buffered; reading errors show as the end.
+        let chunk = reader.fill_buf().unwrap_or_default();
         if chunk.is_empty() {
             return length;
         }
-        let end = chunk.iter().position(|b| *b == b'\n');
+        let end = memchr::memchr(b'\n', chunk);
         let taken = end.map_or(chunk.len(), |at| at + 1);
         let room = limit.saturating_sub(line.len()).min(taken);
         line.extend_from_slice(&chunk[..room]);
