@@ -1,7 +1,7 @@
 //! The tokenizer: text to ids and back.
 //!
 //! What is trained here is byte-level byte-pair encoding: text is cut into pre-tokens ([`scan`]), each pre-token is taken
-//! as bytes, and adjacent pieces are merged in the order the merges were learned in ([`bpe`]). Every byte has an id of its
+//! as bytes, and adjacent pieces are merged in the order the merges were learned in (`bpe.rs`). Every byte has an id of its
 //! own, so any bytes can be encoded and come back exactly, valid UTF-8 or not. Digits stand alone and no token holds
 //! Han characters together with another script, so that numbers and mixed text are cut the same way everywhere.
 //!
