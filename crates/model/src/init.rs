@@ -76,3 +76,40 @@ pub(crate) fn upload<D: Device>(device: &D, values: &[f64], to: ViewMut<D>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::common::{by_name, families::every_family};
+    use crate::model::{Model, Options};
+    use wudao_device::Cpu;
+
+    #[test]
+    fn weights_begin_as_they_should() {
+        let device = Cpu::new(1);
+        let (_, mut config) = every_family().swap_remove(6);
+        (config.hidden_size, config.initializer_range) = (256, 0.5);
+        let weights = by_name(&device, &Model::new(&device, &config, 8, Options::default()).unwrap().init(&device, 9));
+        for (name, w) in &weights {
+            let n = w.len() as f64;
+            let mean = w.iter().sum::<f64>() / n;
+            let std = (w.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / n).sqrt();
+            let (mean_wanted, std_wanted) = match name {
+                _ if name.ends_with("norm.weight") => (1.0, 0.0),
+                _ if name.ends_with("bias") => (0.0, 0.0),
+                // Two layers: 1/√4.
+                _ if name.contains("o_proj") || name.contains("down_proj") => (0.0, 0.25),
+                _ => (0.0, 0.5),
+            };
+            // Five standard errors of a normal sample's mean and deviation.
+            assert!((mean - mean_wanted).abs() <= 5.0 * std_wanted / n.sqrt(), "{name}: mean {mean}");
+            assert!((std - std_wanted).abs() <= 5.0 * std_wanted / (2.0 * n).sqrt(), "{name}: deviation {std}");
+        }
+        // Every tensor has a stream of its own.
+        let mut first: Vec<u64> =
+            weights.values().filter(|w| w[0] != 0.0 && w[0] != 1.0).map(|w| w[0].to_bits()).collect();
+        let random = first.len();
+        first.sort();
+        first.dedup();
+        assert!(first.len() == random && random > 40, "{random} tensors, {} beginnings", first.len());
+    }
+}

@@ -6,7 +6,6 @@
 //! store.
 
 use crate::Store;
-use crate::config::{Config, ConfigError};
 use wudao_comm::Comm;
 use wudao_device::{Device, Fault, Tensor, View};
 
@@ -59,21 +58,11 @@ pub struct Auxiliary {
     /// Coefficient α of the load-balance loss `α·E·Σ_e f_e·P_e`, where f_e is the share of all choices that fell on expert e
     /// and P_e its mean score, both over the global batch (Fedus et al. 2021, eq. 4; Qiu et al. 2025 on the global batch).
     pub balance: f64,
-    /// Coefficient β of the z-loss `β·mean(lse²)` (Zoph et al. 2022, eq. 5). Softmax routers alone have one.
+    /// Coefficient β of the z-loss `β·mean(lse²)` (Zoph et al. 2022, eq. 5). Softmax routers alone have one:
+    /// for others it must be 0.
     pub z: f64,
     /// Tokens of the whole step: all micro-batches, all ranks. Means are taken over these.
     pub tokens: f64,
-}
-
-impl Auxiliary {
-    /// Refuses a loss that the model's routers do not have.
-    pub fn check(&self, config: &Config) -> Result<(), ConfigError> {
-        if self.z != 0.0 && config.moe.as_ref().is_some_and(|m| m.sigmoid) {
-            let problem = format!("{} must be 0: a sigmoid router has no log-sum-exp to keep small", self.z);
-            return Err(ConfigError { key: "z_loss", problem });
-        }
-        Ok(())
-    }
 }
 
 /// What one router did during a step.

@@ -2,6 +2,7 @@
 //! The whole-model proof passes through the same code; this one says which layer is wrong.
 
 use super::*;
+use crate::Config;
 use crate::block::{Block, FeedForward, Recompute};
 use crate::common::{auxiliary_for, families::every_family, log_for, randomize, solo};
 use crate::model::rope_table;
