@@ -230,6 +230,7 @@ pub trait Device: Clone + Send + Sync + 'static {
     );
     /// Cached attention of one sequence: row i of `qkv` `[n, width]` stands at position `past + i`. Its keys and values
     /// are written to rows `past..past + n` of the caches (`[capacity, kv·dim]`), then it attends rows `0..=past + i`.
+    /// A row's last bits may depend on n: reading a prompt and writing a token are different work.
     #[allow(clippy::too_many_arguments)]
     fn attention_cached(
         &self,
@@ -263,7 +264,7 @@ pub trait Device: Clone + Send + Sync + 'static {
     );
     /// Gradient of the weights and of two auxiliary losses with respect to the logits: `balance[e]` (empty, or one per
     /// expert) is the derivative of the load-balance loss by each token's score of expert e; `z` times the square of
-    /// each token's log-sum-exp is the z-loss (softmax only; Zoph et al. 2022).
+    /// each token's log-sum-exp is the z-loss (softmax only, 0 with sigmoid scores; Zoph et al. 2022).
     #[allow(clippy::too_many_arguments)]
     fn route_backward(
         &self,

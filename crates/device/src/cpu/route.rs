@@ -1,8 +1,9 @@
 //! The router: scores, the choice of experts, their weights, and what training wants to know about it.
 //!
 //! The choice is by `score + bias`, the weight by the score alone (DeepSeek-V3, section 2.1.2). With a group limit, the
-//! experts of the groups that lost are out of the question, whatever their scores: this is the paper's rule. A NaN
-//! loses against everything, so that a choice is K distinct experts even where the model has diverged.
+//! experts of the groups that lost are out of the question, whatever their scores: DeepSeek's code masks them with -∞, and
+//! so does transformers by now (older versions masked with 0, which wins against a negative `score + bias`). A NaN loses
+//! against everything, so that a choice is K distinct experts even where the model has diverged.
 
 use super::bands::{TASK, bands};
 use super::simd::{Baseline, dot, max, sigmoid, sum, versions};
@@ -304,6 +305,16 @@ mod tests {
         let o = run(&cpu, &SIGMOID, [1, 4], &[0.0; 4], Some(&[0.0, 0.0, 3.0, 4.0]));
         assert_eq!(choices(&cpu, &o), [3, 2]);
         assert_close("weights", "route", DType::F64, &[1.25, 1.25], &down(&cpu, &o.weights));
+    }
+
+    #[test]
+    fn nan_loses_against_everything() {
+        let cpu = cpu();
+        let x = [f64::NAN, -3.0, 2.0, 1.0];
+        assert_eq!(choices(&cpu, &run(&cpu, &SIGMOID, [1, 4], &x, None)), [2, 3]);
+        let routing = Routing { groups: 2, top_groups: 1, ..SIGMOID };
+        let x = [9.0, f64::NAN, -3.0, -3.0];
+        assert_eq!(choices(&cpu, &run(&cpu, &routing, [1, 4], &x, None)), [2, 3]);
     }
 
     /// With negative keys a losing group masked to zero would win; here it is out.

@@ -7,7 +7,7 @@
 //! `dv` are finished where they are summed. `dq` is a sum over chunks: the first chunk writes it, later ones (of segments
 //! longer than [`CHUNK`]) write aside, and what lies aside is added in order.
 
-use super::{Context, Head, Scratch, block, key_head, spans, value_head, with_lanes};
+use super::{Context, Head, Scratch, block, key_head, pieces, spans, turn, value_head, with_lanes};
 use crate::Heads;
 use crate::cpu::Real;
 use crate::cpu::bands::Scattered;
@@ -156,27 +156,16 @@ fn compute<'a, R: Real + GemmScalar>(call: &Call<'a, R>, task: &Task, dqkv: &Sca
             to.copy_from_slice(dq);
         }
     }
-    // dk and dv stand as [dim, keys] for every tile; packing is a transposition.
-    let turned = ds_rows;
-    for (sums, head) in [(dk, key_head(&heads, task.kv)), (dv, value_head(&heads, task.kv))] {
-        for (tile, sums) in sums.chunks_exact(dim * nr).enumerate() {
-            let by_column = Operand { data: sums, pitch: nr, lanes_adjacent: false };
-            let lanes = nr.min(n_keys - tile * nr);
-            for columns in pieces(0..dim, nr) {
-                micro.pack_cols(by_column, columns.clone(), 0..lanes, turned);
-                for (i, row) in turned.chunks_exact(nr).take(lanes).enumerate() {
-                    let at = (first + tile * nr + i) * width + head * dim + columns.start;
-                    // SAFETY: each (key, head) belongs to one task.
-                    unsafe { dqkv.run(at, columns.len()) }.copy_from_slice(&row[..columns.len()]);
-                }
-            }
+    // ds is no longer needed: its transpose's space takes the tiles of dk and dv as rows.
+    for (sums, head) in [(&*dk, key_head(&heads, task.kv)), (&*dv, value_head(&heads, task.kv))] {
+        for (keys, sums) in pieces(0..n_keys, nr).zip(sums.chunks_exact(dim * nr)) {
+            turn(micro, sums, dim, keys.len(), ds_rows, |i, columns, x| {
+                let at = (first + keys.start + i) * width + head * dim + columns.start;
+                // SAFETY: each (key, head) belongs to one task.
+                unsafe { dqkv.run(at, columns.len()) }.copy_from_slice(x);
+            });
         }
     }
-}
-
-fn pieces(range: Range<usize>, piece: usize) -> impl Iterator<Item = Range<usize>> {
-    let end = range.end;
-    range.step_by(piece).map(move |at| at..(at + piece).min(end))
 }
 
 /// A head's queries and output gradients as left operands, both ways round, and what the softmax needs of each row.
@@ -242,9 +231,7 @@ fn score_gradients_of<R: Real, S: Isa, const N: usize>(
 ) {
     let (p, ds) = (p.as_chunks_mut::<N>().0, ds.as_chunks_mut::<N>().0);
     for (i, (((p, ds), &lse), &d)) in p.iter_mut().zip(ds).zip(lse).zip(d).enumerate() {
-        for l in 0..N {
-            p[l] = (p[l] - lse).exp::<S>();
-        }
+        p.iter_mut().for_each(|p| *p = (*p - lse).exp::<S>());
         let seen = (query + i + 1).saturating_sub(key);
         if seen < N {
             p[seen..].fill(R::ZERO);

@@ -62,10 +62,12 @@ pub(crate) fn attention_cached<R: Real + GemmScalar>(
             rows,
             past,
         };
-        compute(cx, &task, |row, head, x, _| {
+        let put = |row: usize, head, column, x: &[R]| {
+            let at = (row * heads.q + shared * group + head) * dim + column;
             // SAFETY: each (row, head) belongs to one task.
-            unsafe { out.run((row * heads.q + shared * group + head) * dim, dim) }.copy_from_slice(x);
-        });
+            unsafe { out.run(at, x.len()) }.copy_from_slice(x);
+        };
+        compute(cx, &task, put, |_, _, _| {});
     });
 }
 

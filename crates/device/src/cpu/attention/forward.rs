@@ -1,10 +1,10 @@
 //! The forward pass.
 
-use super::{Context, Head, Scratch, block, key_head, spans, value_head, with_lanes};
+use super::{Context, Head, Scratch, block, key_head, spans, turn, value_head, with_lanes};
 use crate::Heads;
 use crate::cpu::Real;
 use crate::cpu::bands::Scattered;
-use crate::cpu::gemm::{GemmScalar, Operand};
+use crate::cpu::gemm::GemmScalar;
 use crate::cpu::simd::{Isa, larger, versions};
 use std::ops::Range;
 
@@ -57,19 +57,25 @@ pub(crate) fn attention<R: Real + GemmScalar>(
             rows: *first..(first + QUERIES).min(segment.len()),
             past: 0,
         };
-        compute(cx, &task, |row, head, x, denominator| {
-            let at = (segment.start + row) * heads.q + kv * group + head;
+        let at = |row: usize, head: usize| (segment.start + row) * heads.q + kv * group + head;
+        let put = |row, head, column, x: &[R]| {
             // SAFETY: each (row, head) belongs to one task.
-            unsafe {
-                out.run(at * dim, dim).copy_from_slice(x);
-                lse.run(at, 1)[0] = denominator;
-            }
-        });
+            unsafe { out.run(at(row, head) * dim + column, x.len()) }.copy_from_slice(x);
+        };
+        // SAFETY: as above.
+        let denominator = |row, head, x| unsafe { lse.run(at(row, head), 1)[0] = x };
+        compute(cx, &task, put, denominator);
     });
 }
 
-/// Computes a task and hands every finished `(row, head within the group, output, log-sum-exp)` to `put`.
-pub(super) fn compute<R: Real + GemmScalar>(cx: Context<R>, task: &Task<R>, put: impl Fn(usize, usize, &[R], R)) {
+/// Computes a task. Hands over every output in parts, as `put(row, head within the group, first column, elements)`, and the
+/// log of every softmax's denominator, as `denominator(row, head within the group, log)`.
+pub(super) fn compute<R: Real + GemmScalar>(
+    cx: Context<R>,
+    task: &Task<R>,
+    put: impl Fn(usize, usize, usize, &[R]),
+    denominator: impl Fn(usize, usize, R),
+) {
     let Context { memory, micro, .. } = cx;
     let (mr, nr, dim) = (micro.rows(), micro.cols(), task.keys.dim);
     let (all, block) = (task.past + task.rows.end, block(mr));
@@ -81,10 +87,8 @@ pub(super) fn compute<R: Real + GemmScalar>(cx: Context<R>, task: &Task<R>, put:
     micro.pack_rows(task.values.by_column(), task.values.columns(), 0..all, values);
 
     let (mut queries, mut scores) = (Scratch::new(memory, dim * nr), Scratch::new(memory, block * nr));
-    let (mut sums, mut turned) = (Scratch::new(memory, dim * nr), Scratch::new(memory, dim.next_multiple_of(nr) * nr));
-    let mut finished = Scratch::new(memory, dim);
+    let (mut sums, mut turned) = (Scratch::new(memory, dim * nr), Scratch::new(memory, nr * nr));
     let (queries, scores, sums, turned) = (queries.slice(), scores.slice(), sums.slice(), turned.slice());
-    let finished = finished.slice();
     for (h, head) in task.queries.iter().enumerate() {
         for first in task.rows.clone().step_by(nr) {
             let tile = first..(first + nr).min(task.rows.end);
@@ -101,17 +105,13 @@ pub(super) fn compute<R: Real + GemmScalar>(cx: Context<R>, task: &Task<R>, put:
                 }
                 micro.multiply([dim, nr, n], &values[key * mr..], mr * all, scores, sums, nr, key > 0);
             }
-            // The sums stand as [dim, queries]; packing is a transposition.
-            let columns = Operand { data: sums, pitch: nr, lanes_adjacent: false };
-            for (piece, turned) in (0..dim).step_by(nr).zip(turned.chunks_exact_mut(nr * nr)) {
-                micro.pack_cols(columns, piece..(piece + nr).min(dim), 0..nr, turned);
-            }
-            for (l, row) in tile.enumerate() {
+            turn(micro, sums, dim, tile.len(), turned, |l, columns, x| {
                 let factor = R::ONE / running.sum[l];
-                for (x, turned) in finished.chunks_mut(nr).zip(turned.chunks_exact(nr * nr)) {
-                    x.iter_mut().zip(&turned[l * nr..]).for_each(|(x, &t)| *x = t * factor);
-                }
-                put(row, h, finished, running.max[l] + running.sum[l].ln());
+                x.iter_mut().for_each(|x| *x *= factor);
+                put(first + l, h, columns.start, x);
+            });
+            for (l, row) in tile.enumerate() {
+                denominator(row, h, running.max[l] + running.sum[l].ln());
             }
         }
     }

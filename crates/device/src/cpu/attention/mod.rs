@@ -123,6 +123,32 @@ fn value_head(heads: &Heads, kv: usize) -> usize {
     heads.q + heads.kv + kv
 }
 
+/// Calls `put(lane, columns, elements)` for every lane of sums that stand as `[dim, lanes]`. Packing is a transposition;
+/// `space` has room for a square of the micro-kernel's columns.
+fn turn<T: GemmScalar>(
+    micro: Micro<T>,
+    sums: &[T],
+    dim: usize,
+    lanes: usize,
+    space: &mut [T],
+    put: impl Fn(usize, Range<usize>, &mut [T]),
+) {
+    let nr = micro.cols();
+    for columns in pieces(0..dim, nr) {
+        let rows = Operand { data: sums, pitch: nr, lanes_adjacent: false };
+        micro.pack_cols(rows, columns.clone(), 0..lanes, space);
+        for (i, row) in space.chunks_exact_mut(nr).take(lanes).enumerate() {
+            put(i, columns.clone(), &mut row[..columns.len()]);
+        }
+    }
+}
+
+/// Cuts a range into pieces of `piece`, the last one shorter.
+fn pieces(range: Range<usize>, piece: usize) -> impl Iterator<Item = Range<usize>> {
+    let end = range.end;
+    range.step_by(piece).map(move |at| at..(at + piece).min(end))
+}
+
 /// Rows of every segment that has any.
 fn spans(segments: &[u32]) -> impl Iterator<Item = Range<usize>> {
     segments.windows(2).map(|s| s[0] as usize..s[1] as usize).filter(|s| !s.is_empty())
