@@ -19,5 +19,5 @@ pub use cpu::Cpu;
 pub use device::{AdamW, Device, Gemm, Heads, IGNORE, Routing, Score};
 pub use dtype::{DType, Element};
 pub use fault::Fault;
-
+pub use meta::{Meta, Usage};
 pub use tensor::{Tensor, View, ViewMut};

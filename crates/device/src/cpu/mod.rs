@@ -30,6 +30,7 @@ use attention::Context;
 use gemm::{Mat, MatMut};
 use half::bf16;
 use memory::{Block, Memory};
+pub(crate) use memory::class as size_class;
 pub use pool::Pool;
 use real::Real;
 use std::ops::Range;
