@@ -1,0 +1,225 @@
+//! `wudao generate`: continue a text.
+//!
+//! The completion alone goes to standard output, as it is written. With several prompts, or for a program, `--json` gives
+//! one object a line.
+
+use super::Context;
+use crate::error::{Advice, Usage};
+use crate::printer::duration;
+use crate::settings::{self, GenerateSettings, SettingsArgs};
+use crate::signals;
+use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+use wudao_device::{Cpu, DType};
+use wudao_infer::{Checkpoint, Completion, Generation, Stop};
+
+/// Arguments of `wudao generate`.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "Examples:\n  \
+    wudao generate --model runs/quickstart --prompt '话说天下大势' --max-tokens 100\n  \
+    wudao generate --model runs/quickstart --prompts-file prompts.txt --temperature 0 --json")]
+#[command(group(clap::ArgGroup::new("source").required(true).args(["prompt", "prompts_file"])))]
+pub struct Args {
+    /// A checkpoint, or a run folder (its newest checkpoint).
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// The text to continue; `-` reads it from standard input.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    prompt: Option<String>,
+    /// Several texts to continue: one a line, or in a .jsonl file one {"prompt": …} a line.
+    #[arg(long, value_name = "FILE")]
+    prompts_file: Option<PathBuf>,
+    /// Most tokens to write [default: 128].
+    #[arg(long, value_name = "N")]
+    max_tokens: Option<usize>,
+    /// Divide the logits by this; 0 always takes the likeliest token [default: 0.8].
+    #[arg(long, value_name = "T")]
+    temperature: Option<f32>,
+    /// Draw from the K likeliest tokens; 0 is all [default: 0].
+    #[arg(long, value_name = "K")]
+    top_k: Option<usize>,
+    /// Draw from the likeliest tokens whose probabilities sum to P; 1 is all [default: 0.95].
+    #[arg(long, value_name = "P")]
+    top_p: Option<f32>,
+    /// Draw from tokens at least P times as likely as the likeliest; 0 is all [default: 0].
+    #[arg(long, value_name = "P")]
+    min_p: Option<f32>,
+    /// Discount tokens already in the text by this factor; 1 is off [default: 1].
+    #[arg(long, value_name = "X")]
+    repetition_penalty: Option<f32>,
+    /// Seed of the draws: the same seed gives the same text [default: 0].
+    #[arg(long, value_name = "S")]
+    seed: Option<u64>,
+    /// End where this string begins; may be given several times.
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// One JSON object a line: prompt, completion, tokens, why it ended.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    settings: SettingsArgs,
+}
+
+/// A line of `--json`.
+#[derive(Serialize)]
+struct Answer<'a> {
+    prompt: &'a str,
+    completion: &'a str,
+    tokens: &'a [u32],
+    prompt_tokens: usize,
+    stop: Stop,
+    tokens_per_second: f64,
+}
+
+/// Continues the prompts.
+pub fn run(args: Args, cx: &Context) -> anyhow::Result<()> {
+    let text = |value: &Option<f32>| value.map(|x| x.to_string());
+    let own = [
+        ("generate.max_tokens", "--max-tokens", args.max_tokens.map(|n| n.to_string())),
+        ("generate.temperature", "--temperature", text(&args.temperature)),
+        ("generate.top_k", "--top-k", args.top_k.map(|n| n.to_string())),
+        ("generate.top_p", "--top-p", text(&args.top_p)),
+        ("generate.min_p", "--min-p", text(&args.min_p)),
+        ("generate.repetition_penalty", "--repetition-penalty", text(&args.repetition_penalty)),
+        ("generate.seed", "--seed", args.seed.map(|n| n.to_string())),
+    ];
+    let mut how: GenerateSettings = settings::resolve(&args.settings, &own, &cx.environment)?.section("generate")?;
+    if !args.stop.is_empty() {
+        // Not through the words of a list: a stop string may hold a comma.
+        how.stop = args.stop;
+    }
+    let how = Generation::from(how);
+    how.sampling.check().map_err(|error| Usage(error.to_string()))?;
+    let prompts = match (args.prompt, args.prompts_file) {
+        (Some(dash), _) if dash == "-" => {
+            let mut text = String::new();
+            std::io::stdin().read_to_string(&mut text).context("cannot read the prompt from standard input")?;
+            vec![text]
+        }
+        (Some(prompt), _) => vec![prompt],
+        (None, Some(path)) => prompts(&path)?,
+        (None, None) => unreachable!("the parser asks for one of the two"),
+    };
+    let checkpoint = open(cx, &args.model)?;
+    let stop = signals::stop_flag()?;
+    for (number, prompt) in prompts.iter().enumerate() {
+        if prompts.len() > 1 && !args.json {
+            cx.printer.status("Prompt", format!("{} of {}: {prompt}", number + 1, prompts.len()));
+        }
+        let start = Instant::now();
+        let mut broken = None;
+        let mut emit = |piece: &str| {
+            if !args.json && broken.is_none() {
+                broken = cx.printer.answer(piece).err();
+            }
+            broken.is_none() && !stop.load(Ordering::Relaxed)
+        };
+        let completion = checkpoint
+            .generate(prompt, &how, &mut emit)
+            .with_context(|| format!("cannot continue prompt {} (\"{}\")", number + 1, beginning(prompt)))?;
+        if let Some(error) = broken {
+            return Err(error.into());
+        }
+        report(cx, prompt, &completion, start.elapsed().as_secs_f64(), args.json)?;
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn report(cx: &Context, prompt: &str, completion: &Completion, seconds: f64, json: bool) -> anyhow::Result<()> {
+    let Completion { text, tokens, prompt_tokens, stop } = completion;
+    let tokens_per_second = tokens.len() as f64 / seconds.max(1e-9);
+    if json {
+        let (prompt_tokens, stop) = (*prompt_tokens, *stop);
+        return cx.printer.json_line(&Answer {
+            prompt,
+            completion: text,
+            tokens,
+            prompt_tokens,
+            stop,
+            tokens_per_second,
+        });
+    }
+    if !text.ends_with('\n') {
+        cx.printer.answer("\n")?;
+    }
+    cx.printer.detail(format!(
+        "{} tokens in {} ({tokens_per_second:.1} tokens/s) after {prompt_tokens}; ended by {stop:?}",
+        tokens.len(),
+        duration(seconds),
+    ));
+    Ok(())
+}
+
+/// Opens a checkpoint folder, or the newest checkpoint of a run.
+pub fn open(cx: &Context, path: &Path) -> anyhow::Result<Checkpoint<Cpu>> {
+    let dir = super::train::checkpoint_of(path)?;
+    if dir != path {
+        cx.printer.detail(format!("checkpoint {}", dir.display()));
+    }
+    Checkpoint::open(&cx.cpu(), &dir, DType::F32).help(format!("`wudao inspect {}` says what is there", path.display()))
+}
+
+/// The prompts of a file.
+fn prompts(path: &Path) -> anyhow::Result<Vec<String>> {
+    #[derive(Deserialize)]
+    struct Line {
+        prompt: String,
+    }
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read prompts from {}", path.display()))?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    let jsonl = path.extension().is_some_and(|extension| extension == "jsonl" || extension == "ndjson");
+    let mut prompts = Vec::new();
+    for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        prompts.push(match jsonl {
+            true => {
+                serde_json::from_str::<Line>(line)
+                    .with_context(|| format!("{}:{}: not an object with \"prompt\"", path.display(), number + 1))?
+                    .prompt
+            }
+            false => line.to_owned(),
+        });
+    }
+    if prompts.is_empty() {
+        anyhow::bail!("{} holds no prompts: write one a line", path.display());
+    }
+    Ok(prompts)
+}
+
+/// The first characters of a text, for a message.
+pub fn beginning(text: &str) -> String {
+    let mut short: String = text.chars().take(20).collect();
+    if short.len() < text.len() {
+        short.push('…');
+    }
+    short
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prompts_come_one_a_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            prompts(&path)
+        };
+        assert_eq!(
+            file("a.txt", "\u{feff}话说天下\r\n\nIn the beginning\n").unwrap(),
+            ["话说天下", "In the beginning"]
+        );
+        assert_eq!(file("b.jsonl", "{\"prompt\": \"a\\nb\"}\n").unwrap(), ["a\nb"]);
+        let error = file("c.jsonl", "{\"prompt\": \"a\"}\n{\"text\": 1}\n").unwrap_err();
+        assert!(error.to_string().contains("c.jsonl:2"), "{error}");
+        assert!(file("d.txt", "\n \n").is_err());
+    }
+}

@@ -1,0 +1,62 @@
+//! The commands, one file each: arguments first, then what happens.
+
+pub mod bench;
+pub mod completions;
+pub mod eval;
+pub mod generate;
+pub mod inspect;
+pub mod prepare;
+pub mod quickstart;
+pub mod texts;
+pub mod tokenizer;
+pub mod train;
+
+use crate::cli::{Cli, Command};
+use crate::error::Usage;
+use crate::printer::Printer;
+use crate::settings;
+use wudao_device::Cpu;
+
+/// What every command has at hand.
+pub struct Context<'a> {
+    /// The way out.
+    pub printer: &'a Printer,
+    /// Threads to compute with.
+    pub threads: usize,
+    /// The environment variables that are ours.
+    pub environment: Vec<(String, String)>,
+}
+
+impl Context<'_> {
+    /// The machine.
+    pub fn cpu(&self) -> Cpu {
+        Cpu::new(self.threads)
+    }
+}
+
+/// Does what the command line says.
+pub fn run(cli: Cli, printer: &Printer, environment: Vec<(String, String)>) -> anyhow::Result<()> {
+    let threads = match (cli.threads, settings::special(&environment, "WUDAO_THREADS")) {
+        (Some(threads), _) => threads.into(),
+        (None, Some(text)) => match text.parse::<u16>() {
+            Ok(threads @ 1..=1024) => threads.into(),
+            _ => {
+                let what = format!("WUDAO_THREADS is \"{text}\"; it must be a whole number from 1 to 1024");
+                return Err(Usage(what).into());
+            }
+        },
+        (None, None) => std::thread::available_parallelism().map_or(1, usize::from),
+    };
+    let cx = Context { printer, threads, environment };
+    match cli.command {
+        Command::Quickstart(args) => quickstart::run(args, &cx),
+        Command::Prepare(args) => prepare::run(args, &cx),
+        Command::Tokenizer(command) => tokenizer::run(command, &cx),
+        Command::Train(args) => train::run(args, &cx),
+        Command::Eval(args) => eval::run(args, &cx),
+        Command::Generate(args) => generate::run(args, &cx),
+        Command::Inspect(args) => inspect::run(args, &cx),
+        Command::Bench(command) => bench::run(command, &cx),
+        Command::Completions(args) => completions::run(args, &cx),
+    }
+}
