@@ -50,10 +50,14 @@ pub(crate) fn kind(c: char) -> Kind {
         '\u{3000}' => Kind::Space,
         '\u{3001}'..='\u{3003}' | '\u{3008}'..='\u{3011}' | '\u{3014}'..='\u{301f}' => Kind::Punctuation,
         '\u{2010}'..='\u{201f}' | '\u{2025}' | '\u{2026}' | '\u{00b7}' | '\u{30fb}' => Kind::Punctuation,
-        '！' | '（' | '）' | '，' | '－' | '．' | '：' | '；' | '？' | '～' | '＂' | '＇' => Kind::Punctuation,
+        '！' | '（' | '）' | '，' | '－' | '．' | '：' | '；' | '？' | '～' | '＂' | '＇' => {
+            Kind::Punctuation
+        }
         '\u{3041}'..='\u{30ff}' | '\u{31f0}'..='\u{31ff}' | '\u{ff66}'..='\u{ff9d}' => Kind::Kana,
         '\u{ac00}'..='\u{d7af}' | '\u{1100}'..='\u{11ff}' | '\u{3130}'..='\u{318f}' => Kind::Hangul,
-        '\u{00c0}'..='\u{024f}' | '\u{1e00}'..='\u{1eff}' | 'Ａ'..='Ｚ' | 'ａ'..='ｚ' if c != '×' && c != '÷' => Kind::Latin,
+        '\u{00c0}'..='\u{024f}' | '\u{1e00}'..='\u{1eff}' | 'Ａ'..='Ｚ' | 'ａ'..='ｚ' if c != '×' && c != '÷' => {
+            Kind::Latin
+        }
         '\u{fffd}' => Kind::Replacement,
         _ if c.is_alphabetic() => Kind::OtherLetter,
         _ if c.is_numeric() => Kind::Digit,

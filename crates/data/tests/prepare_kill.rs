@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use wudao_data::prepare::{PrepareOptions, REPORT_FILE, Silent, SourceOptions, TokenizerChoice, Tuning, prepare};
 
-const ROUNDS: u32 = 12;
+const ROUNDS: u32 = 6;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
@@ -42,13 +42,15 @@ fn write_corpus(root: &Path) {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) % n
     };
-    for file in 0..30 {
+    for file in 0..10 {
         let mut lines = String::new();
-        for _ in 0..40 {
+        for _ in 0..120 {
             let text: String = if random(2) == 0 {
                 (0..150).map(|_| char::from_u32(0x4e00 + random(600) as u32).unwrap()).collect()
             } else {
-                let words = ["the", "of", "and", "to", "whale", "captain", "silver", "window", "river", "was", "stone", "night"];
+                let words = [
+                    "the", "of", "and", "to", "whale", "captain", "silver", "window", "river", "was", "stone", "night",
+                ];
                 (0..60).map(|_| format!("{}{} ", words[random(12) as usize], ["", "s"][random(2) as usize])).collect()
             };
             lines.push_str(&format!("{{\"text\": {text:?}}}\n"));
@@ -85,7 +87,9 @@ fn kill_at_random_moments() {
         for _ in 0..3 {
             let mut child = start();
             seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            std::thread::sleep(Duration::from_secs_f64(whole.as_secs_f64() * f64::from(seed >> 8) / f64::from(1 << 24)));
+            std::thread::sleep(Duration::from_secs_f64(
+                whole.as_secs_f64() * f64::from(seed >> 8) / f64::from(1 << 24),
+            ));
             let _ = child.kill();
             killed += u32::from(!child.wait().unwrap().success());
         }

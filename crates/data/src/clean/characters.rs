@@ -134,7 +134,10 @@ mod tests {
     #[test]
     fn invisible_and_control_characters_go() {
         assert_eq!(nfc("\u{feff}春\u{200b}眠\u{ad}不\u{0}觉\u{2060}晓\u{7f}"), "春眠不觉晓");
-        assert_eq!(nfc("a\u{200d}b 👨\u{200d}👩\u{200d}👧 ❤\u{fe0f}\u{200d}🔥"), "ab 👨\u{200d}👩\u{200d}👧 ❤\u{fe0f}\u{200d}🔥");
+        assert_eq!(
+            nfc("a\u{200d}b 👨\u{200d}👩\u{200d}👧 ❤\u{fe0f}\u{200d}🔥"),
+            "ab 👨\u{200d}👩\u{200d}👧 ❤\u{fe0f}\u{200d}🔥"
+        );
         let (_, changes) = clean("\u{1}\u{2}a\u{200b}\u{a0}\r\n\r".to_string(), Normalization::Nfc);
         assert_eq!((changes.control, changes.invisible, changes.replaced), (2, 1, 2));
     }

@@ -48,12 +48,7 @@ pub struct CleanOptions {
 
 impl Default for CleanOptions {
     fn default() -> CleanOptions {
-        CleanOptions {
-            normalization: Normalization::Nfc,
-            simplify: false,
-            boilerplate: true,
-            repeated_line_limit: 10,
-        }
+        CleanOptions { normalization: Normalization::Nfc, simplify: false, boilerplate: true, repeated_line_limit: 10 }
     }
 }
 
@@ -123,6 +118,9 @@ impl Cleaner {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::sync::LazyLock;
+
+    static CLEANER: LazyLock<Cleaner> = LazyLock::new(|| Cleaner::new(&CleanOptions::default()));
 
     #[test]
     fn a_web_page_becomes_a_text() {
@@ -145,9 +143,8 @@ mod tests {
     proptest! {
         #[test]
         fn any_text_can_be_cleaned_and_stays_clean(text in "[\\PC\r\n\u{0}-\u{20}登录首页|]{0,120}") {
-            let cleaner = Cleaner::new(&CleanOptions::default());
-            let (once, _) = cleaner.clean(text);
-            prop_assert_eq!(&cleaner.clean(once.clone()).0, &once);
+            let (once, _) = CLEANER.clean(text);
+            prop_assert_eq!(&CLEANER.clean(once.clone()).0, &once);
         }
     }
 }

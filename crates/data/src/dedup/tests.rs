@@ -140,7 +140,7 @@ proptest! {
     #[test]
     fn memory_and_disk_give_what_the_definition_says(
         documents in proptest::collection::vec((0u128..60, proptest::collection::vec(0u64..200, 4)), 0..120),
-        memory in prop_oneof![Just(1u64), Just(5000), Just(1 << 30)],
+        memory in prop_oneof![Just(1000u64), Just(5000), Just(1 << 30)],
     ) {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("keys");

@@ -169,19 +169,21 @@ fn produce(run: &Run<'_>, from: usize, done: &AtomicU64, feed: &Line<'_>) -> Res
 struct Tools {
     judge: Judge,
     signer: Signer,
-    packer: Result<Packer, PrepareError>,
+    packer: Option<Packer>,
     profile: Profile,
     signature: Vec<u64>,
 }
 
-fn work(run: &Run<'_>, cleaner: &Cleaner, tools: &mut Tools, batch: Vec<(u16, String)>) -> Result<Outcome, PrepareError> {
+fn work(
+    run: &Run<'_>,
+    cleaner: &Cleaner,
+    tools: &mut Tools,
+    batch: Vec<(u16, String)>,
+) -> Result<Outcome, PrepareError> {
     let Tools { judge, signer, packer, profile, signature } = tools;
     let packer = match packer {
-        Ok(packer) => packer,
-        Err(_) => {
-            *packer = Ok(Packer::new()?);
-            return work(run, cleaner, tools, batch);
-        }
+        Some(packer) => packer,
+        None => packer.insert(Packer::new()?),
     };
     let mut sums = Gathered::default();
     let mut keys = Vec::with_capacity(batch.len() * (spool::ENTRY + 8 * signer.keys()));
@@ -235,16 +237,14 @@ pub(super) fn gather(run: &Run<'_>, reporter: &mut Reporter<'_>) -> Result<Gathe
     let tools = || Tools {
         judge: Judge::new(&run.options.rules),
         signer: Signer::new(&run.options.dedup),
-        packer: Packer::new(),
+        packer: None,
         profile: Profile::default(),
         signature: Vec::new(),
     };
     let folder = run.work.spool();
     let mut writer: Option<SegmentWriter> = None;
     let mut segment = Gathered::default();
-    let mut show = |documents: u64| {
-        reporter.show(Stage::Read, done.load(Ordering::Relaxed), total, documents)
-    };
+    let mut show = |documents: u64| reporter.show(Stage::Read, done.load(Ordering::Relaxed), total, documents);
     show(all.input.documents)?;
     let mut seen = all.input.documents;
     ordered(

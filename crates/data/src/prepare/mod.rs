@@ -85,7 +85,9 @@ pub enum PrepareError {
         path: String,
     },
     /// The folder holds another data set.
-    #[error("{path} holds a data set of other inputs or options: choose another folder, or ask for it to be overwritten")]
+    #[error(
+        "{path} holds a data set of other inputs or options: choose another folder, or ask for it to be overwritten"
+    )]
     Exists {
         /// The folder.
         path: String,
@@ -279,12 +281,10 @@ pub fn prepare(options: &PrepareOptions, progress: &mut dyn Progress) -> Result<
     if selection.sums.train.documents == 0 {
         return Err(nothing_left(&gathered, &selection));
     }
-    let tokenizer = reporter.timed(Stage::Tokenizer, |reporter| {
-        tokenize::tokenizer(&run, given, &gathered, &selection, reporter)
-    })?;
-    let shards = reporter.timed(Stage::Tokenize, |reporter| {
-        tokenize::write(&run, &tokenizer, &gathered, &selection, reporter)
-    })?;
+    let tokenizer = reporter
+        .timed(Stage::Tokenizer, |reporter| tokenize::tokenizer(&run, given, &gathered, &selection, reporter))?;
+    let shards = reporter
+        .timed(Stage::Tokenize, |reporter| tokenize::write(&run, &tokenizer, &gathered, &selection, reporter))?;
     let mut report = report_of(&run, &gathered, &selection, &shards, &tokenizer, &plan)?;
     let seconds = reporter.started.elapsed().as_secs_f64();
     report.timing = Timing {

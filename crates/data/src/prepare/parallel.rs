@@ -180,10 +180,7 @@ where
     }
 }
 
-fn gather<I, O, E>(
-    line: &Line<I, O, E>,
-    consume: &mut impl FnMut(Event<O>) -> Result<(), E>,
-) -> Result<(), E> {
+fn gather<I, O, E>(line: &Line<I, O, E>, consume: &mut impl FnMut(Event<O>) -> Result<(), E>) -> Result<(), E> {
     let mut next = 0;
     loop {
         let mut state = line.lock();
@@ -238,12 +235,18 @@ mod tests {
             let produce = |feed: &Feed<'_, u64, u64, String>| {
                 (100..400).try_for_each(|n| feed.send(n, (n % 20) as usize)).map_err(|_| "closed".to_string())
             };
-            ordered(size(threads), || (), produce, slow_square, |event| {
-                if let Event::Item(n) = event {
-                    out.push(n);
-                }
-                Ok(())
-            })
+            ordered(
+                size(threads),
+                || (),
+                produce,
+                slow_square,
+                |event| {
+                    if let Event::Item(n) = event {
+                        out.push(n);
+                    }
+                    Ok(())
+                },
+            )
             .unwrap();
             assert_eq!(out, (100u64..400).map(|n| n * n).collect::<Vec<_>>());
         }
@@ -259,12 +262,18 @@ mod tests {
             }
             Ok(())
         };
-        ordered(size(4), || (), produce, |_, ()| Ok(()), |event| {
-            if let Event::Item(()) = event {
-                under_way.fetch_sub(3, Ordering::SeqCst);
-            }
-            Ok(())
-        })
+        ordered(
+            size(4),
+            || (),
+            produce,
+            |_, ()| Ok(()),
+            |event| {
+                if let Event::Item(()) = event {
+                    under_way.fetch_sub(3, Ordering::SeqCst);
+                }
+                Ok(())
+            },
+        )
         .unwrap();
         // The consumer subtracts a moment after the room was given back, for the one item it has in hand.
         assert!(most.load(Ordering::SeqCst) <= 10 + 3, "{most:?}");
@@ -276,12 +285,18 @@ mod tests {
             (0..).try_for_each(|n| feed.send(n, 1)).map_err(|_| "closed".to_string())
         };
         let mut last = 0;
-        let error = ordered(size(3), || (), endless, slow_square, |event| {
-            if let Event::Item(n) = event {
-                last = n;
-            }
-            Ok(())
-        });
+        let error = ordered(
+            size(3),
+            || (),
+            endless,
+            slow_square,
+            |event| {
+                if let Event::Item(n) = event {
+                    last = n;
+                }
+                Ok(())
+            },
+        );
         assert_eq!((error, last), (Err("77 is not wanted".to_string()), 76 * 76));
         let error = ordered(size(3), || (), endless, slow_square, |_| Err("full".to_string()));
         assert_eq!(error, Err("full".to_string()));

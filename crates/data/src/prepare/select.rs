@@ -86,10 +86,15 @@ impl From<SeenError> for PrepareError {
 }
 
 /// Runs the stage, or takes up what an interrupted run found.
-pub(super) fn select(run: &Run<'_>, gathered: &Gathered, reporter: &mut Reporter<'_>) -> Result<Selection, PrepareError> {
+pub(super) fn select(
+    run: &Run<'_>,
+    gathered: &Gathered,
+    reporter: &mut Reporter<'_>,
+) -> Result<Selection, PrepareError> {
     let options = run.options;
     let weights = options.sources.iter().map(|source| source.weight).collect();
-    let mut selection = Selection { sums: Sums::default(), marks: Marks::default(), exact: options.dedup.exact, weights };
+    let mut selection =
+        Selection { sums: Sums::default(), marks: Marks::default(), exact: options.dedup.exact, weights };
     let marks = run.work.load_bytes(MARKS_FILE).and_then(|bytes| Marks::from_bytes(&bytes, gathered.documents));
     if let (Some(sums), Some(marks)) = (run.work.load(SELECTION_FILE), marks) {
         return Ok(Selection { sums, marks, ..selection });
@@ -149,7 +154,8 @@ fn sums(run: &Run<'_>, gathered: &Gathered, keys_each: usize, selection: &Select
         sums.thresholds.insert(lang, threshold);
     }
     let mut train = Amount::default();
-    let decided = Selection { sums: sums.clone(), marks: Marks::default(), exact: false, weights: selection.weights.clone() };
+    let decided =
+        Selection { sums: sums.clone(), marks: Marks::default(), exact: false, weights: selection.weights.clone() };
     each(&mut |entry, removed| {
         if removed.is_none() && decided.split(&entry) == Split::Train && decided.repeats(&entry) > 0 {
             train.add(u64::from(entry.bytes));

@@ -91,7 +91,10 @@ impl Packer {
 }
 
 /// The documents of a block that was read back.
-pub(super) fn unpack<'a>(block: &Block, raw: &'a mut Vec<u8>) -> Option<impl Iterator<Item = (Entry, &'a str)> + use<'a>> {
+pub(super) fn unpack<'a>(
+    block: &Block,
+    raw: &'a mut Vec<u8>,
+) -> Option<impl Iterator<Item = (Entry, &'a str)> + use<'a>> {
     *raw = zstd::bulk::decompress(&block.compressed, block.raw_bytes as usize).ok()?;
     let mut rest = raw.as_slice();
     let mut documents = Vec::with_capacity(block.documents as usize);

@@ -35,7 +35,9 @@ impl Plan {
     pub fn new(options: &PrepareOptions, inputs: &[Source], given: Option<&Tokenizer>) -> Plan {
         let files: Vec<Value> = inputs
             .iter()
-            .map(|Source { number, input }| json!([number, input.name(), input.format, input.bytes, input.modified.to_string()]))
+            .map(|Source { number, input }| {
+                json!([number, input.name(), input.format, input.bytes, input.modified.to_string()])
+            })
             .collect();
         let tokenizer = match (&options.tokenizer, given) {
             (TokenizerChoice::File(_), Some(tokenizer)) => json!({ "sha256": tokenizer.hash() }),

@@ -35,7 +35,10 @@ fn verse_law_and_scripture_are_kept() {
         kept(text, Lang::Zh);
     }
     kept("Jesus wept. The Jews therefore said, \"See how much affection he had for him!\"", Lang::En);
-    kept("Praise Yah! Praise, you servants of Yahweh, praise Yahweh's name. Blessed be Yahweh's name, forever.", Lang::En);
+    kept(
+        "Praise Yah! Praise, you servants of Yahweh, praise Yahweh's name. Blessed be Yahweh's name, forever.",
+        Lang::En,
+    );
     kept(PROSE, Lang::En);
 }
 
@@ -49,7 +52,7 @@ fn too_short() {
 fn replacement_characters() {
     removed(&format!("{ZH_PROSE}\u{fffd}\u{fffd}"), Lang::Zh, Rule::ReplacementCharacters);
     removed(&format!("{PROSE}\u{fffd}\u{fffd}"), Lang::En, Rule::ReplacementCharacters);
-    kept(&format!("{}\u{fffd}", PROSE.repeat(1) + &ZH_PROSE.repeat(1) + &unlike(2000)), Lang::En);
+    kept(&format!("{}\u{fffd}", unlike(2000)), Lang::En);
 }
 
 #[test]
@@ -89,15 +92,20 @@ fn word_lengths() {
 #[test]
 fn function_words() {
     let list: String = (0..60).map(|i| ["cheap ", "shoes ", "online ", "store "][i * i % 4]).collect();
-    assert_eq!(judge_as(&list, Lang::En, &Rules { repetition_min_units: 500, ..Rules::default() }), Some(Rule::FewFunctionWords));
+    assert_eq!(
+        judge_as(&list, Lang::En, &Rules { repetition_min_units: 500, ..Rules::default() }),
+        Some(Rule::FewFunctionWords)
+    );
     kept(&unlike(100), Lang::En);
 }
 
 #[test]
 fn bullets_and_ellipses() {
-    let zh: String = (0..6).map(|i| format!("- 第{}项是这样的一件事情\n", "一二三四五六".chars().nth(i).unwrap())).collect();
+    let zh: String =
+        (0..6).map(|i| format!("- 第{}项是这样的一件事情\n", "一二三四五六".chars().nth(i).unwrap())).collect();
     removed(&zh, Lang::Zh, Rule::BulletLines);
-    let en: String = ["one", "two", "three", "four", "five"].map(|n| format!("• item number {n} of the list\n")).concat();
+    let en: String =
+        ["one", "two", "three", "four", "five"].map(|n| format!("• item number {n} of the list\n")).concat();
     removed(&en, Lang::En, Rule::BulletLines);
     let zh: String = ["春天", "夏天", "秋天", "冬天"].map(|n| format!("{n}的故事说的是从前……\n")).concat();
     removed(&zh, Lang::Zh, Rule::EllipsisLines);
@@ -114,7 +122,11 @@ fn placeholder_text() {
 
 /// Text of `n` words in which nothing is repeated.
 fn unlike(n: usize) -> String {
-    (0..n).map(|i| format!("the w{} of", i.wrapping_mul(0x9e37_79b9) % 1_000_003)).map(letters).collect::<Vec<_>>().join(" ")
+    (0..n)
+        .map(|i| format!("the w{} of", i.wrapping_mul(0x9e37_79b9) % 1_000_003))
+        .map(letters)
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// Digits to letters, so that the words count as words.
