@@ -6,6 +6,7 @@ use crate::optimizer::StateError;
 use crate::settings::SettingsError;
 use std::path::{Path, PathBuf};
 use wudao_data::batch::BatchError;
+use wudao_data::tokenizer::TokenizerError;
 use wudao_device::Fault;
 use wudao_model::config::ConfigError;
 use wudao_model::weights::WeightsError;
@@ -30,6 +31,9 @@ pub enum TrainError {
         /// Hash in the manifest.
         recorded: String,
     },
+    /// The tokenizer could not be copied into the run's folder.
+    #[error(transparent)]
+    TokenizerFile(#[from] TokenizerError),
     /// The model knows fewer tokens than the data has.
     #[error(
         "vocab_size = {model} in the model's configuration is less than the {data} ids of the tokenizer: \

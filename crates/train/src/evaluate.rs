@@ -198,7 +198,7 @@ mod tests {
             rank: comm.rank(),
             size: comm.size(),
         };
-        evaluate(&learner, &documents(4, 9), layout, 3).unwrap()
+        evaluate(&learner, documents(4, 9), layout, 3).unwrap()
     }
 
     #[test]

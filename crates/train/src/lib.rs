@@ -1,4 +1,3 @@
-// NOTE for the author of this crate: crates/train/src/metrics/ is being written by another helper now, see /work/tmp/NOTE_train_metrics.md (delete this line when read).
 //! Pre-training: from batches to a checkpoint.
 //!
 //! Read [`run`](mod@run) first: it is the loop, from the checks before the start to the last checkpoint. Below it, in the
@@ -13,10 +12,13 @@ pub mod checkpoint;
 pub mod error;
 pub mod estimate;
 pub mod evaluate;
+pub mod event;
 pub mod guard;
 pub mod health;
 pub mod lock;
+pub mod metrics;
 pub mod optimizer;
+pub mod run;
 pub mod schedule;
 pub mod settings;
 pub mod step;
@@ -25,4 +27,7 @@ pub mod step;
 mod testing;
 
 pub use error::TrainError;
+pub use evaluate::Evaluation;
+pub use event::{End, Event, Observer, Outcome, Started, StepReport};
+pub use run::{Data, Init, Job, run};
 pub use settings::TrainSettings;

@@ -1,9 +1,14 @@
 //! Small models and data for this crate's tests.
 
-use crate::settings::TrainSettings;
+use crate::run::{Data, Init, Job};
+use crate::settings::{OptimizerKind, TrainSettings};
+use std::path::Path;
+use wudao_comm::Comm;
 use wudao_data::batch::{Batch, Layout, TrainStream};
 use wudao_data::document::Lang;
 use wudao_data::shard::{MemoryDocument, MemoryDocuments};
+use wudao_data::tokenizer::{Tokenizer, TrainOptions};
+use wudao_device::Device;
 use wudao_device::check::Random;
 use wudao_model::{Config, Family, MoeConfig};
 
@@ -119,4 +124,101 @@ pub fn batches(
     let layout = Layout { seq_len, rows, end_of_text: 0, vocab_size: VOCAB as u32, rank, size };
     let mut stream = TrainStream::new(documents, layout, 5).unwrap();
     (0..n).map(|_| stream.next_batch().unwrap()).collect()
+}
+
+/// All that a run needs, over a small text of our own in both languages.
+pub struct Fixture {
+    /// A tokenizer trained on the text.
+    pub tokenizer: Tokenizer,
+    /// Documents to learn from.
+    pub train: MemoryDocuments,
+    /// Documents to be measured on.
+    pub validation: MemoryDocuments,
+    /// A small sparse model.
+    pub config: Config,
+    /// A short run.
+    pub settings: TrainSettings,
+}
+
+impl Fixture {
+    /// The text is made from a few patterns, so that a model which sees more than one token at a time has an advantage.
+    pub fn new() -> Fixture {
+        let mut r = Random(11);
+        let mut pick = |list: &[&'static str]| list[r.below(list.len())];
+        let zh = |pick: &mut dyn FnMut(&[&'static str]) -> &'static str| {
+            let (who, what) = (pick(&["先生", "学生", "山人", "天子"]), pick(&["读书", "观水", "问道", "行路"]));
+            format!(
+                "{who}在{}{what}，{}。",
+                pick(&["山中", "江上", "城南"]),
+                pick(&["不知日暮", "其乐无穷", "忘言而归"])
+            )
+        };
+        let en = |pick: &mut dyn FnMut(&[&'static str]) -> &'static str| {
+            let (who, what) = (pick(&["the old man", "a traveller", "my sister"]), pick(&["walked", "rested", "sang"]));
+            format!("In the {} {who} {what} by the {}. ", pick(&["morning", "evening"]), pick(&["river", "old mill"]))
+        };
+        let texts: Vec<(Lang, String)> = (0..60)
+            .map(|i| {
+                if i % 2 == 0 {
+                    (Lang::Zh, (0..5).map(|_| zh(&mut pick)).collect())
+                } else {
+                    (Lang::En, (0..5).map(|_| en(&mut pick)).collect())
+                }
+            })
+            .collect();
+        let tokenizer = Tokenizer::train(texts.iter().map(|(_, t)| t.clone()), &TrainOptions::new(320)).unwrap();
+        let document = |(lang, text): &(Lang, String)| MemoryDocument {
+            tokens: tokenizer.encode(text).unwrap(),
+            bytes: text.len() as u64,
+            lang: *lang,
+            source: u16::from(*lang == Lang::En),
+        };
+        let (validation, train) = texts.split_at(8);
+        let stamp = tokenizer.stamp().unwrap();
+        let config =
+            Config { vocab_size: stamp.vocab_size as usize, eos_token_id: vec![stamp.end_of_text], ..tiny_moe() };
+        let settings = TrainSettings {
+            steps: Some(20),
+            optimizer: OptimizerKind::Muon,
+            eval_every: 5,
+            eval_tokens: Some(200),
+            checkpoint_every: 7,
+            ..tiny_settings()
+        };
+        Fixture {
+            train: MemoryDocuments(train.iter().map(document).collect()),
+            validation: MemoryDocuments(validation.iter().map(document).collect()),
+            tokenizer,
+            config,
+            settings,
+        }
+    }
+
+    /// A job over it.
+    pub fn job<'a, D: Device>(
+        &'a self,
+        device: &'a D,
+        comm: &'a dyn Comm<D>,
+        out: &'a Path,
+        init: Init<'a>,
+    ) -> Job<'a, D> {
+        Job {
+            device,
+            comm,
+            config: &self.config,
+            settings: &self.settings,
+            data: Data {
+                train: &self.train,
+                validation: &self.validation,
+                stamp: self.tokenizer.stamp().unwrap(),
+                sources: vec!["古文".into(), "english".into()],
+            },
+            tokenizer: &self.tokenizer,
+            out,
+            init,
+            available_memory: Some(1 << 30),
+            peak_flops: Some(1e9),
+            machine: vec![("processor".into(), "any".into())],
+        }
+    }
 }

@@ -67,6 +67,23 @@ pub fn find(out: &Path) -> Result<Result<Found, Vec<Broken>>, CheckpointError> {
     Ok(Err(broken))
 }
 
+/// How many checkpoints the run in `out` has, whole or not.
+pub(crate) fn count(out: &Path) -> Result<usize, CheckpointError> {
+    Ok(steps(&out.join(CHECKPOINTS))?.len())
+}
+
+/// A checkpoint that another rank has found whole: its state alone is read.
+pub(crate) fn open(out: &Path, step: u64) -> Result<Found, CheckpointError> {
+    let path = out.join(CHECKPOINTS).join(folder_name(step));
+    let file = path.join(STATE);
+    let bytes = fs::read(&file).map_err(CheckpointError::io(&file, "read"))?;
+    let broken = |e: serde_json::Error| {
+        CheckpointError::Broken(Broken { path: path.clone(), reason: format!("{STATE} is not usable: {e}") })
+    };
+    let state = serde_json::from_slice(&bytes).map_err(broken)?;
+    Ok(Found { path, state, broken: vec![] })
+}
+
 /// As [`find`], where there must be one.
 pub fn newest(out: &Path) -> Result<Found, CheckpointError> {
     find(out)?.map_err(|broken| CheckpointError::NoneUsable { folder: out.join(CHECKPOINTS), broken })

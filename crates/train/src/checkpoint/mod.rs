@@ -22,7 +22,7 @@ mod gather;
 mod write;
 
 pub use find::{Broken, Found, find, newest, verify};
-pub(crate) use find::{set_aside, sweep};
+pub(crate) use find::{count, open, set_aside, sweep};
 pub(crate) use gather::gather;
 pub use write::{Contents, Saved, Writer};
 
@@ -125,7 +125,7 @@ impl CheckpointError {
 }
 
 /// The folder of a step's checkpoint within the folder of checkpoints.
-fn folder_name(step: u64) -> String {
+pub(crate) fn folder_name(step: u64) -> String {
     format!("step-{step:08}")
 }
 

@@ -1,199 +1,291 @@
-//! Event files that TensorBoard reads.
+//! TensorBoard's event files, written by hand.
 //!
-//! A file is a sequence of TFRecords (length, checksum of the length, data, checksum of the data), each of them one
-//! `tensorflow.Event` in the protocol buffers' wire format. Of its messages this project writes four fields of one and
-//! two of another, so they are written out here by hand; the numbers are those of `event.proto` and `summary.proto`.
+//! The format is a sequence of records (TensorFlow's `record_writer`): length, masked CRC-32C of the length, data, masked
+//! CRC-32C of the data. The data is one `Event` of `event.proto`; of it, four fields are enough: the time, the step, a
+//! summary of scalars, and at the beginning the version of the format. That is less code than a protobuf library has
+//! configuration.
 //!
-//! A reader takes the files of a folder in the order of their names. When a run goes on after a crash, its new file
-//! begins with a `SessionLog` of status START, which makes the reader forget what older files said of that step and
-//! later ones.
+//! Each start of a run makes a file of its own, and a session that starts at step n tells TensorBoard to forget what
+//! earlier files say about later steps.
 
-use super::MetricsError;
 use std::fs::{self, File};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::io::{self, Write};
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-/// What the names of event files have in common, before the seconds since 1970.
+/// How the names of event files begin.
 const PREFIX: &str = "events.out.tfevents.";
 
-/// An event file being written.
-pub struct EventFile {
-    path: PathBuf,
+/// An open event file.
+pub(super) struct EventFile {
     file: File,
 }
 
 impl EventFile {
-    /// Begins a new file in `folder`, at `now` seconds since 1970. What earlier files there say of the steps from
-    /// `first_step` on no longer counts.
-    pub fn create(folder: &Path, first_step: u64, now: f64) -> Result<EventFile, MetricsError> {
-        let newest = newest(folder)?;
-        // Later than every other file, whatever the clock says, so that the order of names is that of writing.
-        let seconds = newest.map_or(0, |n| n.saturating_add(1)).max(now as u64);
-        let path = folder.join(format!("{PREFIX}{seconds:010}.wudao"));
-        let file = File::options()
-            .write(true)
-            .create_new(true)
-            .open(&path)
-            .map_err(MetricsError::new("create", &path))?;
-        let mut events = EventFile { path, file };
-        events.write(&event(now, 0, &bytes_field(3, b"brain.Event:2")))?;
-        if newest.is_some() {
-            const START: u64 = 1;
-            let status = varint_field(1, START);
-            events.write(&event(now, first_step, &bytes_field(7, &status)))?;
+    /// Makes a new file in `folder`, of a run that goes on after `step`. A run from the beginning removes older files.
+    pub fn create(folder: &Path, step: u64) -> io::Result<EventFile> {
+        fs::create_dir_all(folder)?;
+        if step == 0 {
+            for entry in fs::read_dir(folder)? {
+                let path = entry?.path();
+                if path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(PREFIX)) {
+                    fs::remove_file(path)?;
+                }
+            }
+        }
+        // Readers take the files in the order of their names: each is later than those before it, whatever the clock says.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
+        let seconds = newest(folder)?.map_or(0, |before| before.saturating_add(1)).max(now);
+        let file = File::create_new(folder.join(format!("{PREFIX}{seconds:010}.wudao")))?;
+        let mut events = EventFile { file };
+        events.write(0, |event| bytes_field(event, 3, b"brain.Event:2"))?;
+        if step > 0 {
+            // SessionLog { status: START }
+            events.write(step + 1, |event| bytes_field(event, 7, &[0x08, 1]))?;
         }
         Ok(events)
     }
 
-    /// Writes numbers that belong to a step, by their tags.
-    pub fn scalars(&mut self, step: u64, now: f64, scalars: &[(String, f64)]) -> Result<(), MetricsError> {
+    /// Writes scalars of one step, as one event.
+    pub fn scalars(&mut self, step: u64, scalars: &[(String, f64)]) -> io::Result<()> {
         let mut summary = vec![];
         for (tag, value) in scalars {
-            let mut entry = bytes_field(1, tag.as_bytes());
-            entry.push(2 << 3 | FIXED32);
-            entry.extend((*value as f32).to_le_bytes());
-            summary.extend(bytes_field(1, &entry));
+            let mut v = vec![];
+            bytes_field(&mut v, 1, tag.as_bytes());
+            key(&mut v, 2, 5);
+            v.extend((*value as f32).to_le_bytes());
+            bytes_field(&mut summary, 1, &v);
         }
-        self.write(&event(now, step, &bytes_field(5, &summary)))
+        self.write(step, |event| bytes_field(event, 5, &summary))
     }
 
-    /// Waits until the file has reached the medium.
-    pub fn flush(&mut self) -> Result<(), MetricsError> {
-        self.file.sync_data().map_err(MetricsError::new("flush", &self.path))
+    /// Brings what was written to the disk.
+    pub fn sync(&mut self) -> io::Result<()> {
+        self.file.sync_data()
     }
 
-    fn write(&mut self, event: &[u8]) -> Result<(), MetricsError> {
-        self.file.write_all(&record(event)).map_err(MetricsError::new("write", &self.path))
+    fn write(&mut self, step: u64, what: impl FnOnce(&mut Vec<u8>)) -> io::Result<()> {
+        let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |t| t.as_secs_f64());
+        let mut event = vec![];
+        key(&mut event, 1, 1);
+        event.extend(time.to_le_bytes());
+        key(&mut event, 2, 0);
+        varint(&mut event, step);
+        what(&mut event);
+        self.file.write_all(&record(&event))
     }
 }
 
-/// The seconds in the name of the newest event file of a folder.
-fn newest(folder: &Path) -> Result<Option<u64>, MetricsError> {
+/// The seconds since 1970 in the name of the newest event file.
+fn newest(folder: &Path) -> io::Result<Option<u64>> {
     let mut newest = None;
-    for entry in fs::read_dir(folder).map_err(MetricsError::new("list", folder))? {
-        let name = entry.map_err(MetricsError::new("list", folder))?.file_name();
+    for entry in fs::read_dir(folder)? {
+        let name = entry?.file_name();
         if let Some(rest) = name.to_string_lossy().strip_prefix(PREFIX) {
-            let digits = rest.split('.').next().unwrap_or_default();
-            newest = newest.max(Some(digits.parse().unwrap_or(0)));
+            newest = newest.max(Some(rest.split('.').next().and_then(|n| n.parse().ok()).unwrap_or(0)));
         }
     }
     Ok(newest)
 }
 
-/// The framing of a TFRecord.
 fn record(data: &[u8]) -> Vec<u8> {
     let length = (data.len() as u64).to_le_bytes();
-    let mut out = Vec::with_capacity(data.len() + 16);
-    out.extend(length);
-    out.extend(masked(crc32c(&length)).to_le_bytes());
-    out.extend(data);
-    out.extend(masked(crc32c(data)).to_le_bytes());
-    out
+    let mut record = length.to_vec();
+    record.extend(masked(crc32c(&length)).to_le_bytes());
+    record.extend(data);
+    record.extend(masked(crc32c(data)).to_le_bytes());
+    record
 }
 
-/// TFRecord's guard against checksums of checksums.
-fn masked(crc: u32) -> u32 {
-    crc.rotate_right(15).wrapping_add(0xa282_ead8)
+/// A protobuf field's number and wire type: 0 varint, 1 eight bytes, 2 length and bytes, 5 four bytes.
+fn key(to: &mut Vec<u8>, field: u64, wire: u64) {
+    varint(to, field << 3 | wire);
 }
 
-/// The cyclic redundancy check of Castagnoli et al. 1993 (polynomial 0x1EDC6F41, reflected).
-fn crc32c(data: &[u8]) -> u32 {
+fn varint(to: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        to.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    to.push(value as u8);
+}
+
+fn bytes_field(to: &mut Vec<u8>, field: u64, bytes: &[u8]) {
+    key(to, field, 2);
+    varint(to, bytes.len() as u64);
+    to.extend(bytes);
+}
+
+/// CRC-32C (Castagnoli), by a table of bytes.
+fn crc32c(bytes: &[u8]) -> u32 {
     const TABLE: [u32; 256] = {
         let mut table = [0; 256];
-        let mut byte = 0;
-        while byte < 256 {
-            let mut crc = byte as u32;
+        let mut i = 0;
+        while i < 256 {
+            let mut crc = i as u32;
             let mut bit = 0;
             while bit < 8 {
                 crc = if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 };
                 bit += 1;
             }
-            table[byte] = crc;
-            byte += 1;
+            table[i] = crc;
+            i += 1;
         }
         table
     };
-    !data.iter().fold(!0, |crc, &byte| crc >> 8 ^ TABLE[usize::from(crc as u8 ^ byte)])
+    !bytes.iter().fold(!0, |crc: u32, &b| TABLE[(crc as u8 ^ b) as usize] ^ crc >> 8)
 }
 
-// The wire types of protocol buffers.
-const VARINT: u8 = 0;
-const FIXED64: u8 = 1;
-const LENGTH: u8 = 2;
-const FIXED32: u8 = 5;
-
-/// An `Event`: `wall_time` 1, `step` 2, and one field more, which `what` holds.
-fn event(wall_time: f64, step: u64, what: &[u8]) -> Vec<u8> {
-    let mut out = vec![1 << 3 | FIXED64];
-    out.extend(wall_time.to_le_bytes());
-    out.extend(varint_field(2, step));
-    out.extend(what);
-    out
-}
-
-fn bytes_field(field: u8, bytes: &[u8]) -> Vec<u8> {
-    let mut out = vec![field << 3 | LENGTH];
-    varint(&mut out, bytes.len() as u64);
-    out.extend(bytes);
-    out
-}
-
-fn varint_field(field: u8, value: u64) -> Vec<u8> {
-    let mut out = vec![field << 3 | VARINT];
-    varint(&mut out, value);
-    out
-}
-
-/// Seven bits a byte, the lowest first; the top bit says that more follow.
-fn varint(out: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        out.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    out.push(value as u8);
+/// TensorFlow stores sums turned and shifted, so that a sum over data that holds sums is a good one.
+fn masked(crc: u32) -> u32 {
+    crc.rotate_right(15).wrapping_add(0xa282_ead8)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
-    #[test]
-    fn checksums_are_those_of_rfc_3720() {
-        assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);
-        assert_eq!(crc32c(&[0xff; 32]), 0x62a8_ab43);
-        let ascending: Vec<u8> = (0..32).collect();
-        assert_eq!(crc32c(&ascending), 0x46dd_794e);
-        assert_eq!(crc32c(b"123456789"), 0xe306_9283);
+    /// An independent reader: bit by bit for the sums, a general walk over protobuf's fields.
+    mod reader {
+        pub fn crc(bytes: &[u8]) -> u32 {
+            let mut remainder = 0xffff_ffffu32;
+            for byte in bytes {
+                for bit in 0..8 {
+                    let carry = (remainder ^ u32::from(byte >> bit)) & 1;
+                    remainder >>= 1;
+                    if carry == 1 {
+                        remainder ^= 0x82f6_3b78;
+                    }
+                }
+            }
+            remainder ^ 0xffff_ffff
+        }
+
+        fn check(stored: &[u8], data: &[u8]) {
+            let stored = u32::from_le_bytes(stored.try_into().unwrap());
+            let turned = stored.wrapping_sub(0xa282_ead8);
+            assert_eq!(turned >> 17 | turned << 15, crc(data));
+        }
+
+        pub fn records(mut bytes: &[u8]) -> Vec<Vec<u8>> {
+            let mut records = vec![];
+            while !bytes.is_empty() {
+                let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+                check(&bytes[8..12], &bytes[..8]);
+                check(&bytes[12 + length..16 + length], &bytes[12..12 + length]);
+                records.push(bytes[12..12 + length].to_vec());
+                bytes = &bytes[16 + length..];
+            }
+            records
+        }
+
+        #[derive(Debug, PartialEq, Clone)]
+        pub enum Value {
+            Int(u64),
+            Eight([u8; 8]),
+            Bytes(Vec<u8>),
+            Four([u8; 4]),
+        }
+
+        pub fn fields(bytes: &[u8]) -> Vec<(u64, Value)> {
+            let mut at = 0;
+            let int = |at: &mut usize| {
+                let (mut value, mut shift) = (0u64, 0);
+                loop {
+                    let byte = bytes[*at];
+                    *at += 1;
+                    value += u64::from(byte % 128) << shift;
+                    shift += 7;
+                    if byte < 128 {
+                        return value;
+                    }
+                }
+            };
+            let mut fields = vec![];
+            while at < bytes.len() {
+                let key = int(&mut at);
+                let value = match key % 8 {
+                    0 => Value::Int(int(&mut at)),
+                    1 => {
+                        at += 8;
+                        Value::Eight(bytes[at - 8..at].try_into().unwrap())
+                    }
+                    2 => {
+                        let n = int(&mut at) as usize;
+                        at += n;
+                        Value::Bytes(bytes[at - n..at].to_vec())
+                    }
+                    5 => {
+                        at += 4;
+                        Value::Four(bytes[at - 4..at].try_into().unwrap())
+                    }
+                    other => panic!("wire type {other}"),
+                };
+                fields.push((key / 8, value));
+            }
+            fields
+        }
+    }
+    use reader::{Value, fields, records};
+
+    fn events(folder: &Path) -> Vec<Vec<(u64, Value)>> {
+        let mut paths: Vec<_> = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
+        paths.sort();
+        paths.iter().flat_map(|p| records(&fs::read(p).unwrap())).map(|r| fields(&r)).collect()
+    }
+
+    fn get(event: &[(u64, Value)], field: u64) -> &Value {
+        &event.iter().find(|(f, _)| *f == field).unwrap().1
     }
 
     #[test]
-    fn a_record_has_the_bytes_that_tensorflow_writes() {
-        // The 24 bytes every TensorFlow event file begins with, for an event of 24 bytes, less the wall time.
-        let bytes = record(&event(0.0, 0, &[])[..9]);
-        assert_eq!(bytes.len(), 8 + 4 + 9 + 4);
+    fn sums_are_castagnolis() {
+        assert_eq!(crc32c(b"123456789"), 0xe306_9283);
+        assert_eq!(reader::crc(b"123456789"), 0xe306_9283);
+        // RFC 3720, appendix B.4; and how every event file of TensorFlow begins.
+        assert_eq!(crc32c(&[0xff; 32]), 0x62a8_ab43);
         assert_eq!(record(&[0; 24])[..12], [24, 0, 0, 0, 0, 0, 0, 0, 0xa3, 0x7f, 0x4b, 0x22]);
     }
 
     #[test]
-    fn files_are_named_in_the_order_of_writing_even_if_the_clock_goes_back() {
+    fn what_is_written_is_what_a_reader_reads() {
         let dir = tempfile::tempdir().unwrap();
-        let mut names = vec![];
-        for now in [2e9, 2e9, 1e9] {
-            names.push(EventFile::create(dir.path(), 1, now).unwrap().path);
-        }
-        assert!(names.is_sorted() && names[0] < names[1] && names[1] < names[2], "{names:?}");
+        let mut file = EventFile::create(dir.path(), 0).unwrap();
+        file.scalars(1, &[("train/loss".into(), 2.5), ("训练/损失".into(), -1.0)]).unwrap();
+        file.scalars(300, &[("train/loss".into(), f64::NAN)]).unwrap();
+        let events = events(dir.path());
+        assert_eq!(events.len(), 3);
+        assert_eq!(*get(&events[0], 3), Value::Bytes(b"brain.Event:2".to_vec()));
+        let Value::Eight(time) = get(&events[1], 1) else { panic!() };
+        assert!(f64::from_le_bytes(*time) > 1e9);
+        assert_eq!(*get(&events[1], 2), Value::Int(1));
+        let Value::Bytes(summary) = get(&events[1], 5) else { panic!() };
+        let values = fields(summary);
+        assert_eq!(values.len(), 2);
+        let read = |v: &Value| {
+            let Value::Bytes(v) = v else { panic!() };
+            let v = fields(v);
+            let (Value::Bytes(tag), Value::Four(x)) = (get(&v, 1), get(&v, 2)) else { panic!() };
+            (String::from_utf8(tag.clone()).unwrap(), f32::from_le_bytes(*x))
+        };
+        assert_eq!(read(&values[0].1), ("train/loss".into(), 2.5));
+        assert_eq!(read(&values[1].1), ("训练/损失".into(), -1.0));
+        assert_eq!(*get(&events[2], 2), Value::Int(300));
     }
 
-    proptest! {
-        #[test]
-        fn varints_read_back(value: u64) {
-            let mut bytes = vec![];
-            varint(&mut bytes, value);
-            let back = bytes.iter().rev().fold(0u64, |v, b| v << 7 | u64::from(b & 0x7f));
-            prop_assert_eq!(back, value);
-            prop_assert!(bytes.len() <= 10);
-            prop_assert!(bytes[..bytes.len() - 1].iter().all(|b| b & 0x80 != 0) && bytes[bytes.len() - 1] < 0x80);
-        }
+    #[test]
+    fn a_resumed_run_makes_tensorboard_forget_and_a_new_one_begins_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        EventFile::create(dir.path(), 0).unwrap().scalars(9, &[("x".into(), 1.0)]).unwrap();
+        EventFile::create(dir.path(), 5).unwrap();
+        let all = events(dir.path());
+        let last = all.last().unwrap();
+        assert_eq!((get(last, 2), get(last, 7)), (&Value::Int(6), &Value::Bytes(vec![8, 1])));
+        assert_eq!(all.len(), 4);
+        fs::write(dir.path().join("events.out.tfevents.4102444800.wudao"), b"").unwrap();
+        EventFile::create(dir.path(), 7).unwrap();
+        assert_eq!(*get(events(dir.path()).last().unwrap(), 2), Value::Int(8), "the newest file is read last");
+        EventFile::create(dir.path(), 0).unwrap();
+        assert_eq!(events(dir.path()).len(), 1);
     }
 }

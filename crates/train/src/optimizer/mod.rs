@@ -1,6 +1,6 @@
 //! From a gradient to an update.
 //!
-//! An [`Optimizer`] cuts the trainable parameters into pieces, each updated by one [`Rule`]: flat runs that AdamW walks
+//! An [`Optimizer`] cuts the trainable parameters into pieces, each updated by one rule: flat runs that AdamW walks
 //! over in one pass, or single matrices that Muon orthogonalises. A matrix is a Hugging Face tensor: the parts of a fused
 //! projection (q, k, v; gate, up) and each expert are matrices of their own. Only AdamW's pieces have a second moment, so
 //! Muon's cost no memory for it.
@@ -128,6 +128,12 @@ fn cut(layout: &Layout, settings: &TrainSettings) -> (Vec<Piece>, Vec<Place>) {
 pub(crate) fn moments(layout: &Layout, settings: &TrainSettings) -> u64 {
     let adamw = cut(layout, settings).0.into_iter().filter(|p| p.rule != Rule::Muon);
     (layout.len() + adamw.map(|p| p.at.len()).sum::<usize>()) as u64
+}
+
+/// Elements that Muon works with on its largest matrix, beside weights, gradients and moments.
+pub(crate) fn largest_muon(layout: &Layout, settings: &TrainSettings) -> usize {
+    let muon = cut(layout, settings).0.into_iter().filter(|p| p.rule == Rule::Muon);
+    muon.map(|p| muon::scratch(p.shape)).max().unwrap_or(0)
 }
 
 impl<D: Device> Optimizer<D> {

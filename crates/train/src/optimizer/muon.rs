@@ -14,6 +14,12 @@ const QUINTIC: [f64; 3] = [3.4445, -4.7750, 2.0315];
 /// Iterations.
 const ITERATIONS: usize = 5;
 
+/// Elements alive in a step on a matrix: two of its size and two small Gram matrices.
+pub(super) fn scratch([rows, cols]: [usize; 2]) -> usize {
+    let n = rows.min(cols);
+    2 * rows * cols + 2 * n * n
+}
+
 /// Muon's step, everything but the state.
 pub(super) struct Muon {
     pub lr: f64,
@@ -50,11 +56,10 @@ pub(super) fn orthogonalize<D: Device>(device: &D, mut x: Tensor<D>) -> Option<T
     // The small Gram matrix is XXᵀ or XᵀX; the polynomial acts from that side.
     let tall = rows > cols;
     let n = rows.min(cols);
-    let (mut gram, mut square) = (Tensor::new(device, [n, n], dtype), Tensor::new(device, [n, n], dtype));
     let mut next = Tensor::new(device, [rows, cols], dtype);
-    let scaled = Tensor::copy_of(device, x.view());
-    device.axpby(1.0 / norm, scaled.view(), 0.0, x.view_mut());
-    drop(scaled);
+    device.axpby(1.0 / norm, x.view(), 0.0, next.view_mut());
+    std::mem::swap(&mut x, &mut next);
+    let (mut gram, mut square) = (Tensor::new(device, [n, n], dtype), Tensor::new(device, [n, n], dtype));
     let [a, b, c] = QUINTIC;
     for _ in 0..ITERATIONS {
         let product = if tall { Gemm { ta: true, tb: false, accumulate: false } } else { Gemm::NT };

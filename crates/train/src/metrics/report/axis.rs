@@ -24,6 +24,8 @@ pub enum Format {
     Plain,
     /// As hundredths.
     Percent,
+    /// As numbers, of which only whole ones are marked.
+    Whole,
 }
 
 impl Axis {
@@ -35,35 +37,33 @@ impl Axis {
         self.from + share * (self.to - self.from)
     }
 
-    /// Round values to mark, at most about `most`.
-    fn ticks(&self, most: usize) -> Vec<f64> {
-        if !self.log {
-            return linear(self.low, self.high, most);
+    /// Values to mark, with their texts: at most about `most`, at least as many as are round.
+    pub fn marks(&self, most: usize, format: Format) -> Vec<(f64, String)> {
+        if let Some(ticks) = self.log.then(|| self.decades(most)).flatten() {
+            // Each has its own size, and so its own unit.
+            return ticks.into_iter().flat_map(|t| labels(&[t], format).into_iter().map(move |text| (t, text))).collect();
         }
-        let decades = self.low.log10().floor() as i32..=self.high.log10().ceil() as i32;
-        for multiples in [&[1.0, 2.0, 5.0][..], &[1.0]] {
-            let all = decades.clone().flat_map(|e| multiples.iter().map(move |m| m * 10f64.powi(e)));
-            let within: Vec<f64> = all.filter(|t| (self.low..=self.high).contains(t)).collect();
-            if (2..=most).contains(&within.len()) {
-                return within;
-            }
-            if within.len() < 2 {
-                return linear(self.low, self.high, most);
-            }
-        }
-        let every = (decades.count() / most.max(1) + 1).max(2) as i32;
-        let whole = (self.low.log10().ceil() as i32..=self.high.log10().floor() as i32).filter(|e| e % every == 0);
-        whole.map(|e| 10f64.powi(e)).collect()
+        let few = (self.high - self.low).max(1.0) as usize;
+        let ticks = linear(self.low, self.high, if format == Format::Whole { most.min(few) } else { most });
+        let texts = labels(&ticks, format);
+        ticks.into_iter().zip(texts).collect()
     }
 
-    /// The ticks that are marked, each with its text.
-    pub fn marks(&self, most: usize, format: Format) -> Vec<(f64, String)> {
-        let ticks = self.ticks(most);
-        let texts: Vec<String> = match self.log {
-            true => ticks.iter().flat_map(|tick| labels(&[*tick], format)).collect(),
-            false => labels(&ticks, format),
-        };
-        ticks.into_iter().zip(texts).collect()
+    /// Round values of a logarithmic axis, unless it is so short that it has hardly any.
+    fn decades(&self, most: usize) -> Option<Vec<f64>> {
+        let powers = self.low.log10().floor() as i32..=self.high.log10().ceil() as i32;
+        for multiples in [&[1.0, 2.0, 5.0][..], &[1.0]] {
+            let all = powers.clone().flat_map(|e| multiples.iter().map(move |m| m * 10f64.powi(e)));
+            let within: Vec<f64> = all.filter(|t| (self.low..=self.high).contains(t)).collect();
+            match within.len() {
+                0 | 1 => return None,
+                n if n <= most => return Some(within),
+                _ => (),
+            }
+        }
+        let every = (powers.clone().count() / most.max(1) + 1) as i32;
+        let marked = powers.filter(|e| e.rem_euclid(every) == 0).map(|e| 10f64.powi(e));
+        Some(marked.filter(|t| (self.low..=self.high).contains(t)).collect())
     }
 }
 
@@ -85,7 +85,8 @@ fn labels(ticks: &[f64], format: Format) -> Vec<String> {
     let gap = ticks.windows(2).map(|w| w[1] - w[0]).fold(f64::MAX, f64::min).min(largest).max(largest * 1e-6);
     let scaled = |scale: f64, unit: &str| {
         let decimals = (-(gap / scale).log10() - 1e-6).ceil().clamp(0.0, 6.0) as usize;
-        let text = |t: &f64| if t.abs() < gap * 1e-3 { "0".to_owned() } else { format!("{:.decimals$}{unit}", t / scale) };
+        let text =
+            |t: &f64| if t.abs() < gap * 1e-3 { "0".to_owned() } else { format!("{:.decimals$}{unit}", t / scale) };
         ticks.iter().map(text).collect()
     };
     match (format, largest) {
@@ -174,12 +175,19 @@ mod tests {
         assert_eq!(named(0.0, 100_000.0, false, Format::Plain)[..2], ["0", "20\u{202f}k"]);
         assert_eq!(named(0.0, 1e-3, false, Format::Plain)[..2], ["0", "0.2×10⁻³"]);
         assert_eq!(named(0.0, 0.62, false, Format::Percent)[1], "20\u{202f}%");
+        assert_eq!(named(0.0, 2.0, false, Format::Whole), ["0", "1", "2"]);
+        assert_eq!(named(7.0, 8.0, false, Format::Whole), ["7", "8"]);
+        assert_eq!(named(0.31, 0.43, true, Format::Plain), ["0.32", "0.34", "0.36", "0.38", "0.40", "0.42"]);
+        assert_eq!(named(1e-9, 1e9, true, Format::Plain)[..2], ["1×10⁻⁸", "1×10⁻⁴"]);
         assert_eq!(named(0.08, 7.0, true, Format::Plain), ["0.1", "0.2", "0.5", "1", "2", "5"]);
     }
 
     #[test]
     fn figures_are_short() {
-        assert_eq!([short(0.0), short(950.0), short(12_345.0), short(1.2e9)], ["0", "950", "12.3\u{202f}k", "1.20\u{202f}B"]);
+        assert_eq!(
+            [short(0.0), short(950.0), short(12_345.0), short(1.2e9)],
+            ["0", "950", "12.3\u{202f}k", "1.20\u{202f}B"]
+        );
         assert_eq!(grouped(1_234_567), "1,234,567");
         assert_eq!([duration(4.21), duration(125.0), duration(3720.0)], ["4.2 s", "2 min 05 s", "1 h 02 min"]);
     }
@@ -191,7 +199,7 @@ mod tests {
         ) {
             let logarithmic = axis(10f64.powf(exponents.0), 10f64.powf(exponents.0 + exponents.1), true);
             for axis in [axis(low, low + length, false), logarithmic] {
-                let ticks = axis.ticks(most);
+                let ticks: Vec<f64> = axis.marks(most, Format::Plain).into_iter().map(|(tick, _)| tick).collect();
                 prop_assert!(ticks.len() <= most + 1, "{:?}", ticks);
                 let slack = 1e-5 * (axis.high - axis.low);
                 prop_assert!(ticks.iter().all(|t| *t >= axis.low - slack && *t <= axis.high + slack), "{:?} {:?}", axis, ticks);

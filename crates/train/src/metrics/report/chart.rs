@@ -17,6 +17,8 @@ pub struct Chart {
     pub title: Label,
     /// Of the vertical axis.
     pub unit: Label,
+    /// First and last step.
+    pub steps: [u64; 2],
     /// What is drawn, the hindmost first.
     pub series: Vec<Series>,
     /// Whether equal factors are equal heights.
@@ -59,11 +61,6 @@ pub enum Style {
 }
 
 impl Chart {
-    /// True if there is nothing to draw.
-    pub fn is_empty(&self) -> bool {
-        self.series.iter().all(|s| s.points.is_empty())
-    }
-
     /// The chart as a `figure`.
     pub fn figure(&self) -> String {
         let mut html = format!(
@@ -80,7 +77,7 @@ impl Chart {
         if !self.marked.is_empty() {
             entries.push(format!("<li class=\"skipped\"><b>▲</b>{}</li>", label("skipped", "跳过的步")));
         }
-        if entries.len() > 1 {
+        if entries.len() > 1 || self.series.iter().any(|s| !s.band.is_empty()) {
             let _ = writeln!(html, "<ul class=\"legend\">{}</ul>", entries.concat());
         }
         let sizes: &[(&str, f64, f64)] = match self.wide {
@@ -118,7 +115,7 @@ impl Chart {
             x.high
         );
         let y_marks = y.marks(if height > 280.0 { 7 } else { 5 }, self.format);
-        let x_marks = x.marks((width / 90.0) as usize, Format::Plain);
+        let x_marks = x.marks((width / 90.0) as usize, Format::Whole);
         for (value, _) in &y_marks {
             let _ = write!(svg, "<path d=\"M{left} {:.1}H{right}\"/>", y.at(*value));
         }
@@ -163,10 +160,8 @@ impl Chart {
 
     /// The axes: all steps; all values but for outliers of faint lines.
     fn axes(&self, across: (f64, f64), up: (f64, f64)) -> (Axis, Axis) {
-        let mut steps = Range::default();
         let mut values = Range::default();
         for series in &self.series {
-            series.points.iter().for_each(|p| steps.take(p.0));
             let mut own: Vec<f64> = series.points.iter().map(|p| p.1).collect();
             own.extend(series.band.iter().flat_map(|&(_, low, high)| [low, high]));
             own.sort_by(f64::total_cmp);
@@ -180,7 +175,10 @@ impl Chart {
             values.take(0.0);
         }
         let (low, high) = values.padded(self.log, self.zero);
-        let (first, last) = if steps.high > steps.low { (steps.low, steps.high) } else { (steps.low - 1.0, steps.low + 1.0) };
+        let [mut first, mut last] = self.steps.map(|step| step as f64);
+        if last <= first {
+            (first, last) = (first - 1.0, first + 1.0);
+        }
         (
             Axis { low: first, high: last, from: across.0, to: across.1, log: false },
             Axis { low, high, from: up.0, to: up.1, log: self.log && low > 0.0 },

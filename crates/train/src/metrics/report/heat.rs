@@ -44,13 +44,10 @@ pub fn svg(layer: usize, course: &Layer) -> String {
         let _ = write!(svg, "<text x=\"{}\" y=\"{at:.1}\">{}</text>", left - 6.0, course.experts);
     }
     svg.push_str("</g><g class=\"x\">");
-    for (value, text) in x.marks(4, Format::Plain) {
+    for (value, text) in x.marks(4, Format::Whole) {
         let at = x.at(value);
-        let _ = write!(
-            svg,
-            "<path d=\"M{at:.1} {bottom}v4\"/><text x=\"{at:.1}\" y=\"{}\">{text}</text>",
-            bottom + 17.0
-        );
+        let _ =
+            write!(svg, "<path d=\"M{at:.1} {bottom}v4\"/><text x=\"{at:.1}\" y=\"{}\">{text}</text>", bottom + 17.0);
     }
     svg.push_str("</g></svg>");
     svg
@@ -89,7 +86,9 @@ fn png(columns: &[Vec<f64>], experts: usize) -> Vec<u8> {
     header.extend((height as u32).to_be_bytes());
     // Eight bits a pixel, an index of the palette, and the only compression, filtering and order there are.
     header.extend([8, 3, 0, 0, 0]);
-    for (kind, data) in [(b"IHDR", &header), (b"PLTE", &palette), (b"tRNS", &alphas), (b"IDAT", &packed), (b"IEND", &vec![])] {
+    for (kind, data) in
+        [(b"IHDR", &header), (b"PLTE", &palette), (b"tRNS", &alphas), (b"IDAT", &packed), (b"IEND", &vec![])]
+    {
         out.extend((data.len() as u32).to_be_bytes());
         let mut crc = Crc::new();
         crc.update(kind);

@@ -4,10 +4,11 @@
 //! counted and passed over: a report with a gap is better than none.
 
 use super::curve::{Columns, Curve};
-use crate::metrics::lines::{self, Head};
-use crate::metrics::{MetricsError, Sample};
+use crate::metrics::Sample;
+use crate::metrics::jsonl::{self, Head};
 use serde::Deserialize;
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
 use std::path::Path;
 
 /// Points of a curve: about as many as a wide chart has pixels.
@@ -25,6 +26,8 @@ const SHOWN: usize = 24;
 pub struct History {
     /// Lines about steps.
     pub steps: u64,
+    /// Number of the first step.
+    pub first_step: Option<u64>,
     /// Number of the last step.
     pub last_step: u64,
     /// Predicted tokens.
@@ -59,6 +62,8 @@ pub struct History {
 pub struct Layer {
     /// Load of the busiest expert over the mean.
     pub max_over_mean: Curve,
+    /// Balance of the load.
+    pub balance: Curve,
     /// Entropy of a token's scores.
     pub entropy: Curve,
     /// Shares of the experts.
@@ -74,7 +79,7 @@ pub struct Layer {
 struct StepLine {
     #[serde(default)]
     tokens: u64,
-    seconds: Option<f64>,
+    elapsed: Option<f64>,
     loss: Option<f64>,
     lr: Option<f64>,
     grad_norm: Option<f64>,
@@ -112,10 +117,11 @@ pub struct EvaluationLine {
     #[serde(default)]
     pub best: bool,
     /// All text.
+    #[serde(flatten)]
     pub total: Row,
     /// By language.
     #[serde(default)]
-    pub languages: Vec<Row>,
+    pub languages: BTreeMap<String, Row>,
     /// By source and language.
     #[serde(default)]
     pub sources: Vec<Row>,
@@ -124,10 +130,10 @@ pub struct EvaluationLine {
 /// Figures of some held-out text.
 #[derive(Clone, Deserialize)]
 pub struct Row {
-    /// Name of the source.
+    /// Name of the source, if it is of one.
     #[serde(default)]
     pub source: String,
-    /// Short name of the language.
+    /// Short name of the language, if the row does not stand under it.
     #[serde(default)]
     pub language: String,
     /// Predicted tokens.
@@ -146,10 +152,11 @@ pub struct Row {
 
 impl History {
     /// Reads the record; a missing file is an empty one.
-    pub fn read(path: &Path) -> Result<History, MetricsError> {
+    pub fn read(path: &Path) -> io::Result<History> {
         let curve = || Curve::new(POINTS);
         let mut history = History {
             steps: 0,
+            first_step: None,
             last_step: 0,
             tokens: 0,
             seconds: 0.0,
@@ -165,7 +172,7 @@ impl History {
             samples: VecDeque::new(),
             unread: 0,
         };
-        lines::each(path, |line| {
+        jsonl::lines(path, |line| {
             if history.take(line).is_err() {
                 history.unread += 1;
             }
@@ -191,9 +198,10 @@ impl History {
 
     fn step(&mut self, step: u64, line: StepLine) {
         self.steps += 1;
-        self.last_step = step;
+        self.first_step.get_or_insert(step);
+        self.last_step = self.last_step.max(step);
         self.tokens = line.tokens;
-        self.seconds = line.seconds.unwrap_or(self.seconds);
+        self.seconds = line.elapsed.unwrap_or(self.seconds);
         self.clipped += u64::from(line.clipped);
         if line.skipped {
             self.skipped.0 += 1;
@@ -212,12 +220,14 @@ impl History {
         for router in line.router {
             let layer = self.layers.entry(router.layer).or_insert_with(|| Layer {
                 max_over_mean: Curve::new(ROUTER_POINTS),
+                balance: Curve::new(ROUTER_POINTS),
                 entropy: Curve::new(ROUTER_POINTS),
                 load: Columns::new((CELLS / experts.max(1)).clamp(24, 400)),
                 experts: router.load.len(),
                 last: router.clone(),
             });
             layer.max_over_mean.push(step, router.max_over_mean.unwrap_or(f64::NAN));
+            layer.balance.push(step, router.balance.unwrap_or(f64::NAN));
             layer.entropy.push(step, router.entropy.unwrap_or(f64::NAN));
             let load: Vec<f64> = router.load.iter().map(|share| share.unwrap_or(0.0)).collect();
             layer.load.push(step, &load);
@@ -236,6 +246,13 @@ impl History {
                 nth % 2 == 0 || Some(*step) == best || Some(*step) == last
             });
         }
+    }
+
+    /// The first and the last step that anything is known of.
+    pub fn span(&self) -> [u64; 2] {
+        let evaluated = || self.evaluations.keys().copied();
+        let first = self.first_step.into_iter().chain(evaluated().next()).min().unwrap_or(0);
+        [first, self.last_step.max(evaluated().next_back().unwrap_or(0))]
     }
 
     /// The best evaluation, with its step.
