@@ -164,7 +164,7 @@ mod tests {
         fn check(stored: &[u8], data: &[u8]) {
             let stored = u32::from_le_bytes(stored.try_into().unwrap());
             let turned = stored.wrapping_sub(0xa282_ead8);
-            assert_eq!(turned >> 17 | turned << 15, crc(data));
+            assert_eq!(turned.rotate_left(15), crc(data));
         }
 
         pub fn records(mut bytes: &[u8]) -> Vec<Vec<u8>> {

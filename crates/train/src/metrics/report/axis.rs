@@ -41,7 +41,10 @@ impl Axis {
     pub fn marks(&self, most: usize, format: Format) -> Vec<(f64, String)> {
         if let Some(ticks) = self.log.then(|| self.decades(most)).flatten() {
             // Each has its own size, and so its own unit.
-            return ticks.into_iter().flat_map(|t| labels(&[t], format).into_iter().map(move |text| (t, text))).collect();
+            return ticks
+                .into_iter()
+                .flat_map(|t| labels(&[t], format).into_iter().map(move |text| (t, text)))
+                .collect();
         }
         let few = (self.high - self.low).max(1.0) as usize;
         let ticks = linear(self.low, self.high, if format == Format::Whole { most.min(few) } else { most });

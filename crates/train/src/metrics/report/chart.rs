@@ -132,18 +132,18 @@ impl Chart {
                 bottom + 17.0
             );
         }
-        let _ = write!(
+        let _ = writeln!(
             svg,
-            "<text class=\"name\" x=\"{right}\" y=\"{}\">{}</text></g>\n",
+            "<text class=\"name\" x=\"{right}\" y=\"{}\">{}</text></g>",
             bottom + 31.0,
             label("step", "步").svg()
         );
         if let Some((value, name)) = self.threshold.as_ref().filter(|(v, _)| (y.low..=y.high).contains(v)) {
             let at = y.at(*value);
-            let _ = write!(
+            let _ = writeln!(
                 svg,
                 "<path class=\"threshold\" d=\"M{left} {at:.1}H{right}\"/>\
-                 <text class=\"threshold\" x=\"{right}\" y=\"{:.1}\">{}</text>\n",
+                 <text class=\"threshold\" x=\"{right}\" y=\"{:.1}\">{}</text>",
                 if at - top < 16.0 { at + 14.0 } else { at - 5.0 },
                 name.svg()
             );
@@ -154,7 +154,7 @@ impl Chart {
         for step in self.marked.iter().map(|s| *s as f64).filter(|s| (x.low..=x.high).contains(s)) {
             let _ = write!(svg, "<path class=\"skipped\" d=\"M{:.1} {bottom}l-4 -8h8z\"/>", x.at(step));
         }
-        let _ = write!(svg, "<path class=\"cross\" d=\"M0 {top}V{bottom}\"/></svg>\n");
+        let _ = writeln!(svg, "<path class=\"cross\" d=\"M0 {top}V{bottom}\"/></svg>");
         svg
     }
 

@@ -128,19 +128,12 @@ fn key_figures(history: &History, run: &Value) -> String {
         card(label("Training tokens", "训练词元"), short(history.tokens as f64), None);
         let mean = history.tokens as f64 / history.seconds.max(1e-9);
         let detail = (history.seconds > 0.0).then(|| {
-            label(
-                format!("{} tokens/s overall", short(mean.round())),
-                format!("总体 {} 词元／秒", short(mean.round())),
-            )
+            label(format!("{} tokens/s overall", short(mean.round())), format!("总体 {} 词元／秒", short(mean.round())))
         });
         card(label("Time", "用时"), duration(history.seconds), detail);
     }
     if let Some((_, loss)) = smoothed(&history.loss).last() {
-        card(
-            label("Training loss", "训练损失"),
-            format!("{loss:.3}"),
-            Some(label("nats per token", "奈特／词元")),
-        );
+        card(label("Training loss", "训练损失"), format!("{loss:.3}"), Some(label("nats per token", "奈特／词元")));
     }
     if let Some((_, evaluation)) = history.newest_evaluation() {
         let mut rows: Vec<(&str, &Row)> = ["zh", "en"]

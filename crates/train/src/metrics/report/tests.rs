@@ -76,14 +76,9 @@ fn a_page_tells_all_of_a_run() {
     let markup = checked(&page_of(dir.path()));
     assert_eq!(charts(&markup), ALL);
     assert_eq!(markup.matches("<image ").count(), 3);
-    for words in [
-        "12.3\u{202f}M",
-        "4.32\u{202f}M active",
-        "激活 4.32\u{202f}M",
-        "of 50 · 100",
-        "GLM-4-MoE",
-        "global_batch_size",
-    ] {
+    for words in
+        ["12.3\u{202f}M", "4.32\u{202f}M active", "激活 4.32\u{202f}M", "of 50 · 100", "GLM-4-MoE", "global_batch_size"]
+    {
         assert!(markup.contains(words), "{words}");
     }
     assert!(markup.contains("四大名著 &lt;b&gt;") && markup.contains("A &quot;fast&quot; one &amp; more"));
@@ -181,37 +176,4 @@ fn lines_that_make_no_sense_are_passed_over_and_counted() {
     let markup = checked(&page_of(dir.path()));
     assert!(markup.contains("could not be read: 5."));
     assert_eq!(charts(&markup), ALL);
-}
-
-/// Writes pages to look at; not a test.
-#[test]
-fn preview() {
-    let root = Path::new("/tmp/preview");
-    let _ = fs::remove_dir_all(root);
-    for (name, steps, layers, experts) in [("quickstart-20261123", 420, 5, 16), ("long", 5000, 11, 32), ("large", 300, 46, 128), ("one", 1, 2, 8), ("none", 0, 0, 0)] {
-        let out = root.join(name);
-        fs::create_dir_all(&out).unwrap();
-        if steps > 0 {
-            record(&out, Size { steps, layers, experts });
-            append_sample(&out, &Sample { step: steps, prompt: "话说天下大势，".into(), completion: "分久必合，合久必分。周末七国分争，并入于秦。及秦灭之后，楚、汉分争，又并入于汉。汉朝自高祖斩白蛇而起义，一统天下，后来光武中兴，传至献帝，遂分为三国。".into() }).unwrap();
-            append_sample(&out, &Sample { step: steps, prompt: "It was the best of times,".into(), completion: " it was the worst of times, it was the age of wisdom,\nit was the age of foolishness <b>not bold</b> </script>".into() }).unwrap();
-        }
-        page_of(&out);
-    }
-}
-
-#[test]
-fn tbrun() {
-    use crate::metrics::testing::evaluation;
-    let out = Path::new("/tmp/preview/tb");
-    let _ = fs::remove_dir_all(out);
-    fs::create_dir_all(out).unwrap();
-    let size = Size { steps: 40, layers: 2, experts: 4 };
-    record(out, size);
-    let mut m = Metrics::open(out, 25).unwrap();
-    for n in 26..=32 {
-        m.step(&StepReport { loss: 100.0 + n as f64, ..step(size, n) });
-    }
-    m.evaluation(&evaluation(size, 32));
-    m.step(&StepReport { loss: f64::NAN, ..step(size, 33) });
 }
