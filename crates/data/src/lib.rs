@@ -9,17 +9,17 @@
 //! ```
 
 pub mod batch;
+pub mod clean;
 pub mod cursor;
+pub mod dedup;
 pub mod document;
 mod file;
+pub mod lang;
 pub mod manifest;
+pub mod prepare;
+pub mod profile;
+pub mod quality;
 pub mod read;
 pub mod shard;
 pub mod tally;
 pub mod tokenizer;
-pub mod lang;
-pub mod profile;
-pub mod quality;
-pub mod clean;
-pub mod dedup;
-pub mod prepare;

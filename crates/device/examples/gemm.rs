@@ -3,6 +3,7 @@
 //! Medians of several runs, beside the machine's peak measured in the same run: on a shared machine only the ratio says
 //! something.
 
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 use wudao_device::{Cpu, DType, Device, Gemm, Tensor};
 
@@ -11,6 +12,19 @@ fn main() {
     let cpu = Cpu::new(threads);
     let (peak, read) = (cpu.peak_gflops(), cpu.read_gbytes_per_s());
     println!("{threads} threads, {}: peak {peak:.0} GFLOP/s, read {read:.1} GB/s", cpu.instructions());
+    if threads > 1 {
+        // Two tasks that wait for each other: how long until another thread has joined.
+        let hand_off = median(|| {
+            let arrived = AtomicUsize::new(0);
+            cpu.pool().run(2, |_| {
+                arrived.fetch_add(1, Relaxed);
+                while arrived.load(Relaxed) < 2 {
+                    std::hint::spin_loop();
+                }
+            });
+        });
+        println!("hand-off {:.2} µs", hand_off * 1e6);
+    }
     println!("{:<34}{:>10}{:>9}{:>9}{:>9}", "C[M,N], K", "ms", "GFLOP/s", "of peak", "GB/s");
     let (nn, nt, tn) = (Gemm::NN, Gemm::NT, Gemm::TN_ACC);
     for (name, g, m, n, k) in [

@@ -148,12 +148,13 @@ pub fn run<D: Device>(job: &Job<D>, observer: &mut dyn Observer, stop: &AtomicBo
     while run.state.step < run.state.plan.steps {
         let result = run.step(observer)?;
         run.tell_saved(false, observer);
-        if run.state.guard.note(result.applied, job.settings.max_skipped) {
-            return Err(run.give_up(observer));
-        }
+        let hopeless = run.state.guard.note(result.applied, job.settings.max_skipped);
         if !result.applied {
             let (step, in_a_row) = (run.state.step, run.state.guard.in_a_row);
             observer.on(&Event::Skipped { step, loss: result.loss, grad_norm: result.grad_norm, in_a_row });
+        }
+        if hopeless {
+            return Err(run.give_up(observer));
         }
         let stopped = run.any(stop.load(Ordering::Relaxed))?;
         let complete = run.state.step == run.state.plan.steps;

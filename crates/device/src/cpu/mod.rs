@@ -29,8 +29,8 @@ use crate::{AdamW, DType, Device, Element, Fault, Gemm, Heads, IGNORE, Routing, 
 use attention::Context;
 use gemm::{Mat, MatMut};
 use half::bf16;
-use memory::{Block, Memory};
 pub(crate) use memory::class as size_class;
+use memory::{Block, Memory};
 pub use pool::Pool;
 use real::Real;
 use std::ops::Range;

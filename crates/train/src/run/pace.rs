@@ -12,8 +12,10 @@ use wudao_device::Device;
 const RECENT: usize = 20;
 /// Rehearsals at most, the first of which only warms up.
 const REHEARSALS: usize = 4;
-/// Share of the minutes that rehearsals may take.
-const MOST: f64 = 0.04;
+/// Share of the minutes after which there are no more rehearsals …
+const ENOUGH: f64 = 0.04;
+/// … and after which even the first, which is slower than those that follow, must do.
+const MOST: f64 = 0.15;
 /// Share of the minutes that is planned for; the rest is for checkpoints, the report, and a machine that slows down.
 const USED: f64 = 0.96;
 
@@ -53,7 +55,8 @@ pub(super) fn affordable<'a, D: Device>(
         let batches = next_batches(&mut stream, accumulation)?;
         learner.rehearse(&batches)?;
         times.push(start.elapsed().as_secs_f64());
-        let long = times.iter().sum::<f64>() > MOST * budget && times.len() >= 2 || times[0] > MOST * budget;
+        let spent: f64 = times.iter().sum();
+        let long = spent > if times.len() == 1 { MOST } else { ENOUGH } * budget;
         if super::any(job.comm, long && job.comm.rank() == 0)? {
             break;
         }
