@@ -3,8 +3,9 @@
 //! A task is a rectangle of one product's C over all of k. Rectangles should be large, because a row of A is packed
 //! again for every rectangle to the side and a column of B for every one below, and they should be small, so that the
 //! threads finish together although experts differ in size and other programs disturb. The compromise: a rectangle
-//! has at most an eighth of a thread's fair share of the call, unless that is too little to be worth a hand-off.
-//! Largest first, so that the small ones fill the gaps at the end.
+//! has at most an eighth of a thread's fair share of the call (a quarter if there is only one product, because its
+//! parts are equal), unless that is too little to be worth a hand-off. Largest first, so that the small ones fill the
+//! gaps at the end.
 //!
 //! The cut depends on the number of threads; results do not (see the module above).
 
@@ -13,8 +14,8 @@ use std::ops::Range;
 
 /// Cost of packing one element of an operand, in multiply-adds.
 const PACKING: f64 = 16.0;
-/// Rectangles per thread, if the work is enough.
-const SHARES: f64 = 8.0;
+/// Rectangles per thread, if the work is enough: of several products, and of one.
+const SHARES: [f64; 2] = [8.0, 4.0];
 /// Least cost of a rectangle that is worth cutting off, in multiply-adds: about 10 µs.
 const LEAST: f64 = 1e6;
 
@@ -46,9 +47,9 @@ pub(super) struct Tile {
 /// `[rows, columns]` (except at the ends) and which have at most `most_rows` rows.
 pub(super) fn tiles(products: &[Size], micro: [usize; 2], most_rows: usize, threads: usize) -> Vec<Tile> {
     let total: f64 = products.iter().map(Size::cost).sum();
-    let limit = if threads == 1 { f64::INFINITY } else { (total / (threads as f64 * SHARES)).max(LEAST) };
     // One product alone is cut into equal parts: their number should then be a multiple of the threads.
-    let even = if products.len() == 1 { threads } else { 1 };
+    let (shares, even) = if products.len() == 1 { (SHARES[1], threads) } else { (SHARES[0], 1) };
+    let limit = if threads == 1 { f64::INFINITY } else { (total / (threads as f64 * shares)).max(LEAST) };
     let mut tiles = Vec::new();
     for (product, size) in products.iter().enumerate() {
         if size.m == 0 || size.n == 0 || size.k == 0 {
@@ -71,7 +72,8 @@ fn sides(size: &Size, micro: [usize; 2], most_rows: usize, limit: f64, even: usi
     let [down, across] = [size.m.div_ceil(micro[0]), size.n.div_ceil(micro[1])];
     let enough = (size.cost() / limit).ceil().clamp(1.0, (down * across) as f64) as usize;
     let least = down.div_ceil((most_rows / micro[0]).max(1));
-    let grids = (least..=least.max(enough.min(down))).map(|grid_rows| {
+    let most = (least.max(enough) + even - 1).min(down);
+    let grids = (least..=most).map(|grid_rows| {
         let height = down.div_ceil(grid_rows);
         let width = across.div_ceil(enough.div_ceil(grid_rows).min(across));
         let count = down.div_ceil(height) * across.div_ceil(width);
