@@ -177,10 +177,12 @@ fn eval_measures_shards_and_texts_by_source_and_language() {
 
     let dir = tempfile::tempdir().unwrap();
     let (zh, en) = (dir.path().join("词.txt"), dir.path().join("b.jsonl"));
-    std::fs::write(&zh, "明月几时有？把酒问青天。不知天上宫阙，今夕是何年。").unwrap();
-    std::fs::write(&en, "{\"text\": \"In the beginning God created the heavens and the earth.\"}\n").unwrap();
+    let song = "明月几时有？把酒问青天。不知天上宫阙，今夕是何年。";
+    let verse = "In the beginning God created the heavens and the earth.";
+    std::fs::write(&zh, song).unwrap();
+    std::fs::write(&en, format!("{{\"text\": \"{verse}\"}}\n")).unwrap();
     let report = json(&["eval", "--model", text(trained()), "--data", text(&zh), text(&en), "--json"]);
-    assert_eq!(report["total"]["bytes"], 75 + 57);
+    assert_eq!(report["total"]["bytes"], song.len() + verse.len());
     assert_eq!(
         (report["sources"][0]["language"].as_str(), report["sources"][1]["language"].as_str()),
         (Some("zh"), Some("en"))

@@ -329,10 +329,10 @@ fn data(summary: &Summary) -> Sections {
 }
 
 fn tokenizer(summary: &TokenizerSummary) -> (String, String) {
-    let special: Vec<&str> = summary.special.iter().map(|(_, text)| text.as_str()).take(8).collect();
+    let special: Vec<&str> = summary.special.values().map(String::as_str).take(8).collect();
     let more = summary.special.len().saturating_sub(special.len());
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    let han = summary.han_tokens.iter().map(|(length, n)| format!("{} of {length}", grouped(*n as u64)));
+    let han = summary.han_tokens.iter().map(|(length, n)| format!("{} of {length}", grouped(*n)));
     let text = facts(&[
         ("ids", grouped(summary.vocab_size as u64)),
         ("sha256", summary.sha256.clone()),

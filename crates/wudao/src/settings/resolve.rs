@@ -129,9 +129,12 @@ impl Layers {
         Ok(())
     }
 
-    /// Replaces a value by another that means the same; its origin stays.
+    /// Replaces a value by another that means the same; its origin stays. What nobody gave is a fact of the data.
     pub fn set(&mut self, path: &str, value: Value) {
-        let origin = self.origin(path).clone();
+        let origin = match self.origin(path) {
+            Origin::Default => Origin::Data,
+            given => given.clone(),
+        };
         self.values.insert(path.to_owned(), (Some(value), origin));
     }
 
