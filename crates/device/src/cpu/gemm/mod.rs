@@ -19,8 +19,9 @@
 //! number of threads, on how C was cut, or on the other rows of the call; and they are the same on every machine that
 //! has a fused multiply-add.
 //!
-//! Another type of operand (bf16 with f32 sums) is another [`kernel::Kernel`]: its own packed form, which only its two
-//! packing functions and its micro-kernel know, and an entry in the type's list.
+//! Another type of operand is another [`kernel::Kernel`]: its packed form is known to its two packing functions and its
+//! micro-kernel only (bf16 would lie there in pairs of steps, for `vdpbf16ps`). What bf16 adds beyond an entry in the
+//! type's list is a type for C that differs from the operands', and panels of an even number of steps.
 
 mod kernel;
 mod pack;

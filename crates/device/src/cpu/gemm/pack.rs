@@ -27,12 +27,7 @@ impl<T> Side<'_, T> {
         for row in share(part)..share(part + 1) {
             let start = row * self.pitch;
             for at in (start + cols.start..start + cols.end).step_by(line) {
-                #[cfg(target_arch = "x86_64")]
-                // SAFETY: a prefetch has no effect but on the caches, whatever the address.
-                unsafe {
-                    use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-                    _mm_prefetch::<_MM_HINT_T1>(self.data.as_ptr().wrapping_add(at).cast());
-                }
+                fetch(self.data.as_ptr().wrapping_add(at));
             }
         }
     }
@@ -43,6 +38,18 @@ impl<T> Side<'_, T> {
     pub fn steps(&self) -> usize {
         if self.lanes_adjacent { self.rows } else { self.pitch }
     }
+}
+
+/// Asks for one cache line to be brought into the second cache.
+fn fetch<T>(address: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch has no effect but on the caches, whatever the address.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
 }
 
 /// Packs the panel of `W` lanes that begins with `lanes`. For any machine: the compiler vectorises the copies.
