@@ -14,7 +14,7 @@
 //! - A worker that sees an open gate with a number it has not served enters by counting itself in (a compare-exchange
 //!   on the whole word, so it cannot enter a job that has just been closed), takes tasks, and counts itself out. Entering
 //!   acquires the job that opening released; leaving releases the results that the caller's wait acquires.
-//! - A worker with nothing to do polls for a moment, then polls giving way to other programs, then sleeps. Before sleeping it
+//! - A worker with nothing to do polls, then polls giving way to other programs, then sleeps. Before sleeping it
 //!   announces itself and looks at the gate once more; the caller opens the gate and then looks for sleepers. These four
 //!   accesses are sequentially consistent, so one of the two sees the other and no wake-up is lost.
 //!

@@ -4,10 +4,10 @@
 //! level fewer. A call is a list of products (one, or one per expert). [`plan`] cuts each into rectangles of C, the
 //! largest first, and the threads take them one by one in a single hand-off: small experts go whole to a thread, large
 //! ones are split. A rectangle is computed for one block of `K_BLOCK` steps of k after another: its rows of A are
-//! packed into panels that stay in the second cache ([`pack`]), then for each panel of columns, B's panel is packed
-//! and met with each of A's by a micro-kernel that keeps a small tile of C in registers ([`kernel`]). A panel of B is used while it is
-//! hot and then forgotten, so there is no buffer of the size of B, threads share nothing, and a product with a single
-//! row (decoding) reads its weights once, at the speed of memory.
+//! packed into panels that stay in the second cache ([`pack`]), then for each panel of columns, B's panel is packed and
+//! met with each of A's by a micro-kernel that keeps a small tile of C in registers ([`kernel`]). A panel of B is used
+//! while it is hot and then forgotten, so there is no buffer of the size of B, threads share nothing, and a product with
+//! a single row (decoding) reads its weights once, near the speed of memory.
 //!
 //! The order of additions is part of the contract. One element of C is
 //!
