@@ -36,8 +36,14 @@ impl Spec {
         let mut vocab = HashMap::new();
         match model.get("vocab") {
             Some(Value::Object(map)) => {
+                // Of two tokens with one id, one could be encoded and not decoded.
+                let mut tokens = HashMap::new();
                 for (token, id) in map {
-                    vocab.insert(token.clone(), id_of(id)?);
+                    let id = id_of(id)?;
+                    if let Some(other) = tokens.insert(id, token) {
+                        return Err(format!("its vocabulary gives the id {id} to {other:?} and to {token:?}"));
+                    }
+                    vocab.insert(token.clone(), id);
                 }
             }
             Some(Value::Array(list)) => {
@@ -82,7 +88,10 @@ impl Spec {
     pub fn pieces(&self, inner: &tokenizers::Tokenizer) -> Pieces {
         let byte_level = self.is_byte_level();
         let table = char_to_byte();
-        let mut pieces = vec![None; self.size];
+        let added = inner.get_added_tokens_decoder();
+        // The crate numbers an added token itself where the file's number does not fit, and so do all who use it.
+        let size = added.keys().map(|&id| id as usize + 1).fold(self.size, usize::max);
+        let mut pieces = vec![None; size];
         let mut single = Box::new([None; 256]);
         for (token, &id) in &self.vocab {
             let unmapped = || token.chars().map(|c| table.get(c as usize).copied().flatten()).collect();
@@ -94,7 +103,7 @@ impl Spec {
             pieces[id as usize] = Some(piece.unwrap_or_else(|| token.replace('▁', " ").into_bytes()));
         }
         let mut special = BTreeSet::new();
-        for (id, token) in inner.get_added_tokens_decoder() {
+        for (id, token) in added {
             if let Some(piece) = pieces.get_mut(id as usize) {
                 *piece = Some(token.content.into_bytes());
                 if token.special {

@@ -308,7 +308,22 @@ fn other_kinds_of_tokenizers_work() {
 }
 
 #[test]
+fn an_added_token_with_a_number_that_does_not_fit_is_in_the_vocabulary() {
+    // Its number belongs to another token, and it is not in the model's vocabulary: the crate gives it the next one.
+    let json = r#"{"version":"1.0","truncation":null,"padding":null,"added_tokens":[{"id":0,"content":"</s>","single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":true}],"normalizer":null,"pre_tokenizer":null,"post_processor":null,"decoder":null,"model":{"type":"BPE","dropout":null,"unk_token":null,"continuing_subword_prefix":null,"end_of_word_suffix":null,"fuse_unk":false,"byte_fallback":false,"vocab":{"a":0,"b":1},"merges":[]}}"#;
+    let tokenizer = Tokenizer::from_bytes(json.as_bytes()).unwrap();
+    assert_eq!(tokenizer.end_of_text(), Some(2));
+    assert_eq!(tokenizer.vocab_size(), 3);
+    assert!(tokenizer.is_special(2) && !tokenizer.is_special(0));
+    assert_eq!(tokenizer.token_bytes(2), Some("</s>".as_bytes()));
+    assert_eq!(tokenizer.encode_with_special("a</s>").unwrap(), [0, 2]);
+}
+
+#[test]
 fn damaged_files_are_refused_without_panic() {
+    let twice = br#"{"model":{"type":"BPE","vocab":{"a":0,"b":0},"merges":[]}}"#;
+    let error = Tokenizer::from_bytes(twice).unwrap_err().to_string();
+    assert!(error.contains("the id 0 to \"a\" and to \"b\""), "{error}");
     for bytes in
         [b"".as_slice(), b"{", b"[]", b"{}", b"\xff\xfe", br#"{"model":{"type":"BPE","vocab":{},"merges":[]}}"#]
     {

@@ -5,6 +5,7 @@
 //! read off; without the script everything but that works.
 
 use super::axis::{Axis, Format};
+use super::curve::LARGEST;
 use super::html::{Label, label};
 use serde_json::{Value, json};
 use std::fmt::Write;
@@ -232,7 +233,9 @@ impl Default for Range {
 }
 
 impl Range {
+    /// Nothing is so large or so small that the arithmetic of axes leaves what floating point can do.
     fn take(&mut self, value: f64) {
+        let value = if value.abs() < 1.0 / LARGEST { 0.0 } else { value.clamp(-LARGEST, LARGEST) };
         self.low = self.low.min(value);
         self.high = self.high.max(value);
     }

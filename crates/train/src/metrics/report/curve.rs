@@ -3,6 +3,9 @@
 //! A run may have a hundred thousand steps, a screen has a thousand columns. Both types below keep the numbers in bins of
 //! steps; when there are too many bins, each takes in its neighbour. A short run keeps every number.
 
+/// What is larger is damage.
+pub const LARGEST: f64 = 1e100;
+
 /// One number a step.
 #[derive(Clone, Debug)]
 pub struct Curve {
@@ -53,9 +56,9 @@ impl Curve {
         Curve { limit: limit.max(2), width: 1, bins: vec![] }
     }
 
-    /// Adds a number; one that is not finite is left out.
+    /// Adds a number; one that is not finite, or so large that a sum of them is not, is left out.
     pub fn push(&mut self, step: u64, value: f64) {
-        if !value.is_finite() {
+        if value.is_nan() || value.abs() > LARGEST {
             return;
         }
         let index = fit(step, self.limit, &mut self.width, &mut self.bins, |a, b| a.take(*b));
@@ -147,7 +150,7 @@ impl Columns {
             };
             columns.push(column);
         }
-        (columns, [first as u64 * self.width, self.sums.len() as u64 * self.width])
+        (columns, [first as u64 * self.width, (self.sums.len() as u64).saturating_mul(self.width)])
     }
 }
 
@@ -215,6 +218,9 @@ mod tests {
         sparse.push(5, &[5.0]);
         assert_eq!(sparse.means(), (vec![vec![2.0], vec![2.0], vec![2.0], vec![5.0]], [2, 6]));
         assert_eq!(Columns::new(8).means(), (vec![], [0, 0]));
+        let mut far = Columns::new(8);
+        far.push(u64::MAX, &[1.0]);
+        assert_eq!(far.means(), (vec![vec![1.0]], [7 << 61, u64::MAX]));
     }
 
     proptest! {

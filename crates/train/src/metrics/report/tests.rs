@@ -104,6 +104,20 @@ fn a_run_without_steps_or_with_one_has_a_page() {
 }
 
 #[test]
+fn numbers_at_the_ends_of_floating_point_have_a_page() {
+    let dir = tempfile::tempdir().unwrap();
+    let lines = r#"{"kind":"step","step":1,"loss":1.0,"grad_norm":1e-300,"lr":5e-324,"tokens_per_second":1e308}
+{"kind":"step","step":2,"loss":-1e308,"grad_norm":1e308,"lr":-5e-324}
+{"kind":"evaluation","step":2,"bits_per_byte":1e308}
+{"kind":"evaluation","step":3,"bits_per_byte":-1e308}
+{"kind":"step","step":18446744073709551615,"grad_norm":1e99,"lr":2e-323,"router":[{"layer":0,"max_over_mean":-1e308,"load":[1e308,-1e308]}]}
+"#;
+    fs::write(dir.path().join(METRICS), lines).unwrap();
+    let markup = checked(&page_of(dir.path()));
+    assert!(charts(&markup).len() > 3);
+}
+
+#[test]
 fn a_long_run_has_a_small_page() {
     let dir = tempfile::tempdir().unwrap();
     let size = Size { steps: 100_000, layers: 1, experts: 2 };
