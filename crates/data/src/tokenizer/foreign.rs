@@ -85,7 +85,7 @@ impl Spec {
     }
 
     /// The bytes of every id.
-    pub fn pieces(&self, inner: &tokenizers::Tokenizer) -> Pieces {
+    pub fn pieces(&self, inner: &tokenizers::Tokenizer) -> Result<Pieces, String> {
         let byte_level = self.is_byte_level();
         let table = char_to_byte();
         let added = inner.get_added_tokens_decoder();
@@ -103,7 +103,15 @@ impl Spec {
             pieces[id as usize] = Some(piece.unwrap_or_else(|| token.replace('▁', " ").into_bytes()));
         }
         let mut special = BTreeSet::new();
+        let tokens: HashMap<u32, &String> = self.vocab.iter().map(|(token, &id)| (id, token)).collect();
         for (id, token) in added {
+            // It counts on from the number of tokens, which in a vocabulary with gaps is another token's id.
+            if let Some(other) = tokens.get(&id).filter(|other| ***other != token.content) {
+                return Err(format!(
+                    "the added token {:?} would have the id {id}, which is that of {other:?}",
+                    token.content
+                ));
+            }
             if let Some(piece) = pieces.get_mut(id as usize) {
                 *piece = Some(token.content.into_bytes());
                 if token.special {
@@ -111,7 +119,7 @@ impl Spec {
                 }
             }
         }
-        Pieces::new(byte_level, &pieces, special, single)
+        Ok(Pieces::new(byte_level, &pieces, special, single))
     }
 
     /// What our own encoder needs, if it gives the ids that this file asks for.

@@ -106,7 +106,7 @@ impl Tokenizer {
         let malformed = |reason: String| TokenizerError::Malformed { name: name.to_owned(), reason };
         let spec = Spec::parse(&json).map_err(malformed)?;
         let inner = spec.load(&json).map_err(malformed)?;
-        let pieces = spec.pieces(&inner);
+        let pieces = spec.pieces(&inner).map_err(malformed)?;
         let fast = spec.fast().map(|parts| Fast {
             scanner: Scanner::new(),
             bpe: Bpe::new(parts.0, &parts.1),

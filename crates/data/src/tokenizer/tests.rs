@@ -317,6 +317,11 @@ fn an_added_token_with_a_number_that_does_not_fit_is_in_the_vocabulary() {
     assert!(tokenizer.is_special(2) && !tokenizer.is_special(0));
     assert_eq!(tokenizer.token_bytes(2), Some("</s>".as_bytes()));
     assert_eq!(tokenizer.encode_with_special("a</s>").unwrap(), [0, 2]);
+
+    // With a gap in the vocabulary the next number, the count of tokens, is taken.
+    let gap = json.replace(r#""b":1"#, r#""b":2"#);
+    let error = Tokenizer::from_bytes(gap.as_bytes()).unwrap_err().to_string();
+    assert!(error.contains("\"</s>\" would have the id 2, which is that of \"b\""), "{error}");
 }
 
 #[test]
