@@ -131,18 +131,14 @@ impl Bench<'_> {
     fn rows(&mut self, s: &Shape) {
         let (t, d, k) = (s.tokens, s.width, s.top_k);
         let index: Vec<u32> = (0..t * k).map(|_| self.random.below(t) as u32).collect();
-        let (x, w) = (self.tensor(t, d), self.tensor(t, k));
-        let (mut slots, mut dx, mut dw) = (self.zeros(t * k, d), self.zeros(t, d), self.zeros(t, k));
+        let x = self.tensor(t, d);
+        let (mut slots, mut dx) = (self.zeros(t * k, d), self.zeros(t, d));
         let n = t * k * d;
         self.time("gather", 2 * n, n, 0, |cpu| cpu.gather(&index, x.view(), slots.view_mut()));
         self.time("gather_backward", 3 * n, n, 0, |cpu| cpu.gather_backward(&index, slots.view(), dx.view_mut()));
-        self.time("weighted_sum", n + t * d, n, 0, |cpu| {
-            cpu.weighted_sum(k, slots.view(), Some(w.view()), dx.view_mut());
-        });
-        let mut dslots = self.zeros(t * k, d);
-        self.time("weighted_sum_backward", 2 * n + t * d, n, 0, |cpu| {
-            cpu.weighted_sum_backward(slots.view(), w.view(), x.view(), dslots.view_mut(), dw.view_mut());
-        });
+        let mut places: Vec<u32> = (0..(t * k) as u32).collect();
+        (1..t * k).for_each(|i| places.swap(i, self.random.below(i + 1)));
+        self.time("gather_sum", n + 2 * t * d, n, 0, |cpu| cpu.gather_sum(k, &places, slots.view(), dx.view_mut()));
     }
 
     fn norms(&mut self, s: &Shape) {
@@ -153,7 +149,7 @@ impl Bench<'_> {
         self.time("rms_norm", 2 * n, n, 0, |cpu| {
             cpu.rms_norm(1e-6, x.view(), w.view(), y.view_mut(), rstd.view_mut());
         });
-        self.time("rms_norm_backward", 3 * n, n, 0, |cpu| {
+        self.time("rms_norm_backward", 4 * n, n, 0, |cpu| {
             cpu.rms_norm_backward(x.view(), w.view(), rstd.view(), dy.view(), y.view_mut(), dw.view_mut());
         });
 
@@ -205,11 +201,11 @@ impl Bench<'_> {
 
     fn experts(&mut self, s: &Shape) {
         let (n, f) = (s.tokens * s.top_k, s.expert_width);
-        let (x, dy) = (self.tensor(n, 2 * f), self.tensor(n, f));
-        let (mut y, mut dx) = (self.zeros(n, f), self.zeros(n, 2 * f));
-        self.time("swiglu", 3 * n * f, n * f, 0, |cpu| cpu.swiglu(x.view(), y.view_mut()));
-        self.time("swiglu_backward", 5 * n * f, n * f, 0, |cpu| {
-            cpu.swiglu_backward(x.view(), dy.view(), dx.view_mut())
+        let (mut x, w) = (self.tensor(n, 2 * f), self.tensor(n, 1));
+        let (mut y, mut dw) = (self.tensor(n, f), self.zeros(n, 1));
+        self.time("swiglu", 3 * n * f, n * f, 0, |cpu| cpu.swiglu(x.view(), Some(w.view()), y.view_mut()));
+        self.time("swiglu_backward", 6 * n * f, n * f, 0, |cpu| {
+            cpu.swiglu_backward(Some(w.view()), x.view_mut(), y.view_mut(), Some(dw.view_mut()));
         });
 
         let (t, e, k) = (s.tokens, s.experts, s.top_k);
@@ -236,15 +232,15 @@ impl Bench<'_> {
         let targets: Vec<u32> = (0..t).map(|_| self.random.below(v) as u32).collect();
         let (mut logits, mut losses) = (self.tensor(t, v), self.zeros(t, 1));
         self.time("cross_entropy", t * v, t * v, 0, |cpu| {
-            cpu.cross_entropy(None, &targets, logits.view_mut(), losses.view_mut());
+            cpu.cross_entropy(None, &targets, logits.view_mut(), losses.view_mut(), None);
         });
         self.time("cross_entropy + gradient", 2 * t * v, t * v, 0, |cpu| {
-            cpu.cross_entropy(Some(1.0), &targets, logits.view_mut(), losses.view_mut());
+            cpu.cross_entropy(Some(1.0), &targets, logits.view_mut(), losses.view_mut(), None);
         });
         let n = s.parameters;
         let (g, mut w, mut m, mut v) = (self.tensor(n, 1), self.tensor(n, 1), self.zeros(n, 1), self.zeros(n, 1));
         let a = AdamW { lr: 1e-4, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step: 9, grad_scale: 1.0 };
-        self.time("adamw", 7 * n, n, 0, |cpu| cpu.adamw(&a, g.view(), w.view_mut(), m.view_mut(), v.view_mut()));
+        self.time("adamw", 7 * n, n, 0, |cpu| cpu.adamw(&a, g.view(), w.view_mut(), m.view_mut(), v.view_mut(), None));
     }
 }
 

@@ -8,7 +8,12 @@
 //!   Activation gradients are assigned, parameter gradients accumulate.
 //! - A kernel's result does not depend, to the bit, on the number of threads.
 //! - A row's result does not depend on which other rows are in the call.
-//! - Statistics (`rstd`, `lse`, …) have the dtype of the computation, `F32` or `F64`.
+//! - Two types make a computation. **A** is the type of operands and saved activations: `F32`, `F64` or `Bf16`. **S**,
+//!   [`Device::statistics`] of A, is what they are computed in: `F64` for `F64`, else `F32`. Whatever lives long or sums up
+//!   much is S: weights, gradients and moments, the residual stream and its gradient, gains, biases, the router, losses,
+//!   statistics (`rstd`, `lse`, …). Each argument's type is stated where it is not S.
+//! - `Bf16` is storage alone: a kernel widens what it reads, computes in `F32`, and rounds what it writes once, to the
+//!   nearest, ties to even.
 
 use crate::{DType, Fault, View, ViewMut};
 use std::ops::Range;
@@ -121,16 +126,19 @@ pub trait Device: Clone + Send + Sync + 'static {
 
     /// `y = c` everywhere.
     fn fill(&self, c: f64, y: ViewMut<Self>);
-    /// `y = x`, converting between floating-point types where they differ.
+    /// `y = x`, of any types, converting between floating-point types where they differ.
     fn copy(&self, x: View<Self>, y: ViewMut<Self>);
-    /// `y = a·x + b·y`; with `b == 0` the old `y` is not read.
+    /// `y = a·x + b·y`, x and y each A or S; with `b == 0` the old `y` is not read.
     fn axpby(&self, a: f64, x: View<Self>, b: f64, y: ViewMut<Self>);
-    /// Sum of squares of all elements, accumulated in f64 in a fixed order.
+    /// Sum of squares of all elements (A or S), accumulated in f64 in a fixed order.
     fn sum_of_squares(&self, x: View<Self>) -> f64;
-    /// Sum of each column, accumulated in f64 in a fixed order.
+    /// Sum of each column (A or S), accumulated in f64 in a fixed order.
     fn column_sums(&self, x: View<Self>) -> Vec<f64>;
 
-    /// `C[M,N] (+)= op(A)[M,K] · op(B)[K,N]`. K may be 0 (C is zeroed or left).
+    /// `C[M,N] (+)= op(A)[M,K] · op(B)[K,N]`, each of the three `Bf16` or S. K may be 0 (C is zeroed or left).
+    ///
+    /// Two `Bf16` operands are multiplied in pairs and summed in `F32`, as the machine's instruction for it does; beside an
+    /// `F32` operand a `Bf16` one is widened. A `Bf16` C is rounded once, from the sum over all of K (plus the old C).
     fn gemm(&self, g: Gemm, a: View<Self>, b: View<Self>, c: ViewMut<Self>);
     /// For every expert e: `C[band_e] (+)= A[band_e] · op(B_e)`. `g.ta` must be false; bands are ascending, disjoint,
     /// may be empty, and cover all rows of A and C.
@@ -138,41 +146,35 @@ pub trait Device: Clone + Send + Sync + 'static {
     /// For every expert e: `acc_C_e[M,N] += A[band_e]ᵀ · B[band_e]`; empty bands leave `C_e`.
     fn gemm_bands_outer(&self, bands: &[Range<usize>], a: View<Self>, b: View<Self>, acc_c: Vec<ViewMut<Self>>);
 
-    /// `y[i] = x[index[i]]` for rows; the one data movement.
+    /// `y[i] = x[index[i]]` for rows; the one data movement. Both are `U32`, or of any floating-point types.
     fn gather(&self, index: &[u32], x: View<Self>, y: ViewMut<Self>);
-    /// `acc_dx[index[i]] += dy[i]`, in the order of i.
+    /// `acc_dx[index[i]] += dy[i]` (A or S), in the order of i.
     fn gather_backward(&self, index: &[u32], dy: View<Self>, acc_dx: ViewMut<Self>);
-    /// `y[t] = Σ_k w[t,k] · slots[t·K+k]`; without `w` a plain sum. `slots` is `[T·K, D]`, `w` `[T, K]`.
-    fn weighted_sum(&self, k: usize, slots: View<Self>, w: Option<View<Self>>, y: ViewMut<Self>);
-    /// `dslots[t·K+k] = w[t,k] · dy[t]` and `dw[t,k] = dy[t] · slots[t·K+k]`.
-    fn weighted_sum_backward(
-        &self,
-        slots: View<Self>,
-        w: View<Self>,
-        dy: View<Self>,
-        dslots: ViewMut<Self>,
-        dw: ViewMut<Self>,
-    );
+    /// `acc_y[t] += Σ_{c < k} x[index[t·k + c]]`, one after another in the order of c. `x` `[N, D]` (A or S), `acc_y`
+    /// `[T, D]`, `T·k` indices. Its gradient with respect to `x` is a gather, if the indices are a permutation.
+    fn gather_sum(&self, k: usize, index: &[u32], x: View<Self>, acc_y: ViewMut<Self>);
 
-    /// `y += b` for every row; `b` is `[1, N]`.
+    /// `y += b` for every row; `b` is `[1, N]`, `y` A or S.
     fn add_bias(&self, b: View<Self>, y: ViewMut<Self>);
-    /// `acc_db += Σ_rows dy`.
+    /// `acc_db += Σ_rows dy`, `dy` A or S.
     fn add_bias_backward(&self, dy: View<Self>, acc_db: ViewMut<Self>);
 
-    /// `y = x · rstd · w`, `rstd = 1/√(mean(x²) + eps)` per row (Zhang & Sennrich 2019). `w` `[1, D]`, `rstd` `[N, 1]`.
+    /// `y = x · rstd · w`, `rstd = 1/√(mean(x²) + eps)` per row (Zhang & Sennrich 2019). `w` `[1, D]`, `rstd` `[N, 1]`,
+    /// `y` A.
     fn rms_norm(&self, eps: f64, x: View<Self>, w: View<Self>, y: ViewMut<Self>, rstd: ViewMut<Self>);
-    /// `dx` assigned, `acc_dw` accumulated.
+    /// Gradient of [`Device::rms_norm`], `dy` A or S. `acc_dx` accumulates, being the gradient of the residual stream that
+    /// the norm branches off.
     fn rms_norm_backward(
         &self,
         x: View<Self>,
         w: View<Self>,
         rstd: View<Self>,
         dy: View<Self>,
-        dx: ViewMut<Self>,
+        acc_dx: ViewMut<Self>,
         acc_dw: ViewMut<Self>,
     );
     /// RMS norm of every query head with `wq` and every key head with `wk` (`[1, dim]` each); values are copied.
-    /// `x`, `y` `[T, heads.width()]`, `rstd` `[T, q + kv]`.
+    /// `x`, `y` `[T, heads.width()]` (A), `rstd` `[T, q + kv]`.
     #[allow(clippy::too_many_arguments)]
     fn qk_norm(
         &self,
@@ -184,7 +186,7 @@ pub trait Device: Clone + Send + Sync + 'static {
         y: ViewMut<Self>,
         rstd: ViewMut<Self>,
     );
-    /// Gradient of [`Device::qk_norm`].
+    /// Gradient of [`Device::qk_norm`]; `x`, `dy`, `dx` A.
     #[allow(clippy::too_many_arguments)]
     fn qk_norm_backward(
         &self,
@@ -201,11 +203,11 @@ pub trait Device: Clone + Send + Sync + 'static {
 
     /// Rotates the first R columns of every query and key head in place by the row's position (Su et al. 2021, half-split
     /// pairs `(i, i + R/2)` as in Hugging Face). `table` is `[positions, R]`: R/2 cosines, then R/2 sines. `inverse`
-    /// rotates back, which is also the gradient.
+    /// rotates back, which is also the gradient. `qkv` A.
     fn rope(&self, heads: Heads, table: View<Self>, positions: &[u32], inverse: bool, qkv: ViewMut<Self>);
 
     /// Causal attention within each segment (`segments` are the cumulative starts, first 0, last T). `out` is
-    /// `[T, q·dim]`, `lse` `[T, q]` the log of the softmax's denominator for the backward pass.
+    /// `[T, q·dim]`, `lse` `[T, q]` the log of the softmax's denominator for the backward pass. `qkv`, `out` A.
     fn attention(
         &self,
         heads: Heads,
@@ -215,7 +217,7 @@ pub trait Device: Clone + Send + Sync + 'static {
         out: ViewMut<Self>,
         lse: ViewMut<Self>,
     );
-    /// Gradient of [`Device::attention`] with respect to the fused projection.
+    /// Gradient of [`Device::attention`] with respect to the fused projection. All but `lse` A.
     #[allow(clippy::too_many_arguments)]
     fn attention_backward(
         &self,
@@ -229,7 +231,7 @@ pub trait Device: Clone + Send + Sync + 'static {
         dqkv: ViewMut<Self>,
     );
     /// Cached attention of one sequence: row i of `qkv` `[n, width]` stands at position `past + i`. Its keys and values
-    /// are written to rows `past..past + n` of the caches (`[capacity, kv·dim]`), then it attends rows `0..=past + i`.
+    /// are written to rows `past..past + n` of the caches (`[capacity, kv·dim]`), then it attends rows `0..=past + i`. All A.
     /// A row's last bits may depend on n: reading a prompt and writing a token are different work.
     #[allow(clippy::too_many_arguments)]
     fn attention_cached(
@@ -243,10 +245,19 @@ pub trait Device: Clone + Send + Sync + 'static {
         out: ViewMut<Self>,
     );
 
-    /// `y = silu(gate) · up` (Shazeer 2020). `gate_up` is `[N, 2F]`: F gates, then F ups.
-    fn swiglu(&self, gate_up: View<Self>, y: ViewMut<Self>);
-    /// Gradient of [`Device::swiglu`].
-    fn swiglu_backward(&self, gate_up: View<Self>, dy: View<Self>, dgate_up: ViewMut<Self>);
+    /// `y = w · silu(gate) · up` (Shazeer 2020). `gate_up` is `[N, 2F]` (A): F gates, then F ups; `y` `[N, F]` (A); `w`
+    /// `[N, 1]`, or 1 for all rows: the router's weight of the row's token, which the product that follows carries through.
+    fn swiglu(&self, gate_up: View<Self>, w: Option<View<Self>>, y: ViewMut<Self>);
+    /// Gradient of [`Device::swiglu`], in place: `gate_up` is replaced by its gradient, and `dy`, the gradient of `y`, by
+    /// `y` itself, to the bit, since the weight gradient of the product that follows wants it. `dw` `[N, 1]` (assigned;
+    /// given if and only if `w` is) is `Σ_f dy · silu(gate) · up`.
+    fn swiglu_backward(
+        &self,
+        w: Option<View<Self>>,
+        gate_up: ViewMut<Self>,
+        dy: ViewMut<Self>,
+        dw: Option<ViewMut<Self>>,
+    );
 
     /// Router: `scores` `[T, E]`, the choices `[T, K]` (`U32`, best first, ties to the lower expert), their `weights`
     /// `[T, K]`, and `stats` `[T, 2]`: log-sum-exp of the logits, and entropy in nats of the (normalised) scores.
@@ -280,11 +291,28 @@ pub trait Device: Clone + Send + Sync + 'static {
     );
 
     /// Cross entropy of every row in nats, `losses` `[T, 1]` (0 where the target is [`IGNORE`]). With `scale` the logits
-    /// are replaced by their gradient `scale · (softmax − onehot)`, 0 in ignored rows; without it they are left undefined.
-    fn cross_entropy(&self, scale: Option<f64>, targets: &[u32], logits: ViewMut<Self>, losses: ViewMut<Self>);
+    /// are replaced by their gradient `scale · (softmax − onehot)`, 0 in ignored rows; or the gradient goes to `dlogits`
+    /// (A), if given, and the logits are left undefined, as they are without `scale`.
+    fn cross_entropy(
+        &self,
+        scale: Option<f64>,
+        targets: &[u32],
+        logits: ViewMut<Self>,
+        losses: ViewMut<Self>,
+        dlogits: Option<ViewMut<Self>>,
+    );
 
-    /// One AdamW step on a flat stretch: weights, first and second moment in place.
-    fn adamw(&self, a: &AdamW, g: View<Self>, w: ViewMut<Self>, m: ViewMut<Self>, v: ViewMut<Self>);
+    /// One AdamW step on a flat stretch: weights, first and second moment in place. `copy` (A), if given, gets the new
+    /// weights, rounded.
+    fn adamw(
+        &self,
+        a: &AdamW,
+        g: View<Self>,
+        w: ViewMut<Self>,
+        m: ViewMut<Self>,
+        v: ViewMut<Self>,
+        copy: Option<ViewMut<Self>>,
+    );
 
     /// The dtype in which statistics of a computation in `dtype` are kept.
     fn statistics(dtype: DType) -> DType {

@@ -158,8 +158,9 @@ impl Device for Meta {
     fn gather_backward(&self, index: &[u32], dy: View<Self>, _: ViewMut<Self>) {
         assert_eq!(index.len(), dy.shape()[0], "rows of a gather");
     }
-    fn weighted_sum(&self, _: usize, _: View<Self>, _: Option<View<Self>>, _: ViewMut<Self>) {}
-    fn weighted_sum_backward(&self, _: View<Self>, _: View<Self>, _: View<Self>, _: ViewMut<Self>, _: ViewMut<Self>) {}
+    fn gather_sum(&self, k: usize, index: &[u32], _: View<Self>, acc_y: ViewMut<Self>) {
+        assert_eq!(index.len(), k * acc_y.shape()[0], "rows of a sum");
+    }
 
     fn add_bias(&self, _: View<Self>, _: ViewMut<Self>) {}
     fn add_bias_backward(&self, _: View<Self>, _: ViewMut<Self>) {}
@@ -232,8 +233,8 @@ impl Device for Meta {
         self.count_attention(heads, past * n + n * (n + 1) / 2);
     }
 
-    fn swiglu(&self, _: View<Self>, _: ViewMut<Self>) {}
-    fn swiglu_backward(&self, _: View<Self>, _: View<Self>, _: ViewMut<Self>) {}
+    fn swiglu(&self, _: View<Self>, _: Option<View<Self>>, _: ViewMut<Self>) {}
+    fn swiglu_backward(&self, _: Option<View<Self>>, _: ViewMut<Self>, _: ViewMut<Self>, _: Option<ViewMut<Self>>) {}
 
     fn route(
         &self,
@@ -261,9 +262,18 @@ impl Device for Meta {
     ) {
     }
 
-    fn cross_entropy(&self, _: Option<f64>, _: &[u32], _: ViewMut<Self>, _: ViewMut<Self>) {}
+    fn cross_entropy(&self, _: Option<f64>, _: &[u32], _: ViewMut<Self>, _: ViewMut<Self>, _: Option<ViewMut<Self>>) {}
 
-    fn adamw(&self, _: &AdamW, _: View<Self>, _: ViewMut<Self>, _: ViewMut<Self>, _: ViewMut<Self>) {}
+    fn adamw(
+        &self,
+        _: &AdamW,
+        _: View<Self>,
+        _: ViewMut<Self>,
+        _: ViewMut<Self>,
+        _: ViewMut<Self>,
+        _: Option<ViewMut<Self>>,
+    ) {
+    }
 }
 
 #[cfg(test)]

@@ -118,22 +118,15 @@ impl<D: Device> Run<'_, D> {
         let mut dx = self.random([t, d]);
         device.gather_backward(&index, slots.view(), dx.view_mut());
         self.keep("gather", "dx", dx.view());
-        let w = self.random([t, k]);
-        let mut y = self.fresh([t, d]);
-        device.weighted_sum(k, slots.view(), None, y.view_mut());
-        self.keep("weighted_sum", "plain", y.view());
-        device.weighted_sum(k, slots.view(), Some(w.view()), y.view_mut());
-        self.keep("weighted_sum", "y", y.view());
-        let (mut dslots, mut dw) = (self.fresh([t * k, d]), self.fresh([t, k]));
-        device.weighted_sum_backward(slots.view(), w.view(), x.view(), dslots.view_mut(), dw.view_mut());
-        self.keep("weighted_sum", "dslots", dslots.view());
-        self.keep("weighted_sum", "dw", dw.view());
+        let mut y = self.random([t, d]);
+        device.gather_sum(k, &index, x.view(), y.view_mut());
+        self.keep("gather", "sum", y.view());
     }
 
     fn norms(&mut self) {
         let (device, t, d) = (self.device, 207, 259);
         let (x, w, dy) = (self.random([t, d]), self.random([1, d]), self.random([t, d]));
-        let (mut y, mut rstd, mut dx) = (self.fresh([t, d]), self.fresh([t, 1]), self.fresh([t, d]));
+        let (mut y, mut rstd, mut dx) = (self.fresh([t, d]), self.fresh([t, 1]), self.random([t, d]));
         let mut dw = self.random([1, d]);
         device.rms_norm(1e-6, x.view(), w.view(), y.view_mut(), rstd.view_mut());
         device.rms_norm_backward(x.view(), w.view(), rstd.view(), dy.view(), dx.view_mut(), dw.view_mut());
@@ -150,9 +143,11 @@ impl<D: Device> Run<'_, D> {
         device.qk_norm(heads, 1e-5, x.view(), wq.view(), wk.view(), y.view_mut(), rstd.view_mut());
         let (wq, wk, r) = (wq.view(), wk.view(), rstd.view());
         device.qk_norm_backward(heads, x.view(), wq, wk, r, dy.view(), dx.view_mut(), dwq.view_mut(), dwk.view_mut());
-        for (name, out) in [("y", &y), ("rstd", &rstd), ("dx", &dx), ("dwq", &dwq), ("dwk", &dwk)] {
+        for (name, out) in [("y", &y), ("rstd", &rstd), ("dx", &dx)] {
             self.keep("qk_norm", name, out.view());
         }
+        self.keep("qk_norm dw", "queries", dwq.view());
+        self.keep("qk_norm dw", "keys", dwk.view());
 
         let (known, r) = (50, 16);
         let angles: Vec<f64> = (0..known).flat_map(|p| (0..r / 2).map(move |i| (p * (i + 1)) as f64 * 0.01)).collect();
@@ -204,11 +199,20 @@ impl<D: Device> Run<'_, D> {
         let dy = self.random([n, f]);
         let copy = Tensor::copy_of(device, x.view());
         device.axpby(5.0, copy.view(), 0.0, x.view_mut());
-        let (mut y, mut dx) = (self.fresh([n, f]), self.fresh([n, 2 * f]));
-        device.swiglu(x.view(), y.view_mut());
-        device.swiglu_backward(x.view(), dy.view(), dx.view_mut());
-        self.keep("swiglu", "y", y.view());
-        self.keep("swiglu", "dx", dx.view());
+        let mut y = self.fresh([n, f]);
+        for weighted in [false, true] {
+            let (w, mut dw) = (self.random([n, 1]), self.fresh([n, 1]));
+            let w = weighted.then(|| w.view());
+            device.swiglu(x.view(), w, y.view_mut());
+            self.keep("swiglu", "y", y.view());
+            let (mut dx, mut dy) = (Tensor::copy_of(device, x.view()), Tensor::copy_of(device, dy.view()));
+            device.swiglu_backward(w, dx.view_mut(), dy.view_mut(), weighted.then(|| dw.view_mut()));
+            self.keep("swiglu", "y again", dy.view());
+            self.keep("swiglu", "dx", dx.view());
+            if weighted {
+                self.keep("swiglu dw", "dw", dw.view());
+            }
+        }
     }
 
     fn routers(&mut self) {
@@ -241,21 +245,26 @@ impl<D: Device> Run<'_, D> {
         let logits = self.random([t, v]);
         for scale in [None, Some(0.5)] {
             let (mut x, mut losses) = (Tensor::copy_of(device, logits.view()), self.fresh([t, 1]));
-            device.cross_entropy(scale, &targets, x.view_mut(), losses.view_mut());
+            device.cross_entropy(scale, &targets, x.view_mut(), losses.view_mut(), None);
             self.keep("cross_entropy", "losses", losses.view());
             if scale.is_some() {
                 self.keep("cross_entropy", "gradient", x.view());
+                let (mut x, mut dx) = (Tensor::copy_of(device, logits.view()), self.fresh([t, v]));
+                device.cross_entropy(scale, &targets, x.view_mut(), losses.view_mut(), Some(dx.view_mut()));
+                self.keep("cross_entropy", "gradient aside", dx.view());
             }
         }
         let n = 70_001;
         let (mut w, mut m, mut s) =
             (self.random([n, 1]), self.upload([n, 1], &vec![0.0; n]), self.upload([n, 1], &vec![0.0; n]));
+        let mut copy = self.fresh([n, 1]);
         for step in 1..=3 {
             let g = self.random([n, 1]);
             let a = AdamW { lr: 0.01, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step, grad_scale: 0.5 };
-            device.adamw(&a, g.view(), w.view_mut(), m.view_mut(), s.view_mut());
+            let copy = (step == 2).then(|| copy.view_mut());
+            device.adamw(&a, g.view(), w.view_mut(), m.view_mut(), s.view_mut(), copy);
         }
-        for (name, x) in [("w", &w), ("m", &m), ("v", &s)] {
+        for (name, x) in [("w", &w), ("m", &m), ("v", &s), ("copy", &copy)] {
             self.keep("adamw", name, x.view());
         }
     }

@@ -1,8 +1,8 @@
 //! AdamW (Loshchilov & Hutter 2019) in the order of operations of PyTorch: decay, moments, corrected step.
 
 use super::bands::{TASK, bands};
-use super::simd::versions;
-use super::{Pool, Real};
+use super::simd::{Isa, versions};
+use super::{Pool, Real, Stored};
 use crate::AdamW;
 
 /// The step's factors, in the type of the computation.
@@ -19,35 +19,63 @@ struct Step<R> {
     eps: R,
 }
 
+#[inline(always)]
+fn one<R: Real, S: Isa>(a: Step<R>, g: R, w: &mut R, m: &mut R, v: &mut R) {
+    let g = g * a.scale;
+    *m = S::fma(a.beta1, *m, a.rest1 * g);
+    *v = S::fma(a.beta2, *v, a.rest2 * (g * g));
+    *w = *w * a.keep - a.size * *m / S::fma(v.sqrt(), a.root, a.eps);
+}
+
 versions! {
-    fn update<R, S>(a: Step<R>, g: &[R], w: &mut [R], m: &mut [R], v: &mut [R]) {
+    fn update<R: Real; S>(a: Step<R>, g: &[R], w: &mut [R], m: &mut [R], v: &mut [R]) {
         for (((w, m), v), &g) in w.iter_mut().zip(m).zip(v).zip(g) {
-            let g = g * a.scale;
-            *m = S::fma(a.beta1, *m, a.rest1 * g);
-            *v = S::fma(a.beta2, *v, a.rest2 * (g * g));
-            *w = *w * a.keep - a.size * *m / S::fma(v.sqrt(), a.root, a.eps);
+            one::<R, S>(a, g, w, m, v);
+        }
+    }
+
+    fn update_and_copy<A: Stored; S>(
+        a: Step<A::Real>, g: &[A::Real], w: &mut [A::Real], m: &mut [A::Real], v: &mut [A::Real], copy: &mut [A],
+    ) {
+        for ((((w, m), v), &g), copy) in w.iter_mut().zip(m).zip(v).zip(g).zip(copy) {
+            one::<A::Real, S>(a, g, w, m, v);
+            *copy = A::narrow(*w);
         }
     }
 }
 
-/// One step on a flat stretch.
-pub(crate) fn adamw<R: Real>(pool: &Pool, a: &AdamW, g: &[R], w: &mut [R], m: &mut [R], v: &mut [R]) {
+/// One step on a flat stretch, and a rounded copy of the new weights.
+pub(crate) fn adamw<A: Stored>(
+    pool: &Pool,
+    a: &AdamW,
+    g: &[A::Real],
+    w: &mut [A::Real],
+    m: &mut [A::Real],
+    v: &mut [A::Real],
+    copy: Option<&mut [A]>,
+) {
     assert!(a.step > 0, "AdamW counts steps from 1");
     let step = a.step.min(i32::MAX as u64) as i32;
     let correct1 = 1.0 - a.beta1.powi(step);
     let correct2 = 1.0 - a.beta2.powi(step);
+    let of = A::Real::of;
     let factors = Step {
-        scale: R::of(a.grad_scale),
-        keep: R::of(1.0 - a.lr * a.weight_decay),
-        beta1: R::of(a.beta1),
-        rest1: R::of(1.0 - a.beta1),
-        beta2: R::of(a.beta2),
-        rest2: R::of(1.0 - a.beta2),
-        size: R::of(a.lr / correct1),
-        root: R::of(1.0 / correct2.sqrt()),
-        eps: R::of(a.eps),
+        scale: of(a.grad_scale),
+        keep: of(1.0 - a.lr * a.weight_decay),
+        beta1: of(a.beta1),
+        rest1: of(1.0 - a.beta1),
+        beta2: of(a.beta2),
+        rest2: of(1.0 - a.beta2),
+        size: of(a.lr / correct1),
+        root: of(1.0 / correct2.sqrt()),
+        eps: of(a.eps),
     };
-    bands(pool, g.len(), TASK, (w, m, v), |at, (w, m, v)| update(factors, &g[at], w, m, v));
+    match copy {
+        None => bands(pool, g.len(), TASK, (w, m, v), |at, (w, m, v)| update(factors, &g[at], w, m, v)),
+        Some(copy) => bands(pool, g.len(), TASK, (w, m, v, copy), |at, (w, m, v, copy)| {
+            update_and_copy(factors, &g[at], w, m, v, copy);
+        }),
+    }
 }
 
 #[cfg(test)]
@@ -67,7 +95,7 @@ mod tests {
         let (mut w, mut m, mut v) = (up(&cpu, [n, 1], &start), up(&cpu, [n, 1], &zeros), up(&cpu, [n, 1], &zeros));
         for (i, g) in gradients.iter().enumerate() {
             let a = AdamW { lr, beta1, beta2, eps, weight_decay: decay, step: i as u64 + 1, grad_scale: scale };
-            cpu.adamw(&a, up(&cpu, [n, 1], g).view(), w.view_mut(), m.view_mut(), v.view_mut());
+            cpu.adamw(&a, up(&cpu, [n, 1], g).view(), w.view_mut(), m.view_mut(), v.view_mut(), None);
         }
         let expected: Vec<f64> = (0..n)
             .map(|i| {

@@ -32,7 +32,7 @@ use half::bf16;
 pub(crate) use memory::class as size_class;
 use memory::{Block, Memory};
 pub use pool::Pool;
-use real::Real;
+use real::{Real, Stored};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -108,6 +108,19 @@ macro_rules! by_dtype {
                 $body
             }
             other => panic!("{other:?} is not a type that kernels compute in"),
+        }
+    };
+}
+
+/// Runs `$body` with `$A` the Rust type of a dtype that operands and activations may have.
+macro_rules! by_stored {
+    ($dtype:expr, $A:ident => $body:expr) => {
+        match $dtype {
+            DType::Bf16 => {
+                type $A = bf16;
+                $body
+            }
+            real => by_dtype!(real, $A => $body),
         }
     };
 }
@@ -237,27 +250,12 @@ impl Device for Cpu {
         assert!(index.iter().all(|&i| (i as usize) < rows), "a row of a gather is beyond {rows}");
         by_dtype!(dy.dtype(), R => rows::gather_backward::<R>(&self.pool, index, width, slice(dy), slice_mut(acc_dx)))
     }
-    fn weighted_sum(&self, k: usize, slots: View<Self>, w: Option<View<Self>>, y: ViewMut<Self>) {
-        let [t, d] = y.shape();
-        shapes!(slots: [t * k, d]);
-        if let Some(w) = w {
-            shapes!(w: [t, k]);
-        }
-        by_dtype!(y.dtype(), R => rows::weighted_sum::<R>(&self.pool, k, d, slice(slots), w.map(slice), slice_mut(y)))
-    }
-    fn weighted_sum_backward(
-        &self,
-        slots: View<Self>,
-        w: View<Self>,
-        dy: View<Self>,
-        dslots: ViewMut<Self>,
-        dw: ViewMut<Self>,
-    ) {
-        let ([t, d], k) = (dy.shape(), w.shape()[1]);
-        shapes!(slots: [t * k, d], w: [t, k], dslots: [t * k, d], dw: [t, k]);
-        by_dtype!(dy.dtype(), R => rows::weighted_sum_backward::<R>(
-            &self.pool, k, d, slice(slots), slice(w), slice(dy), slice_mut(dslots), slice_mut(dw),
-        ))
+    fn gather_sum(&self, k: usize, index: &[u32], x: View<Self>, acc_y: ViewMut<Self>) {
+        let ([rows, width], t) = (x.shape(), acc_y.shape()[0]);
+        shapes!(acc_y: [t, width]);
+        assert_eq!(index.len(), t * k, "rows of a sum");
+        assert!(index.iter().all(|&i| (i as usize) < rows), "a row of a gather is beyond {rows}");
+        by_dtype!(x.dtype(), R => rows::gather_sum::<R>(&self.pool, k, index, width, slice(x), slice_mut(acc_y)))
     }
 
     fn add_bias(&self, b: View<Self>, y: ViewMut<Self>) {
@@ -283,13 +281,13 @@ impl Device for Cpu {
         w: View<Self>,
         rstd: View<Self>,
         dy: View<Self>,
-        dx: ViewMut<Self>,
+        acc_dx: ViewMut<Self>,
         acc_dw: ViewMut<Self>,
     ) {
         let [n, d] = x.shape();
-        shapes!(w: [1, d], rstd: [n, 1], dy: [n, d], dx: [n, d], acc_dw: [1, d]);
-        by_dtype!(x.dtype(), R => norm::rms_norm_backward::<R>(
-            &self.pool, slice(x), slice(w), slice(rstd), slice(dy), slice_mut(dx), slice_mut(acc_dw),
+        shapes!(w: [1, d], rstd: [n, 1], dy: [n, d], acc_dx: [n, d], acc_dw: [1, d]);
+        by_dtype!(dy.dtype(), R => norm::rms_norm_backward::<R>(
+            &self.pool, slice(x), slice(w), slice(rstd), slice(dy), slice_mut(acc_dx), slice_mut(acc_dw),
         ))
     }
     fn qk_norm(
@@ -397,17 +395,31 @@ impl Device for Cpu {
         ))
     }
 
-    fn swiglu(&self, gate_up: View<Self>, y: ViewMut<Self>) {
+    fn swiglu(&self, gate_up: View<Self>, w: Option<View<Self>>, y: ViewMut<Self>) {
         let [n, f] = y.shape();
         shapes!(gate_up: [n, 2 * f]);
-        by_dtype!(y.dtype(), R => swiglu::swiglu::<R>(&self.pool, f, slice(gate_up), slice_mut(y)))
+        if let Some(w) = w {
+            shapes!(w: [n, 1]);
+        }
+        by_dtype!(y.dtype(), R => swiglu::swiglu::<R>(&self.pool, f, slice(gate_up), w.map(slice), slice_mut(y)))
     }
-    fn swiglu_backward(&self, gate_up: View<Self>, dy: View<Self>, dgate_up: ViewMut<Self>) {
+    fn swiglu_backward(
+        &self,
+        w: Option<View<Self>>,
+        gate_up: ViewMut<Self>,
+        dy: ViewMut<Self>,
+        dw: Option<ViewMut<Self>>,
+    ) {
         let [n, f] = dy.shape();
-        shapes!(gate_up: [n, 2 * f], dgate_up: [n, 2 * f]);
-        by_dtype!(dy.dtype(), R => swiglu::swiglu_backward::<R>(
-            &self.pool, f, slice(gate_up), slice(dy), slice_mut(dgate_up),
-        ))
+        shapes!(gate_up: [n, 2 * f]);
+        assert_eq!(w.is_some(), dw.is_some(), "a gradient for the weights that there are");
+        if let (Some(w), Some(dw)) = (&w, &dw) {
+            shapes!(w: [n, 1], dw: [n, 1]);
+        }
+        by_dtype!(dy.dtype(), R => {
+            let dw = dw.map(slice_mut).unwrap_or_default();
+            swiglu::swiglu_backward::<R>(&self.pool, f, w.map(slice), slice_mut(gate_up), slice_mut(dy), dw)
+        })
     }
 
     fn route(
@@ -459,21 +471,42 @@ impl Device for Cpu {
         ))
     }
 
-    fn cross_entropy(&self, scale: Option<f64>, targets: &[u32], logits: ViewMut<Self>, losses: ViewMut<Self>) {
+    fn cross_entropy(
+        &self,
+        scale: Option<f64>,
+        targets: &[u32],
+        logits: ViewMut<Self>,
+        losses: ViewMut<Self>,
+        dlogits: Option<ViewMut<Self>>,
+    ) {
         let [t, v] = logits.shape();
+        if let Some(dlogits) = &dlogits {
+            shapes!(dlogits: [t, v]);
+        }
         assert_eq!(targets.len(), t, "targets");
         shapes!(losses: [t, 1]);
         assert!(targets.iter().all(|&i| i == IGNORE || (i as usize) < v), "a target is beyond the vocabulary of {v}");
-        by_dtype!(logits.dtype(), R => loss::cross_entropy::<R>(
-            &self.pool, v, scale, targets, slice_mut(logits), slice_mut(losses),
+        by_stored!(dlogits.as_ref().map_or(logits.dtype(), ViewMut::dtype), A => loss::cross_entropy::<A>(
+            &self.pool, v, scale, targets, slice_mut(logits), slice_mut(losses), dlogits.map(slice_mut),
         ))
     }
 
-    fn adamw(&self, a: &AdamW, g: View<Self>, w: ViewMut<Self>, m: ViewMut<Self>, v: ViewMut<Self>) {
+    fn adamw(
+        &self,
+        a: &AdamW,
+        g: View<Self>,
+        w: ViewMut<Self>,
+        m: ViewMut<Self>,
+        v: ViewMut<Self>,
+        copy: Option<ViewMut<Self>>,
+    ) {
         let [rows, cols] = g.shape();
         shapes!(w: [rows, cols], m: [rows, cols], v: [rows, cols]);
-        by_dtype!(g.dtype(), R => adamw::adamw::<R>(
-            &self.pool, a, slice(g), slice_mut(w), slice_mut(m), slice_mut(v),
+        if let Some(copy) = &copy {
+            shapes!(copy: [rows, cols]);
+        }
+        by_stored!(copy.as_ref().map_or(g.dtype(), ViewMut::dtype), A => adamw::adamw::<A>(
+            &self.pool, a, slice(g), slice_mut(w), slice_mut(m), slice_mut(v), copy.map(slice_mut),
         ))
     }
 }

@@ -4,7 +4,7 @@
 
 use super::bands::{bands, bands_sum, piece};
 use super::elementwise::accumulate;
-use super::simd::{Isa, dot, fold2, join, versions};
+use super::simd::{Isa, LANES, dot, join, versions};
 use super::{Pool, Real};
 use crate::Heads;
 
@@ -17,19 +17,36 @@ fn row<R: Real, S: Isa>(eps: f64, x: &[R], w: &[R], y: &mut [R]) -> R {
     rstd
 }
 
-/// `dx` of a row; its part of `dw` is added to `dw`, which may be in another place for every head.
+/// Gives `dx` of a row, element by element, to `put`; its part of `dw` is added to `dw`, which may be in another place for
+/// every head.
 #[inline(always)]
-fn row_backward<R: Real, S: Isa>(x: &[R], w: &[R], rstd: R, dy: &[R], dx: &mut [R], dw: &mut [R]) {
-    // dx holds g while the mean is not known yet.
-    for ((dx, &dy), &w) in dx.iter_mut().zip(dy).zip(w) {
-        *dx = dy * w;
-    }
-    let total = join(fold2(dx, x, R::ZERO, |a, g, x| S::fma(g, x, a)), |a, b| a + b);
+fn row_backward<R: Real, S: Isa>(
+    x: &[R],
+    w: &[R],
+    rstd: R,
+    dy: &[R],
+    dx: &mut [R],
+    dw: &mut [R],
+    put: impl Fn(&mut R, R),
+) {
+    let total = dot3::<R, S>(dy, w, x);
     let c = rstd * rstd * (total / R::of(x.len() as f64));
-    for (((dx, dw), &x), &dy) in dx.iter_mut().zip(dw).zip(x).zip(dy) {
-        *dx = rstd * (*dx - x * c);
+    for ((((dx, dw), &x), &w), &dy) in dx.iter_mut().zip(dw).zip(x).zip(w).zip(dy) {
+        put(dx, rstd * (dy * w - x * c));
         *dw = S::fma(x * rstd, dy, *dw);
     }
+}
+
+/// `Σ dy·w·x`
+#[inline(always)]
+fn dot3<R: Real, S: Isa>(dy: &[R], w: &[R], x: &[R]) -> R {
+    let mut lanes = [R::ZERO; LANES];
+    for ((dy, w), x) in dy.chunks(LANES).zip(w.chunks(LANES)).zip(x.chunks(LANES)) {
+        for (((lane, &dy), &w), &x) in lanes.iter_mut().zip(dy).zip(w).zip(x) {
+            *lane = S::fma(dy * w, x, *lane);
+        }
+    }
+    join(lanes, |a, b| a + b)
 }
 
 versions! {
@@ -43,7 +60,7 @@ versions! {
     fn rms_rows_backward<R, S>(x: &[R], w: &[R], rstd: &[R], dy: &[R], dx: &mut [R], dw: &mut [R]) {
         let d = w.len();
         for (((x, dy), dx), &rstd) in x.chunks_exact(d).zip(dy.chunks_exact(d)).zip(dx.chunks_exact_mut(d)).zip(rstd) {
-            row_backward::<R, S>(x, w, rstd, dy, dx, dw);
+            row_backward::<R, S>(x, w, rstd, dy, dx, dw, |dx, d| *dx += d);
         }
     }
 
@@ -72,9 +89,9 @@ versions! {
                 let at = h * dim..(h + 1) * dim;
                 let (x, dy, dx) = (&x[at.clone()], &dy[at.clone()], &mut dx[at]);
                 if h < heads.q {
-                    row_backward::<R, S>(x, wq, rstd, dy, dx, dwq);
+                    row_backward::<R, S>(x, wq, rstd, dy, dx, dwq, |dx, d| *dx = d);
                 } else {
-                    row_backward::<R, S>(x, wk, rstd, dy, dx, dwk);
+                    row_backward::<R, S>(x, wk, rstd, dy, dx, dwk, |dx, d| *dx = d);
                 }
             }
             dx[normed * dim..].copy_from_slice(&dy[normed * dim..]);
@@ -93,18 +110,18 @@ pub(crate) fn rms_norm<R: Real>(pool: &Pool, eps: f64, x: &[R], w: &[R], y: &mut
     });
 }
 
-/// `dx` assigned, `acc_dw` accumulated.
+/// `acc_dx` and `acc_dw` accumulated.
 pub(crate) fn rms_norm_backward<R: Real>(
     pool: &Pool,
     x: &[R],
     w: &[R],
     rstd: &[R],
     dy: &[R],
-    dx: &mut [R],
+    acc_dx: &mut [R],
     acc_dw: &mut [R],
 ) {
     let d = w.len();
-    let dw = bands_sum(pool, rstd.len(), piece(d), d, (dx,), |at, (dx,), dw| {
+    let dw = bands_sum(pool, rstd.len(), piece(d), d, (acc_dx,), |at, (dx,), dw| {
         let elements = at.start * d..at.end * d;
         rms_rows_backward(&x[elements.clone()], w, &rstd[at], &dy[elements], dx, dw);
     });
@@ -208,15 +225,15 @@ mod tests {
     fn gradients() {
         for (n, d) in [(4, 5), (3, 33)] {
             let (cpu, mut r) = (cpu(), Random(d as u64));
-            let (x, c, start) = (r.values(n * d + d), r.values(n * d), r.values(d));
+            let (x, c, start) = (r.values(n * d + d), r.values(n * d), r.values(n * d + d));
             let parts = |x: &[f64]| (up(&cpu, [n, d], &x[..n * d]), up(&cpu, [1, d], &x[n * d..]));
             let (mut y, mut rstd) = (fresh(&cpu, [n, d]), fresh(&cpu, [n, 1]));
             let (tx, w) = parts(&x);
             cpu.rms_norm(EPS, tx.view(), w.view(), y.view_mut(), rstd.view_mut());
-            let (mut dx, mut dw) = (fresh(&cpu, [n, d]), up(&cpu, [1, d], &start));
+            let (mut dx, mut dw) = parts(&start);
             let dy = up(&cpu, [n, d], &c);
             cpu.rms_norm_backward(tx.view(), w.view(), rstd.view(), dy.view(), dx.view_mut(), dw.view_mut());
-            let analytic = [down(&cpu, &dx), added(&start, &down(&cpu, &dw))].concat();
+            let analytic = added(&start, &[down(&cpu, &dx), down(&cpu, &dw)].concat());
             let loss = |x: &[f64]| {
                 let (x, w) = parts(x);
                 cpu.rms_norm(EPS, x.view(), w.view(), y.view_mut(), rstd.view_mut());

@@ -3,11 +3,40 @@
 
 use super::simd::Isa;
 use crate::Element;
+use half::bf16;
 use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub, SubAssign};
+
+/// A type that tensors are stored in: one that kernels compute in, or `bf16`, which is widened to be computed with.
+pub(crate) trait Stored: Element {
+    /// The type of the arithmetic.
+    type Real: Real;
+    /// Widens, exactly.
+    fn widen(self) -> Self::Real;
+    /// Rounds to the nearest, ties to even; NaN stays NaN.
+    fn narrow(x: Self::Real) -> Self;
+}
+
+impl Stored for bf16 {
+    type Real = f32;
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+    /// Without a branch, so that loops of it vectorise. Adding just less than half a unit, and one more where the last
+    /// bit kept is odd, carries into the bits kept exactly when they must be rounded up. A NaN keeps its upper bits and
+    /// is made quiet, since the lower ones, which may be all that made it a NaN, are cut off.
+    #[inline(always)]
+    fn narrow(x: f32) -> bf16 {
+        let bits = x.to_bits();
+        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
+        let kept = if x.is_nan() { bits | 0x0040_0000 } else { rounded };
+        bf16::from_bits((kept >> 16) as u16)
+    }
+}
 
 /// A floating-point type that kernels compute in.
 pub(crate) trait Real:
-    Element
+    Stored<Real = Self>
     + Default
     + PartialOrd
     + Add<Output = Self>
@@ -40,6 +69,18 @@ macro_rules! real {
         $t:ident, $int:ident, mantissa $mantissa:literal, bias $bias:literal, exp from $min:literal to $max:literal,
         ln2 $ln2_high:expr, $ln2_low:literal, taylor 1 / $last:literal $($factorial:literal)+
     ) => {
+        impl Stored for $t {
+            type Real = $t;
+            #[inline(always)]
+            fn widen(self) -> $t {
+                self
+            }
+            #[inline(always)]
+            fn narrow(x: $t) -> $t {
+                x
+            }
+        }
+
         impl Real for $t {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;

@@ -1,8 +1,8 @@
-//! Rows moved and combined: gathering, and the weighted sum of a token's expert outputs.
+//! Rows moved and combined: gathering, its gradient, and the sum of a token's expert outputs where they lie.
 
 use super::bands::{bands, piece};
-use super::simd::{dot, versions};
-use super::{Pool, Real};
+use super::simd::versions;
+use super::{Pool, Real, Stored};
 
 /// `y[i] = x[index[i]]` for rows of `width` elements.
 pub(crate) fn gather<T: Copy + Send + Sync>(pool: &Pool, index: &[u32], width: usize, x: &[T], y: &mut [T]) {
@@ -48,54 +48,28 @@ pub(crate) fn gather_backward<R: Real>(pool: &Pool, index: &[u32], width: usize,
 }
 
 versions! {
-    fn combine<R, S>(k: usize, slots: &[R], w: Option<&[R]>, width: usize, y: &mut [R]) {
-        for (t, y) in y.chunks_exact_mut(width).enumerate() {
-            for i in t * k..(t + 1) * k {
-                let slot = &slots[i * width..(i + 1) * width];
-                let w = w.map_or(R::ONE, |w| w[i]);
-                if i == t * k {
-                    y.iter_mut().zip(slot).for_each(|(y, &s)| *y = w * s);
-                } else {
-                    y.iter_mut().zip(slot).for_each(|(y, &s)| *y = S::fma(w, s, *y));
-                }
-            }
-        }
-    }
-
-    fn combine_backward<R, S>(w: R, dy: &[R], slot: &[R], dslot: &mut [R]) -> R {
-        dslot.iter_mut().zip(dy).for_each(|(s, &d)| *s = w * d);
-        dot::<R, S>(dy, slot)
+    fn add<A: Stored; S>(x: &[A], acc: &mut [A::Real]) {
+        acc.iter_mut().zip(x).for_each(|(a, x)| *a += x.widen());
     }
 }
 
-/// `y[t] = Σ_k w[t,k] · slots[t·K+k]`; without `w` a plain sum.
-pub(crate) fn weighted_sum<R: Real>(pool: &Pool, k: usize, width: usize, slots: &[R], w: Option<&[R]>, y: &mut [R]) {
-    if width == 0 || k == 0 {
-        return y.fill(R::ZERO);
-    }
-    bands(pool, y.len() / width, piece(width * k), (y,), |at, (y,)| {
-        let slots = &slots[at.start * k * width..at.end * k * width];
-        combine(k, slots, w.map(|w| &w[at.start * k..at.end * k]), width, y);
-    });
-}
-
-/// `dslots[t·K+k] = w[t,k] · dy[t]`, `dw[t,k] = dy[t] · slots[t·K+k]`.
-pub(crate) fn weighted_sum_backward<R: Real>(
+/// `acc_y[t] += Σ_c x[index[t·k + c]]`, one after another.
+pub(crate) fn gather_sum<A: Stored>(
     pool: &Pool,
     k: usize,
+    index: &[u32],
     width: usize,
-    slots: &[R],
-    w: &[R],
-    dy: &[R],
-    dslots: &mut [R],
-    dw: &mut [R],
+    x: &[A],
+    acc_y: &mut [A::Real],
 ) {
     if width == 0 {
-        return dw.fill(R::ZERO);
+        return;
     }
-    bands(pool, w.len(), piece(width), (dslots, dw), |at, (dslots, dw)| {
-        for ((i, ds), dw) in at.zip(dslots.chunks_exact_mut(width)).zip(dw) {
-            *dw = combine_backward(w[i], &dy[i / k * width..][..width], &slots[i * width..][..width], ds);
+    bands(pool, acc_y.len() / width, piece(width * (k + 1)), (acc_y,), |at, (acc,)| {
+        for (t, acc) in at.zip(acc.chunks_exact_mut(width)) {
+            for &i in &index[t * k..(t + 1) * k] {
+                add(&x[i as usize * width..][..width], acc);
+            }
         }
     });
 }
@@ -127,20 +101,18 @@ mod tests {
         }
 
         #[test]
-        fn weighted_sum_matches_a_plain_loop(t in 0usize..40, k in 1usize..5, d in 0usize..40, seed: u64) {
+        fn gather_sum_adds_to_what_is_there(
+            rows in 1usize..40, t in 0usize..40, k in 0usize..5, d in 0usize..40, seed: u64,
+        ) {
             let (cpu, mut r) = (cpu(), Random(seed));
-            let (slots, w) = (r.values(t * k * d), r.values(t * k));
-            let tslots = up(&cpu, [t * k, d], &slots);
-            let mut y = fresh(&cpu, [t, d]);
-            cpu.weighted_sum(k, tslots.view(), Some(up(&cpu, [t, k], &w).view()), y.view_mut());
-            let sum = |i: usize, w: &dyn Fn(usize) -> f64| {
-                (0..k).map(|c| w(i / d * k + c) * slots[(i / d * k + c) * d + i % d]).sum::<f64>()
-            };
-            let expected: Vec<f64> = (0..t * d).map(|i| sum(i, &|s| w[s])).collect();
-            assert_close("weighted", "weighted_sum", DType::F64, &expected, &down(&cpu, &y));
-            cpu.weighted_sum(k, tslots.view(), None, y.view_mut());
-            let expected: Vec<f64> = (0..t * d).map(|i| sum(i, &|_| 1.0)).collect();
-            assert_close("plain", "weighted_sum", DType::F64, &expected, &down(&cpu, &y));
+            let index: Vec<u32> = (0..t * k).map(|_| r.below(rows) as u32).collect();
+            let (x, start) = (r.values(rows * d), r.values(t * d));
+            let mut y = up(&cpu, [t, d], &start);
+            cpu.gather_sum(k, &index, up(&cpu, [rows, d], &x).view(), y.view_mut());
+            let expected: Vec<f64> = (0..t * d)
+                .map(|i| index[i / d * k..][..k].iter().fold(start[i], |sum, &j| sum + x[j as usize * d + i % d]))
+                .collect();
+            prop_assert_eq!(down(&cpu, &y), expected);
         }
     }
 
@@ -160,20 +132,18 @@ mod tests {
     #[test]
     fn gradients() {
         let (cpu, mut r, (t, k, d)) = (cpu(), Random(5), (5, 3, 7));
-        let (x, c) = (r.values(t * k * d + t * k), r.values(t * d));
+        let (x, c) = (r.values(t * k * d), r.values(t * d));
+        // A permutation: the place of slot i is 4·i mod 15, so slot of place p is 4·p mod 15, and its token is a third.
+        let places: Vec<u32> = (0..t * k).map(|i| (4 * i % (t * k)) as u32).collect();
+        let tokens: Vec<u32> = places.iter().map(|i| i / k as u32).collect();
         let loss = |x: &[f64]| {
-            let (slots, w) = x.split_at(t * k * d);
-            let (slots, w) = (up(&cpu, [t * k, d], slots), up(&cpu, [t, k], w));
-            let mut y = fresh(&cpu, [t, d]);
-            cpu.weighted_sum(k, slots.view(), Some(w.view()), y.view_mut());
+            let mut y = up(&cpu, [t, d], &vec![0.0; t * d]);
+            cpu.gather_sum(k, &places, up(&cpu, [t * k, d], x).view(), y.view_mut());
             dot(&c, &down(&cpu, &y))
         };
-        let (slots, w) = (up(&cpu, [t * k, d], &x[..t * k * d]), up(&cpu, [t, k], &x[t * k * d..]));
-        let (mut dslots, mut dw) = (fresh(&cpu, [t * k, d]), fresh(&cpu, [t, k]));
-        let dy = up(&cpu, [t, d], &c);
-        cpu.weighted_sum_backward(slots.view(), w.view(), dy.view(), dslots.view_mut(), dw.view_mut());
-        let analytic = [down(&cpu, &dslots), down(&cpu, &dw)].concat();
-        assert_gradient("weighted_sum", loss, &x, &analytic);
+        let mut dx = fresh(&cpu, [t * k, d]);
+        cpu.gather(&tokens, up(&cpu, [t, d], &c).view(), dx.view_mut());
+        assert_gradient("gather_sum", loss, &x, &down(&cpu, &dx));
 
         let index = [4u32, 0, 4, 1];
         let c = &c[..4 * d];

@@ -35,24 +35,33 @@ impl Isa for Baseline {
 }
 
 /// Compiles `fn name<R, S>(arguments)` for each instruction set; the caller writes `name(arguments)`. `R` is a [`Real`],
-/// `S` the [`Isa`]. Everything the body calls must be `#[inline(always)]` to be compiled with it.
+/// `S` the [`Isa`]; or `fn name<A: Stored, …; S>`, with types and bounds as stated. Everything the body calls must be
+/// `#[inline(always)]` to be compiled with it.
 macro_rules! versions {
-    ($($(#[$doc:meta])* fn $name:ident<$R:ident, $S:ident>($($arg:ident: $t:ty),* $(,)?) $(-> $ret:ty)? $body:block)+) => {$(
+    ($($(#[$doc:meta])* fn $name:ident<$R:ident, $S:ident>($($arg:ident: $t:ty),* $(,)?) $(-> $ret:ty)? $body:block)+) => {
+        $($crate::cpu::simd::versions! {
+            $(#[$doc])* fn $name<$R: $crate::cpu::Real; $S>($($arg: $t),*) $(-> $ret)? $body
+        })+
+    };
+    ($(
+        $(#[$doc:meta])*
+        fn $name:ident<$($A:ident: $bound:path),+; $S:ident>($($arg:ident: $t:ty),* $(,)?) $(-> $ret:ty)? $body:block
+    )+) => {$(
         $(#[$doc])*
         #[allow(clippy::too_many_arguments)]
-        fn $name<$R: $crate::cpu::Real>($($arg: $t),*) $(-> $ret)? {
+        fn $name<$($A: $bound),+>($($arg: $t),*) $(-> $ret)? {
             #[inline(always)]
-            fn body<$R: $crate::cpu::Real, $S: $crate::cpu::simd::Isa>($($arg: $t),*) $(-> $ret)? $body
+            fn body<$($A: $bound,)+ $S: $crate::cpu::simd::Isa>($($arg: $t),*) $(-> $ret)? $body
 
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")]
-                fn avx512<$R: $crate::cpu::Real>($($arg: $t),*) $(-> $ret)? {
-                    body::<$R, $crate::cpu::simd::Fused>($($arg),*)
+                fn avx512<$($A: $bound),+>($($arg: $t),*) $(-> $ret)? {
+                    body::<$($A,)+ $crate::cpu::simd::Fused>($($arg),*)
                 }
                 #[target_feature(enable = "avx2,fma")]
-                fn avx2<$R: $crate::cpu::Real>($($arg: $t),*) $(-> $ret)? {
-                    body::<$R, $crate::cpu::simd::Fused>($($arg),*)
+                fn avx2<$($A: $bound),+>($($arg: $t),*) $(-> $ret)? {
+                    body::<$($A,)+ $crate::cpu::simd::Fused>($($arg),*)
                 }
                 let wide = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vl");
@@ -61,7 +70,7 @@ macro_rules! versions {
                     return unsafe { if wide { avx512($($arg),*) } else { avx2($($arg),*) } };
                 }
             }
-            body::<$R, $crate::cpu::simd::Baseline>($($arg),*)
+            body::<$($A,)+ $crate::cpu::simd::Baseline>($($arg),*)
         }
     )+};
 }
