@@ -50,7 +50,7 @@ pub enum OpenError {
 }
 
 impl<D: Device> Checkpoint<D> {
-    /// Opens `dir` with weights and activations in `dtype`.
+    /// Opens `dir` to multiply in `dtype`.
     pub fn open(device: &D, dir: &Path, dtype: DType) -> Result<Self, OpenError> {
         let config = weights::read_config(dir)?;
         let tokenizer = Tokenizer::load(&dir.join("tokenizer.json"))?;
@@ -60,7 +60,7 @@ impl<D: Device> Checkpoint<D> {
         }
         let options = Options { dtype, ..Options::default() };
         let model = Model::new(device, &config, config.max_position_embeddings, options)?;
-        let mut weights = model.zeros(device);
+        let mut weights = model.no_weights(device);
         weights::load(device, dir, &config, &mut weights)?;
         Ok(Checkpoint { device: device.clone(), config, model, weights, tokenizer })
     }

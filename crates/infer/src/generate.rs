@@ -87,7 +87,7 @@ impl<D: Device> Checkpoint<D> {
             return Err(GenerateError::TooLong { tokens: ids.len(), limit });
         }
         let capacity = limit.min(ids.len() + how.max_tokens);
-        let mut cache = KvCache::new(&self.device, &self.config, capacity, self.weights.dtype());
+        let mut cache = KvCache::new(&self.device, &self.config, capacity, self.model.dtype());
         let mut sampler = Sampler::new(how.sampling.clone());
         let mut text = Text::new(&self.tokenizer, &how.stop);
         let prompt_tokens = ids.len();

@@ -4,10 +4,11 @@
 //! the fused layout. The rotation is orthogonal, so its backward pass is the inverse rotation and saves nothing.
 
 use crate::cache::LayerCache;
-use crate::layer::{Cx, Layer};
+use crate::layer::{Branch, Cx};
+use crate::mlp::ADD_NT;
 use crate::store::{BlockIds, ParamId, Store};
 use std::sync::Arc;
-use wudao_device::{Device, Fault, Gemm, Heads, Tensor, View};
+use wudao_device::{Device, Fault, Gemm, Heads, Tensor, View, ViewMut};
 
 pub(crate) struct Attention<D: Device> {
     heads: Heads,
@@ -19,13 +20,14 @@ pub(crate) struct Attention<D: Device> {
     qk_norm: Option<(ParamId, ParamId)>,
     o: ParamId,
     o_bias: Option<ParamId>,
+    /// Keep nothing for backward but the normed input, and run all but the last projection again there.
+    recompute: bool,
 }
 
 /// The projection before QK norm, with the norm's statistics.
 type BeforeNorm<D> = (Tensor<D>, Tensor<D>);
 
 pub(crate) struct AttentionSaved<D: Device> {
-    x_td: Tensor<D>,
     normed: Option<BeforeNorm<D>>,
     /// What attention saw: normed and rotated.
     qkv: Tensor<D>,
@@ -34,9 +36,9 @@ pub(crate) struct AttentionSaved<D: Device> {
 }
 
 impl<D: Device> Attention<D> {
-    pub fn new(heads: Heads, eps: f64, rope: Arc<Tensor<D>>, ids: &BlockIds) -> Self {
+    pub fn new(heads: Heads, eps: f64, rope: Arc<Tensor<D>>, ids: &BlockIds, recompute: bool) -> Self {
         let BlockIds { qkv, qkv_bias, qk_norm, o, o_bias, .. } = *ids;
-        Attention { heads, eps, rope, qkv, qkv_bias, qk_norm, o, o_bias }
+        Attention { heads, eps, rope, qkv, qkv_bias, qk_norm, o, o_bias, recompute }
     }
 
     fn scale(&self) -> f64 {
@@ -47,7 +49,7 @@ impl<D: Device> Attention<D> {
     fn project(&self, cx: &Cx<D>, x_td: View<D>) -> (Tensor<D>, Option<BeforeNorm<D>>) {
         let (dev, t, dtype) = (cx.device, x_td.shape()[0], x_td.dtype());
         let mut qkv = Tensor::new(dev, [t, self.heads.width()], dtype);
-        dev.gemm(Gemm::NT, x_td, cx.weights.at(self.qkv), qkv.view_mut());
+        dev.gemm(Gemm::NT, x_td, cx.weights.operand(self.qkv), qkv.view_mut());
         if let Some(b) = self.qkv_bias {
             dev.add_bias(row(cx.weights.at(b)), qkv.view_mut());
         }
@@ -63,23 +65,29 @@ impl<D: Device> Attention<D> {
         (qkv, normed)
     }
 
-    fn project_out(&self, cx: &Cx<D>, out: View<D>) -> Tensor<D> {
-        let w = cx.weights.at(self.o);
-        let mut y_td = Tensor::new(cx.device, [out.shape()[0], w.shape()[0]], out.dtype());
-        cx.device.gemm(Gemm::NT, out, w, y_td.view_mut());
+    fn attend(&self, cx: &Cx<D>, x_td: View<D>) -> AttentionSaved<D> {
+        let (dev, h, t) = (cx.device, self.heads, x_td.shape()[0]);
+        let (qkv, normed) = self.project(cx, x_td);
+        let mut out = Tensor::new(dev, [t, h.q * h.dim], x_td.dtype());
+        let mut lse = Tensor::new(dev, [t, h.q], D::statistics(x_td.dtype()));
+        dev.attention(h, self.scale(), &cx.packing.segments, qkv.view(), out.view_mut(), lse.view_mut());
+        AttentionSaved { normed, qkv, out, lse }
+    }
+
+    fn project_out(&self, cx: &Cx<D>, out: View<D>, mut acc_y: ViewMut<D>) {
+        cx.device.gemm(ADD_NT, out, cx.weights.operand(self.o), acc_y.reborrow());
         if let Some(b) = self.o_bias {
-            cx.device.add_bias(cx.weights.at(b), y_td.view_mut());
+            cx.device.add_bias(cx.weights.at(b), acc_y);
         }
-        y_td
     }
 
     /// Decoding: the batch is one sequence's next tokens; keys and values go to its cache.
-    pub fn forward_cached(&self, cx: &Cx<D>, cache: &mut LayerCache<D>, past: usize, x_td: View<D>) -> Tensor<D> {
+    pub fn forward_cached(&self, cx: &Cx<D>, cache: &mut LayerCache<D>, past: usize, x_td: View<D>, acc_y: ViewMut<D>) {
         let (qkv, _) = self.project(cx, x_td);
         let mut out = Tensor::new(cx.device, [x_td.shape()[0], self.heads.q * self.heads.dim], x_td.dtype());
         let (k, v) = (cache.k.view_mut(), cache.v.view_mut());
         cx.device.attention_cached(self.heads, self.scale(), past, qkv.view(), k, v, out.view_mut());
-        self.project_out(cx, out.view())
+        self.project_out(cx, out.view(), acc_y);
     }
 }
 
@@ -89,34 +97,32 @@ fn row<D: Device>(b: View<D>) -> View<D> {
     b.reshape([1, n])
 }
 
-impl<D: Device> Layer<D> for Attention<D> {
-    type Saved = AttentionSaved<D>;
+impl<D: Device> Branch<D> for Attention<D> {
+    /// Nothing where it is made again.
+    type Saved = Option<AttentionSaved<D>>;
 
-    fn forward(&self, cx: &mut Cx<D>, x_td: Tensor<D>) -> Result<(Tensor<D>, AttentionSaved<D>), Fault> {
-        let (dev, h, t) = (cx.device, self.heads, x_td.shape()[0]);
-        let (qkv, normed) = self.project(cx, x_td.view());
-        let mut out = Tensor::new(dev, [t, h.q * h.dim], x_td.dtype());
-        let mut lse = Tensor::new(dev, [t, h.q], D::statistics(x_td.dtype()));
-        dev.attention(h, self.scale(), &cx.packing.segments, qkv.view(), out.view_mut(), lse.view_mut());
-        let y_td = self.project_out(cx, out.view());
-        Ok((y_td, AttentionSaved { x_td, normed, qkv, out, lse }))
+    fn forward(&self, cx: &mut Cx<D>, x_td: View<D>, acc_y: ViewMut<D>) -> Result<Self::Saved, Fault> {
+        let saved = self.attend(cx, x_td);
+        self.project_out(cx, saved.out.view(), acc_y);
+        Ok((!self.recompute).then_some(saved))
     }
 
     fn backward(
         &self,
         cx: &mut Cx<D>,
         grads: &mut Store<D>,
-        saved: AttentionSaved<D>,
+        x_td: View<D>,
+        saved: Self::Saved,
         dy: View<D>,
     ) -> Result<Tensor<D>, Fault> {
         let (dev, h) = (cx.device, self.heads);
-        let AttentionSaved { x_td, normed, qkv, out, lse } = saved;
+        let AttentionSaved { normed, qkv, out, lse } = saved.unwrap_or_else(|| self.attend(cx, x_td));
         if let Some(b) = self.o_bias {
             dev.add_bias_backward(dy, grads.at_mut(b));
         }
         dev.gemm(Gemm::TN_ACC, dy, out.view(), grads.at_mut(self.o));
         let mut dout = Tensor::new(dev, out.shape(), out.dtype());
-        dev.gemm(Gemm::NN, dy, cx.weights.at(self.o), dout.view_mut());
+        dev.gemm(Gemm::NN, dy, cx.weights.operand(self.o), dout.view_mut());
         let mut dqkv = Tensor::new(dev, qkv.shape(), qkv.dtype());
         let segments = &cx.packing.segments;
         let (q, o, l, d) = (qkv.view(), out.view(), lse.view(), dout.view());
@@ -139,9 +145,9 @@ impl<D: Device> Layer<D> for Attention<D> {
             let n = db.len();
             dev.add_bias_backward(dqkv.view(), db.reshape([1, n]));
         }
-        dev.gemm(Gemm::TN_ACC, dqkv.view(), x_td.view(), grads.at_mut(self.qkv));
-        let mut dx = x_td;
-        dev.gemm(Gemm::NN, dqkv.view(), cx.weights.at(self.qkv), dx.view_mut());
+        dev.gemm(Gemm::TN_ACC, dqkv.view(), x_td, grads.at_mut(self.qkv));
+        let mut dx = Tensor::new(dev, x_td.shape(), x_td.dtype());
+        dev.gemm(Gemm::NN, dqkv.view(), cx.weights.operand(self.qkv), dx.view_mut());
         Ok(dx)
     }
 }

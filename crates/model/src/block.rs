@@ -6,13 +6,14 @@
 use crate::attention::{Attention, AttentionSaved};
 use crate::cache::LayerCache;
 use crate::config::Config;
-use crate::layer::{Cx, Layer};
-use crate::mlp::{Mlp, MlpSaved};
+use crate::layer::{Branch, Cx, Layer, Operand};
+use crate::mlp::{Hidden, Mlp};
+use crate::model::{Options, Recomputation};
 use crate::moe::{Moe, MoeSaved};
-use crate::norm::{Norm, NormSaved};
+use crate::norm::Norm;
 use crate::store::{BlockIds, FeedForwardIds, Store};
 use std::sync::Arc;
-use wudao_device::{Device, Fault, Tensor, View};
+use wudao_device::{Device, Fault, Tensor, View, ViewMut};
 
 pub(crate) enum FeedForward {
     Dense(Mlp),
@@ -20,24 +21,31 @@ pub(crate) enum FeedForward {
 }
 
 pub(crate) enum FeedForwardSaved<D: Device> {
-    Dense(MlpSaved<D>),
+    Dense(Hidden<D>),
     Sparse(Box<MoeSaved<D>>),
 }
 
-impl<D: Device> Layer<D> for FeedForward {
+impl<D: Device> Branch<D> for FeedForward {
     type Saved = FeedForwardSaved<D>;
 
-    fn forward(&self, cx: &mut Cx<D>, x: Tensor<D>) -> Result<(Tensor<D>, Self::Saved), Fault> {
+    fn forward(&self, cx: &mut Cx<D>, x: View<D>, acc_y: ViewMut<D>) -> Result<Self::Saved, Fault> {
         Ok(match self {
-            FeedForward::Dense(l) => l.forward(cx, x).map(|(y, s)| (y, FeedForwardSaved::Dense(s)))?,
-            FeedForward::Sparse(l) => l.forward(cx, x).map(|(y, s)| (y, FeedForwardSaved::Sparse(Box::new(s))))?,
+            FeedForward::Dense(l) => FeedForwardSaved::Dense(l.forward(cx, x, acc_y)?),
+            FeedForward::Sparse(l) => FeedForwardSaved::Sparse(Box::new(l.forward(cx, x, acc_y)?)),
         })
     }
 
-    fn backward(&self, cx: &mut Cx<D>, g: &mut Store<D>, saved: Self::Saved, dy: View<D>) -> Result<Tensor<D>, Fault> {
+    fn backward(
+        &self,
+        cx: &mut Cx<D>,
+        g: &mut Store<D>,
+        x: View<D>,
+        saved: Self::Saved,
+        dy: View<D>,
+    ) -> Result<Tensor<D>, Fault> {
         match (self, saved) {
-            (FeedForward::Dense(l), FeedForwardSaved::Dense(s)) => l.backward(cx, g, s, dy),
-            (FeedForward::Sparse(l), FeedForwardSaved::Sparse(s)) => l.backward(cx, g, *s, dy),
+            (FeedForward::Dense(l), FeedForwardSaved::Dense(s)) => l.backward(cx, g, x, s, dy),
+            (FeedForward::Sparse(l), FeedForwardSaved::Sparse(s)) => l.backward(cx, g, x, *s, dy),
             _ => unreachable!("a layer gets back what it saved"),
         }
     }
@@ -51,15 +59,18 @@ pub(crate) struct Block<D: Device> {
 }
 
 pub(crate) struct BlockSaved<D: Device> {
-    norm1: NormSaved<D>,
-    attention: AttentionSaved<D>,
-    norm2: NormSaved<D>,
+    /// The stream as each norm saw it, and the norm's statistics.
+    x1: Tensor<D>,
+    rstd1: Tensor<D>,
+    attention: Option<AttentionSaved<D>>,
+    x2: Tensor<D>,
+    rstd2: Tensor<D>,
     feed_forward: FeedForwardSaved<D>,
 }
 
 impl<D: Device> Block<D> {
-    pub fn new(config: &Config, layer: usize, ids: &BlockIds, rope: Arc<Tensor<D>>) -> Self {
-        let eps = config.rms_norm_eps;
+    pub fn new(config: &Config, layer: usize, ids: &BlockIds, rope: Arc<Tensor<D>>, options: &Options) -> Self {
+        let norm = |gain| Norm { gain, eps: config.rms_norm_eps, operands: options.dtype };
         let feed_forward = match (&ids.feed_forward, config.moe_at(layer)) {
             (&FeedForwardIds::Sparse { router, correction, experts, shared }, Some(m)) => FeedForward::Sparse(Moe {
                 routing: m.routing(),
@@ -72,10 +83,11 @@ impl<D: Device> Block<D> {
             (&FeedForwardIds::Dense(ids), None) => FeedForward::Dense(Mlp { ids }),
             _ => unreachable!("the layout was made from this configuration"),
         };
+        let again = options.recompute == Recomputation::Attention;
         Block {
-            norm1: Norm { gain: ids.norm1, eps },
-            attention: Attention::new(config.heads(), eps, rope, ids),
-            norm2: Norm { gain: ids.norm2, eps },
+            norm1: norm(ids.norm1),
+            attention: Attention::new(config.heads(), config.rms_norm_eps, rope, ids, again),
+            norm2: norm(ids.norm2),
             feed_forward,
         }
     }
@@ -86,15 +98,13 @@ impl<D: Device> Block<D> {
         cx: &mut Cx<D>,
         cache: &mut LayerCache<D>,
         past: usize,
-        x: Tensor<D>,
+        mut x: Tensor<D>,
     ) -> Result<Tensor<D>, Fault> {
-        let (n, saved) = self.norm1.forward(cx, x)?;
-        let mut y = self.attention.forward_cached(cx, cache, past, n.view());
-        cx.device.axpby(1.0, saved.x_td.view(), 1.0, y.view_mut());
-        let (n, saved) = self.norm2.forward(cx, y)?;
-        let (mut y, _) = self.feed_forward.forward(cx, n)?;
-        cx.device.axpby(1.0, saved.x_td.view(), 1.0, y.view_mut());
-        Ok(y)
+        let (n, _) = self.norm1.forward(cx, x.view());
+        self.attention.forward_cached(cx, cache, past, n.view(), x.view_mut());
+        let (n, _) = self.norm2.forward(cx, x.view());
+        self.feed_forward.forward(cx, n.view(), x.view_mut())?;
+        Ok(x)
     }
 }
 
@@ -102,13 +112,14 @@ impl<D: Device> Layer<D> for Block<D> {
     type Saved = BlockSaved<D>;
 
     fn forward(&self, cx: &mut Cx<D>, x: Tensor<D>) -> Result<(Tensor<D>, BlockSaved<D>), Fault> {
-        let (n, norm1) = self.norm1.forward(cx, x)?;
-        let (mut y, attention) = self.attention.forward(cx, n)?;
-        cx.device.axpby(1.0, norm1.x_td.view(), 1.0, y.view_mut());
-        let (n, norm2) = self.norm2.forward(cx, y)?;
-        let (mut y, feed_forward) = self.feed_forward.forward(cx, n)?;
-        cx.device.axpby(1.0, norm2.x_td.view(), 1.0, y.view_mut());
-        Ok((y, BlockSaved { norm1, attention, norm2, feed_forward }))
+        let x1 = x;
+        let (n, rstd1) = self.norm1.forward(cx, x1.view());
+        let mut x2 = Tensor::copy_of(cx.device, x1.view());
+        let attention = self.attention.forward(cx, n.view(), x2.view_mut())?;
+        let (n, rstd2) = self.norm2.forward(cx, x2.view());
+        let mut y = Tensor::copy_of(cx.device, x2.view());
+        let feed_forward = self.feed_forward.forward(cx, n.view(), y.view_mut())?;
+        Ok((y, BlockSaved { x1, rstd1, attention, x2, rstd2, feed_forward }))
     }
 
     fn backward(
@@ -116,18 +127,33 @@ impl<D: Device> Layer<D> for Block<D> {
         cx: &mut Cx<D>,
         g: &mut Store<D>,
         saved: BlockSaved<D>,
-        dy: View<D>,
+        dy: Tensor<D>,
     ) -> Result<Tensor<D>, Fault> {
-        let BlockSaved { norm1, attention, norm2, feed_forward } = saved;
-        let d = self.feed_forward.backward(cx, g, feed_forward, dy)?;
-        let mut d = self.norm2.backward(cx, g, norm2, d.view())?;
-        cx.device.axpby(1.0, dy, 1.0, d.view_mut());
-        let dy = d;
-        let d = self.attention.backward(cx, g, attention, dy.view())?;
-        let mut d = self.norm1.backward(cx, g, norm1, d.view())?;
-        cx.device.axpby(1.0, dy.view(), 1.0, d.view_mut());
-        Ok(d)
+        let BlockSaved { x1, rstd1, attention, x2, rstd2, feed_forward } = saved;
+        let mut dx = dy;
+        branch_backward(cx, g, &self.norm2, &self.feed_forward, feed_forward, (x2, rstd2), &mut dx)?;
+        branch_backward(cx, g, &self.norm1, &self.attention, attention, (x1, rstd1), &mut dx)?;
+        Ok(dx)
     }
+}
+
+/// `y = x + branch(norm(x))`: the stream's gradient by y becomes that by x.
+fn branch_backward<D: Device, B: Branch<D>>(
+    cx: &mut Cx<D>,
+    g: &mut Store<D>,
+    norm: &Norm,
+    branch: &B,
+    saved: B::Saved,
+    (x, rstd): (Tensor<D>, Tensor<D>),
+    stream: &mut Tensor<D>,
+) -> Result<(), Fault> {
+    let dn = {
+        let (n, _) = norm.forward(cx, x.view());
+        let dy = Operand::of(cx.device, stream.view(), norm.operands);
+        branch.backward(cx, g, n.view(), saved, dy.view())?
+    };
+    norm.backward(cx, g, x.view(), rstd.view(), dn.view(), stream.view_mut());
+    Ok(())
 }
 
 /// A layer that may keep its input alone and run forward again when backward needs it.
@@ -153,7 +179,13 @@ impl<D: Device, L: Layer<D>> Layer<D> for Recompute<L> {
         Ok((y, Kept::Input(input)))
     }
 
-    fn backward(&self, cx: &mut Cx<D>, g: &mut Store<D>, saved: Self::Saved, dy: View<D>) -> Result<Tensor<D>, Fault> {
+    fn backward(
+        &self,
+        cx: &mut Cx<D>,
+        g: &mut Store<D>,
+        saved: Self::Saved,
+        dy: Tensor<D>,
+    ) -> Result<Tensor<D>, Fault> {
         let saved = match saved {
             Kept::All(saved) => saved,
             Kept::Input(x) => {

@@ -2,12 +2,13 @@
 //!
 //! A slot is a (token, choice) pair, numbered `t·K + k`. [`Plan`] sorts the slots by expert; rows travel to the ranks that
 //! hold those experts (nobody, if this is the only rank) and are sorted there by local expert, so that each expert's rows
-//! are one band. It is a permutation: its inverse is its transpose is its gradient. So [`Plan::dispatch`] is the backward
-//! pass of [`Plan::combine`], and the other way round. No row is ever dropped.
+//! are one band. It is a permutation: its inverse is its transpose is its gradient. So [`Plan::dispatch`], which copies a
+//! token's row to each of its experts, is the backward pass of [`Plan::combine`], which adds up what they answer, and the
+//! other way round. No row is ever dropped.
 
 use crate::layer::Cx;
 use std::ops::Range;
-use wudao_device::{Device, Fault, Tensor, View};
+use wudao_device::{DType, Device, Fault, Tensor, View, ViewMut};
 
 /// Where every slot goes.
 pub struct Plan {
@@ -85,26 +86,30 @@ impl Plan {
         self.bands.last().map_or(0, |b| b.end)
     }
 
-    /// Token rows `[T, D]` to expert rows `[N, D]`.
-    pub fn dispatch_tokens<D: Device>(&self, cx: &Cx<D>, x_td: View<D>) -> Result<Tensor<D>, Fault> {
+    /// Token rows `[T, D]` to expert rows `[N, D]` in `dtype`.
+    pub fn dispatch<D: Device>(&self, cx: &Cx<D>, x_td: View<D>, dtype: DType) -> Result<Tensor<D>, Fault> {
         let k = self.top_k as u32;
         let tokens: Vec<u32> = self.order.iter().map(|s| s / k).collect();
-        self.there(cx, gather(cx, &tokens, x_td))
+        self.there(cx, gather(cx, &tokens, x_td, dtype))
     }
 
-    /// Slot rows `[T·K, D]` to expert rows `[N, D]`.
-    pub fn dispatch<D: Device>(&self, cx: &Cx<D>, slots: View<D>) -> Result<Tensor<D>, Fault> {
-        self.there(cx, gather(cx, &self.order, slots))
+    /// Expert rows `[N, D]` to sums of each token's K rows, added to `acc_y` `[T, D]`.
+    pub fn combine<D: Device>(&self, cx: &Cx<D>, rows: Tensor<D>, acc_y: ViewMut<D>) -> Result<(), Fault> {
+        let rows = self.back(cx, rows)?;
+        cx.device.gather_sum(self.top_k, &self.place, rows.view(), acc_y);
+        Ok(())
     }
 
-    /// Expert rows `[N, D]` to slot rows `[T·K, D]`.
-    pub fn combine<D: Device>(&self, cx: &Cx<D>, rows: Tensor<D>) -> Result<Tensor<D>, Fault> {
-        let mut rows = rows;
-        if cx.comm.size() > 1 {
-            rows = gather(cx, &self.depart, rows.view());
-            rows = cx.comm.all_to_all(cx.device, rows, &self.recv, &self.send).wait()?;
-        }
-        Ok(gather(cx, &self.place, rows.view()))
+    /// A number for every slot `[T, K]` to one for every expert row `[N, 1]`.
+    pub fn dispatch_slots<D: Device>(&self, cx: &Cx<D>, w_tk: View<D>) -> Result<Tensor<D>, Fault> {
+        let column = w_tk.reshape([w_tk.len(), 1]);
+        self.there(cx, gather(cx, &self.order, column, w_tk.dtype()))
+    }
+
+    /// The other way: one number for every expert row `[N, 1]` to one for every slot `[T·K, 1]`.
+    pub fn combine_slots<D: Device>(&self, cx: &Cx<D>, w_n: Tensor<D>) -> Result<Tensor<D>, Fault> {
+        let w = self.back(cx, w_n)?;
+        Ok(gather(cx, &self.place, w.view(), w.dtype()))
     }
 
     fn there<D: Device>(&self, cx: &Cx<D>, sent: Tensor<D>) -> Result<Tensor<D>, Fault> {
@@ -112,12 +117,20 @@ impl Plan {
             return Ok(sent);
         }
         let got = cx.comm.all_to_all(cx.device, sent, &self.send, &self.recv).wait()?;
-        Ok(gather(cx, &self.arrive, got.view()))
+        Ok(gather(cx, &self.arrive, got.view(), got.dtype()))
+    }
+
+    fn back<D: Device>(&self, cx: &Cx<D>, rows: Tensor<D>) -> Result<Tensor<D>, Fault> {
+        if cx.comm.size() == 1 {
+            return Ok(rows);
+        }
+        let rows = gather(cx, &self.depart, rows.view(), rows.dtype());
+        cx.comm.all_to_all(cx.device, rows, &self.recv, &self.send).wait()
     }
 }
 
-fn gather<D: Device>(cx: &Cx<D>, index: &[u32], x: View<D>) -> Tensor<D> {
-    let mut y = Tensor::new(cx.device, [index.len(), x.shape()[1]], x.dtype());
+fn gather<D: Device>(cx: &Cx<D>, index: &[u32], x: View<D>, dtype: DType) -> Tensor<D> {
+    let mut y = Tensor::new(cx.device, [index.len(), x.shape()[1]], dtype);
     cx.device.gather(index, x, y.view_mut());
     y
 }

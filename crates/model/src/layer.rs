@@ -2,18 +2,21 @@
 //!
 //! A layer is two functions and the value that travels between them. [`Layer::Saved`] is moved from forward to
 //! backward, so backward can run only after forward, at most once, and frees each activation as it is spent: Rust's
-//! ownership is the tape. Activation gradients are returned (=); parameter gradients accumulate (+=) into the gradient
-//! store.
+//! ownership is the tape. Parameter gradients accumulate (+=) into the gradient store.
+//!
+//! A block is a stream with two branches. The residual stream, and its gradient on the way back, is one tensor in the
+//! type of statistics that branches add to; what a branch reads and keeps is in the type of operands, which may be
+//! narrower (mixed precision).
 
 use crate::Store;
 use wudao_comm::Comm;
-use wudao_device::{Device, Fault, Tensor, View};
+use wudao_device::{DType, Device, Fault, Tensor, View, ViewMut};
 
 /// Two functions and the value between them.
 pub trait Layer<D: Device> {
     /// What forward leaves for backward.
     type Saved;
-    /// `x` `[T, D]` to `y` `[T, D]`.
+    /// `x` `[T, D]` to `y` `[T, D]`, both in the type of statistics.
     fn forward(&self, cx: &mut Cx<D>, x: Tensor<D>) -> Result<(Tensor<D>, Self::Saved), Fault>;
     /// The gradient by `y` to the gradient by `x`; parameter gradients are added to `grads`.
     fn backward(
@@ -21,8 +24,49 @@ pub trait Layer<D: Device> {
         cx: &mut Cx<D>,
         grads: &mut Store<D>,
         saved: Self::Saved,
+        dy: Tensor<D>,
+    ) -> Result<Tensor<D>, Fault>;
+}
+
+/// A side road of the residual stream: `y += branch(x)`.
+pub(crate) trait Branch<D: Device> {
+    /// What forward leaves for backward, beside `x`, which the caller has or makes again.
+    type Saved;
+    /// Reads `x` `[T, D]` (operands) and adds to the stream `y` `[T, D]` (statistics).
+    fn forward(&self, cx: &mut Cx<D>, x: View<D>, acc_y: ViewMut<D>) -> Result<Self::Saved, Fault>;
+    /// The gradient by `y` (operands) to the gradient by `x` (either type).
+    fn backward(
+        &self,
+        cx: &mut Cx<D>,
+        grads: &mut Store<D>,
+        x: View<D>,
+        saved: Self::Saved,
         dy: View<D>,
     ) -> Result<Tensor<D>, Fault>;
+}
+
+/// A tensor in the type of operands: itself, or rounded.
+pub(crate) enum Operand<'a, D: Device> {
+    Same(View<'a, D>),
+    Rounded(Tensor<D>),
+}
+
+impl<'a, D: Device> Operand<'a, D> {
+    pub fn of(device: &D, x: View<'a, D>, dtype: DType) -> Self {
+        if x.dtype() == dtype {
+            return Operand::Same(x);
+        }
+        let mut rounded = Tensor::new(device, x.shape(), dtype);
+        device.copy(x, rounded.view_mut());
+        Operand::Rounded(rounded)
+    }
+
+    pub fn view(&self) -> View<'_, D> {
+        match self {
+            Operand::Same(x) => *x,
+            Operand::Rounded(x) => x.view(),
+        }
+    }
 }
 
 /// How documents lie in a packed batch.

@@ -10,35 +10,49 @@ use crate::store::{Layout, ParamId, Shard, Store};
 use std::sync::Arc;
 use wudao_device::{DType, Device, Fault, Gemm, Tensor, View};
 
-/// Bytes of logits that are in memory at once: the head works on as many rows as fit. A constant, so that the order of
-/// sums, hence every bit of a gradient, depends on nothing but the shapes.
-const LOGITS_BYTES: usize = 16 << 20;
+/// Logits that are in memory at once: the head works on as many rows as fit. A constant, so that the order of sums, hence
+/// every bit of a gradient, depends on nothing but the shapes. Fewer would save memory but walk over the head and its
+/// gradient more often.
+const LOGITS: usize = 32 << 20;
 
 /// The network. It holds no weights: those come with every call in [`Cx::weights`].
 pub struct Model<D: Device> {
     config: Config,
     layout: Arc<Layout>,
-    dtype: DType,
+    operands: DType,
     embed: ParamId,
     blocks: Vec<Recompute<Block<D>>>,
     norm: Norm,
     head: ParamId,
 }
 
+/// What backward computes again rather than to keep (Chen et al. 2016). Norms and activation functions always are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Recomputation {
+    /// Nothing more.
+    #[default]
+    None,
+    /// Attention with its projection (the scores of attention are never kept).
+    Attention,
+    /// Whole blocks, of which the input alone is kept.
+    Block,
+}
+
 /// Settings of a model that its checkpoint does not know.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Options {
-    /// Element type of weights and activations.
+    /// What products multiply: activations, and weights if need be rounded. All else (weights as they are kept, gradients,
+    /// the residual stream, statistics, losses) has the type of this one's statistics.
     pub dtype: DType,
-    /// Keep only each block's input and run its forward pass again in backward.
-    pub recompute: bool,
+    /// What backward computes again.
+    pub recompute: Recomputation,
     /// The experts of this rank.
     pub shard: Shard,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { dtype: DType::F32, recompute: false, shard: Shard::WHOLE }
+        Options { dtype: DType::F32, recompute: Recomputation::None, shard: Shard::WHOLE }
     }
 }
 
@@ -53,15 +67,16 @@ impl<D: Device> Model<D> {
             return Err(ConfigError { key: "num_experts", problem });
         }
         let layout = Layout::new(config, options.shard);
-        let rope = Arc::new(rope_table(device, config, positions, options.dtype));
-        let block = |(l, ids)| Recompute { layer: Block::new(config, l, ids, rope.clone()), on: options.recompute };
+        let rope = Arc::new(rope_table(device, config, positions, D::statistics(options.dtype)));
+        let on = options.recompute == Recomputation::Block;
+        let block = |(l, ids)| Recompute { layer: Block::new(config, l, ids, rope.clone(), &options), on };
         Ok(Model {
             embed: layout.embed,
             blocks: layout.blocks.iter().enumerate().map(block).collect(),
-            norm: Norm { gain: layout.norm, eps: config.rms_norm_eps },
+            norm: Norm { gain: layout.norm, eps: config.rms_norm_eps, operands: options.dtype },
             head: layout.head.unwrap_or(layout.embed),
             config: config.clone(),
-            dtype: options.dtype,
+            operands: options.dtype,
             layout,
         })
     }
@@ -76,25 +91,35 @@ impl<D: Device> Model<D> {
         &self.layout
     }
 
-    /// Element type of weights and activations.
+    /// What products multiply: [`Options::dtype`].
     pub fn dtype(&self) -> DType {
-        self.dtype
+        self.operands
+    }
+
+    fn statistics(&self) -> DType {
+        D::statistics(self.operands)
     }
 
     /// Fresh weights.
     pub fn init(&self, device: &D, seed: u64) -> Store<D> {
-        let mut weights = self.zeros(device);
+        let mut weights = self.no_weights(device);
         init::init(device, &self.config, seed, &mut weights);
+        weights.round(device);
         weights
     }
 
-    /// A store of zeros: gradients, moments, or weights to be loaded.
+    /// Weights of zero, to be loaded (and then rounded: [`Store::round`]).
+    pub fn no_weights(&self, device: &D) -> Store<D> {
+        Store::weights(device, &self.layout, self.operands)
+    }
+
+    /// Gradients of zero.
     pub fn zeros(&self, device: &D) -> Store<D> {
-        Store::zeros(device, &self.layout, self.dtype)
+        Store::zeros(device, &self.layout, self.statistics())
     }
 
     fn embed(&self, cx: &Cx<D>, ids: &[u32]) -> Tensor<D> {
-        let mut x_td = Tensor::new(cx.device, [ids.len(), self.config.hidden_size], self.dtype);
+        let mut x_td = Tensor::new(cx.device, [ids.len(), self.config.hidden_size], self.statistics());
         cx.device.gather(ids, cx.weights.at(self.embed), x_td.view_mut());
         x_td
     }
@@ -105,7 +130,7 @@ impl<D: Device> Model<D> {
         for block in &self.blocks {
             x_td = block.layer.forward(cx, x_td)?.0;
         }
-        Ok(self.norm.forward(cx, x_td)?.0)
+        Ok(self.norm.forward(cx, x_td.view()).0)
     }
 
     /// Logits `[T, V]` of every token: for tests and small inputs, since it holds all of them.
@@ -115,8 +140,8 @@ impl<D: Device> Model<D> {
     }
 
     fn project(&self, cx: &Cx<D>, h_td: View<D>) -> Tensor<D> {
-        let mut logits = Tensor::new(cx.device, [h_td.shape()[0], self.config.vocab_size], self.dtype);
-        cx.device.gemm(Gemm::NT, h_td, cx.weights.at(self.head), logits.view_mut());
+        let mut logits = Tensor::new(cx.device, [h_td.shape()[0], self.config.vocab_size], self.statistics());
+        cx.device.gemm(Gemm::NT, h_td, cx.weights.operand(self.head), logits.view_mut());
         logits
     }
 
@@ -145,14 +170,15 @@ impl<D: Device> Model<D> {
             saved.push(s);
             x_td = y_td;
         }
-        let (h_td, norm_saved) = self.norm.forward(cx, x_td)?;
+        let (h_td, rstd_t) = self.norm.forward(cx, x_td.view());
         let mut dh_td = Tensor::new(cx.device, h_td.shape(), h_td.dtype());
         let losses = self.head(cx, h_td.view(), targets, Some((scale, &mut dh_td, grads)));
         drop(h_td);
-        let mut dx_td = self.norm.backward(cx, grads, norm_saved, dh_td.view())?;
-        drop(dh_td);
+        let mut dx_td = Tensor::zeros(cx.device, x_td.shape(), x_td.dtype());
+        self.norm.backward(cx, grads, x_td.view(), rstd_t.view(), dh_td.view(), dx_td.view_mut());
+        drop((x_td, dh_td));
         for (block, s) in self.blocks.iter().zip(saved).rev() {
-            dx_td = block.backward(cx, grads, s, dx_td.view())?;
+            dx_td = block.backward(cx, grads, s, dx_td)?;
         }
         cx.device.gather_backward(ids, dx_td.view(), grads.at_mut(self.embed));
         cx.device.sync()?;
@@ -169,17 +195,21 @@ impl<D: Device> Model<D> {
     ) -> Vec<f64> {
         let (dev, t) = (cx.device, h_td.shape()[0]);
         assert_eq!(targets.len(), t);
-        let w = cx.weights.at(self.head);
-        let rows = (LOGITS_BYTES / (self.config.vocab_size * self.dtype.size())).clamp(64, 4096);
-        let mut losses = Tensor::new(dev, [t, 1], D::statistics(self.dtype));
+        let w = cx.weights.operand(self.head);
+        let rows = (LOGITS / self.config.vocab_size).clamp(64, 4096);
+        let mut losses = Tensor::new(dev, [t, 1], self.statistics());
         for from in (0..t).step_by(rows) {
             let band = from..(from + rows).min(t);
             let mut logits = self.project(cx, h_td.rows(band.clone()));
             let scale = gradient.as_ref().map(|(scale, ..)| *scale);
             let out = losses.view_mut().rows(band.clone());
-            dev.cross_entropy(scale, &targets[band.clone()], logits.view_mut(), out);
+            // In fewer bits the gradient has a place of its own; else it takes the logits'.
+            let apart = scale.is_some() && self.operands != self.statistics();
+            let mut narrow = apart.then(|| Tensor::new(dev, logits.shape(), self.operands));
+            let dlogits = narrow.as_mut().map(Tensor::view_mut);
+            dev.cross_entropy(scale, &targets[band.clone()], logits.view_mut(), out, dlogits);
             if let Some((_, dh_td, grads)) = &mut gradient {
-                let dlogits = logits;
+                let dlogits = narrow.unwrap_or(logits);
                 dev.gemm(Gemm::NN, dlogits.view(), w, dh_td.view_mut().rows(band.clone()));
                 dev.gemm(Gemm::TN_ACC, dlogits.view(), h_td.rows(band), grads.at_mut(self.head));
             }
@@ -198,7 +228,7 @@ impl<D: Device> Model<D> {
         }
         cache.len += n;
         let last = Tensor::copy_of(cx.device, x_td.view().rows(n - 1..n));
-        let (h_td, _) = self.norm.forward(cx, last)?;
+        let (h_td, _) = self.norm.forward(cx, last.view());
         let logits = self.project(cx, h_td.view());
         cx.device.sync()?;
         Ok(logits)

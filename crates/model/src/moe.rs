@@ -6,10 +6,10 @@
 
 use crate::exchange::Plan;
 use crate::init::upload;
-use crate::layer::{Cx, Layer};
-use crate::mlp::{Hidden, Mlp};
+use crate::layer::{Branch, Cx};
+use crate::mlp::{ADD_NN, Hidden, Mlp};
 use crate::store::{ExpertPart, ParamId, Store};
-use wudao_device::{DType, Device, Fault, Gemm, Routing, Tensor, View};
+use wudao_device::{DType, Device, Fault, Gemm, Routing, Tensor, View, ViewMut};
 
 pub(crate) struct Moe {
     pub routing: Routing,
@@ -23,7 +23,6 @@ pub(crate) struct Moe {
 }
 
 pub(crate) struct MoeSaved<D: Device> {
-    x_td: Tensor<D>,
     scores_te: Tensor<D>,
     choice_tk: Tensor<D>,
     weight_tk: Tensor<D>,
@@ -31,11 +30,9 @@ pub(crate) struct MoeSaved<D: Device> {
     /// Derivative of the balance loss by each token's score of an expert.
     balance_e: Vec<f64>,
     plan: Plan,
-    rows_nd: Tensor<D>,
+    /// The router's weight of every expert row.
+    weight_n: Tensor<D>,
     gate_up: Tensor<D>,
-    act_nf: Tensor<D>,
-    /// What the experts answered, by slot.
-    slots: Tensor<D>,
     shared: Option<Hidden<D>>,
 }
 
@@ -68,19 +65,20 @@ impl Moe {
     }
 }
 
-impl<D: Device> Layer<D> for Moe {
+impl<D: Device> Branch<D> for Moe {
     type Saved = MoeSaved<D>;
 
-    fn forward(&self, cx: &mut Cx<D>, x_td: Tensor<D>) -> Result<(Tensor<D>, MoeSaved<D>), Fault> {
-        let (dev, [t, d], dtype) = (cx.device, x_td.shape(), x_td.dtype());
-        let (e, k, statistics) = (self.experts, self.routing.top_k, D::statistics(x_td.dtype()));
-        let new = |shape| Tensor::new(dev, shape, dtype);
+    /// An expert's answer is weighted where it is cheapest, at its activation: `down·(w·a) = w·(down·a)`. Then a token's
+    /// answers need only be added, and backward needs none of them.
+    fn forward(&self, cx: &mut Cx<D>, x_td: View<D>, mut acc_y: ViewMut<D>) -> Result<MoeSaved<D>, Fault> {
+        let (dev, t, operands) = (cx.device, x_td.shape()[0], x_td.dtype());
+        let (e, k, statistics) = (self.experts, self.routing.top_k, D::statistics(operands));
 
         let mut logits_te = Tensor::new(dev, [t, e], statistics);
-        dev.gemm(Gemm::NT, x_td.view(), cx.weights.at(self.router), logits_te.view_mut());
-        let (mut scores_te, mut weight_tk) = (Tensor::new(dev, [t, e], statistics), new([t, k]));
+        dev.gemm(Gemm::NT, x_td, cx.weights.at(self.router), logits_te.view_mut());
+        let exact = |cols| Tensor::new(dev, [t, cols], statistics);
+        let (mut scores_te, mut weight_tk, mut stats_t2) = (exact(e), exact(k), exact(2));
         let mut choice_tk = Tensor::new(dev, [t, k], DType::U32);
-        let mut stats_t2 = Tensor::new(dev, [t, 2], statistics);
         let bias = self.correction.map(|id| cx.weights.at(id));
         let (s, c, w) = (scores_te.view_mut(), choice_tk.view_mut(), weight_tk.view_mut());
         dev.route(&self.routing, logits_te.view(), bias, s, c, w, stats_t2.view_mut());
@@ -90,101 +88,67 @@ impl<D: Device> Layer<D> for Moe {
         self.record(cx, &plan, scores_te.view(), stats_t2.view());
         let balance_e = self.balance(cx)?;
 
-        let rows_nd = plan.dispatch_tokens(cx, x_td.view())?;
+        let rows_nd = plan.dispatch(cx, x_td, operands)?;
+        let weight_n = plan.dispatch_slots(cx, weight_tk.view())?;
         let (w_gate_up, w_down) =
             (cx.weights.experts(self.layer, ExpertPart::GateUp), cx.weights.experts(self.layer, ExpertPart::Down));
-        let (n, f) = (plan.rows(), w_down[0].shape()[1]);
-        let mut gate_up = new([n, 2 * f]);
+        let (n, [d, f]) = (plan.rows(), w_down[0].shape());
+        let mut gate_up = Tensor::new(dev, [n, 2 * f], operands);
         dev.gemm_bands(Gemm::NT, &plan.bands, rows_nd.view(), &w_gate_up, gate_up.view_mut());
-        let mut act_nf = new([n, f]);
-        dev.swiglu(gate_up.view(), act_nf.view_mut());
-        let mut out_nd = new([n, d]);
+        drop(rows_nd);
+        let mut act_nf = Tensor::new(dev, [n, f], operands);
+        dev.swiglu(gate_up.view(), Some(weight_n.view()), act_nf.view_mut());
+        let mut out_nd = Tensor::new(dev, [n, d], operands);
         dev.gemm_bands(Gemm::NT, &plan.bands, act_nf.view(), &w_down, out_nd.view_mut());
-        let slots = plan.combine(cx, out_nd)?;
-        let mut y_td = new([t, d]);
-        dev.weighted_sum(k, slots.view(), Some(weight_tk.view()), y_td.view_mut());
-
-        let shared = self.shared.as_ref().map(|mlp| {
-            let (z_td, hidden) = mlp.forward_from(cx, x_td.view());
-            dev.axpby(1.0, z_td.view(), 1.0, y_td.view_mut());
-            hidden
-        });
-        let saved = MoeSaved {
-            x_td,
-            scores_te,
-            choice_tk,
-            weight_tk,
-            stats_t2,
-            balance_e,
-            plan,
-            rows_nd,
-            gate_up,
-            act_nf,
-            slots,
-            shared,
-        };
-        Ok((y_td, saved))
+        drop(act_nf);
+        plan.combine(cx, out_nd, acc_y.reborrow())?;
+        let shared = self.shared.as_ref().map(|mlp| mlp.answer(cx, x_td, acc_y));
+        Ok(MoeSaved { scores_te, choice_tk, weight_tk, stats_t2, balance_e, plan, weight_n, gate_up, shared })
     }
 
     fn backward(
         &self,
         cx: &mut Cx<D>,
         grads: &mut Store<D>,
+        x_td: View<D>,
         saved: MoeSaved<D>,
         dy: View<D>,
     ) -> Result<Tensor<D>, Fault> {
-        let (dev, [t, d], dtype, k) = (cx.device, dy.shape(), dy.dtype(), self.routing.top_k);
-        let new = |shape| Tensor::new(dev, shape, dtype);
-        let MoeSaved {
-            x_td,
-            scores_te,
-            choice_tk,
-            weight_tk,
-            stats_t2,
-            balance_e,
-            plan,
-            rows_nd,
-            gate_up,
-            act_nf,
-            slots,
-            shared,
-        } = saved;
-
-        let mut dw_tk = new([t, k]);
-        let mut dslots = new(slots.shape());
-        dev.weighted_sum_backward(slots.view(), weight_tk.view(), dy, dslots.view_mut(), dw_tk.view_mut());
-        drop(slots);
-        let dout_nd = plan.dispatch(cx, dslots.view())?;
-        drop(dslots);
-
+        let MoeSaved { scores_te, choice_tk, weight_tk, stats_t2, balance_e, plan, weight_n, mut gate_up, shared } =
+            saved;
+        let (dev, operands, statistics) = (cx.device, x_td.dtype(), scores_te.dtype());
         let (w_gate_up, w_down) =
             (cx.weights.experts(self.layer, ExpertPart::GateUp), cx.weights.experts(self.layer, ExpertPart::Down));
-        let bands = &plan.bands;
+        let (bands, n, f) = (&plan.bands, plan.rows(), w_down[0].shape()[1]);
+
+        let dout_nd = plan.dispatch(cx, dy, operands)?;
+        let mut act_nf = Tensor::new(dev, [n, f], operands);
+        dev.gemm_bands(Gemm::NN, bands, dout_nd.view(), &w_down, act_nf.view_mut());
+        let mut dweight_n = Tensor::new(dev, [n, 1], statistics);
+        // In place: the activation's gradient becomes the activation, and gate and up their gradients.
+        let (w, dw) = (Some(weight_n.view()), Some(dweight_n.view_mut()));
+        dev.swiglu_backward(w, gate_up.view_mut(), act_nf.view_mut(), dw);
         let ddown = grads.experts_mut(self.layer, ExpertPart::Down);
         dev.gemm_bands_outer(bands, dout_nd.view(), act_nf.view(), ddown);
-        // The activation is spent: its memory takes its own gradient.
-        let mut dact_nf = act_nf;
-        dev.gemm_bands(Gemm::NN, bands, dout_nd.view(), &w_down, dact_nf.view_mut());
-        let mut dgate_up = new(gate_up.shape());
-        dev.swiglu_backward(gate_up.view(), dact_nf.view(), dgate_up.view_mut());
-        drop((gate_up, dact_nf));
+        drop((act_nf, dout_nd));
+        let dgate_up = gate_up;
+        let rows_nd = plan.dispatch(cx, x_td, operands)?;
         let dgate_up_w = grads.experts_mut(self.layer, ExpertPart::GateUp);
         dev.gemm_bands_outer(bands, dgate_up.view(), rows_nd.view(), dgate_up_w);
-        let mut drows_nd = dout_nd;
+        let mut drows_nd = rows_nd;
         dev.gemm_bands(Gemm::NN, bands, dgate_up.view(), &w_gate_up, drows_nd.view_mut());
-        drop((dgate_up, rows_nd));
-        let dslots = plan.combine(cx, drows_nd)?;
-        let mut dx_td = new([t, d]);
-        dev.weighted_sum(k, dslots.view(), None, dx_td.view_mut());
-        drop(dslots);
+        drop(dgate_up);
 
-        let mut dlogits_te = Tensor::new(dev, scores_te.shape(), scores_te.dtype());
+        let dweight = plan.combine_slots(cx, dweight_n)?;
+        let mut dlogits_te = Tensor::new(dev, scores_te.shape(), statistics);
         let (s, c, w, st) = (scores_te.view(), choice_tk.view(), weight_tk.view(), stats_t2.view());
         let z = if cx.aux.z == 0.0 { 0.0 } else { cx.aux.z / cx.aux.tokens };
-        dev.route_backward(&self.routing, &balance_e, z, s, c, w, st, dw_tk.view(), dlogits_te.view_mut());
-        dev.gemm(Gemm::TN_ACC, dlogits_te.view(), x_td.view(), grads.at_mut(self.router));
-        let accumulate = Gemm { accumulate: true, ..Gemm::NN };
-        dev.gemm(accumulate, dlogits_te.view(), cx.weights.at(self.router), dx_td.view_mut());
+        let dw = dweight.view().reshape(w.shape());
+        dev.route_backward(&self.routing, &balance_e, z, s, c, w, st, dw, dlogits_te.view_mut());
+        dev.gemm(Gemm::TN_ACC, dlogits_te.view(), x_td, grads.at_mut(self.router));
+        let mut dx_td = Tensor::new(dev, x_td.shape(), statistics);
+        dev.gemm(Gemm::NN, dlogits_te.view(), cx.weights.at(self.router), dx_td.view_mut());
+        plan.combine(cx, drows_nd, dx_td.view_mut())?;
 
         if let Some(id) = self.correction {
             let load: Vec<f64> = plan.load.iter().map(|&n| n as f64).collect();
@@ -193,8 +157,8 @@ impl<D: Device> Layer<D> for Moe {
             dev.axpby(1.0, row.view(), 1.0, grads.at_mut(id));
         }
         if let (Some(mlp), Some(hidden)) = (&self.shared, shared) {
-            let dshared = mlp.backward_to(cx, grads, x_td.view(), hidden, dy);
-            dev.axpby(1.0, dshared.view(), 1.0, dx_td.view_mut());
+            let dgate_up = mlp.gradient(cx, grads, x_td, hidden, dy);
+            dev.gemm(ADD_NN, dgate_up.view(), cx.weights.operand(mlp.ids.gate_up), dx_td.view_mut());
         }
         Ok(dx_td)
     }

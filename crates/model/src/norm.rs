@@ -1,41 +1,37 @@
-//! RMS norm (Zhang & Sennrich 2019).
+//! RMS norm (Zhang & Sennrich 2019), from the residual stream to operands.
 
-use crate::layer::{Cx, Layer};
+use crate::layer::Cx;
 use crate::store::{ParamId, Store};
-use wudao_device::{Device, Fault, Tensor, View};
+use wudao_device::{DType, Device, Tensor, View, ViewMut};
 
 pub(crate) struct Norm {
     pub gain: ParamId,
     pub eps: f64,
+    /// Type of the answer.
+    pub operands: DType,
 }
 
-/// The input, which is also the residual stream that the block adds to.
-pub(crate) struct NormSaved<D: Device> {
-    pub x_td: Tensor<D>,
-    rstd_t: Tensor<D>,
-}
-
-impl<D: Device> Layer<D> for Norm {
-    type Saved = NormSaved<D>;
-
-    fn forward(&self, cx: &mut Cx<D>, x_td: Tensor<D>) -> Result<(Tensor<D>, NormSaved<D>), Fault> {
-        let mut y_td = Tensor::new(cx.device, x_td.shape(), x_td.dtype());
-        let mut rstd_t = Tensor::new(cx.device, [x_td.shape()[0], 1], D::statistics(x_td.dtype()));
-        cx.device.rms_norm(self.eps, x_td.view(), cx.weights.at(self.gain), y_td.view_mut(), rstd_t.view_mut());
-        Ok((y_td, NormSaved { x_td, rstd_t }))
+impl Norm {
+    /// The normed rows, and one over the root mean square of each. Backward runs it again rather than keep the rows: a
+    /// pass over them costs less than memory.
+    pub fn forward<D: Device>(&self, cx: &Cx<D>, x_td: View<D>) -> (Tensor<D>, Tensor<D>) {
+        let mut y_td = Tensor::new(cx.device, x_td.shape(), self.operands);
+        let mut rstd_t = Tensor::new(cx.device, [x_td.shape()[0], 1], x_td.dtype());
+        cx.device.rms_norm(self.eps, x_td, cx.weights.at(self.gain), y_td.view_mut(), rstd_t.view_mut());
+        (y_td, rstd_t)
     }
 
-    fn backward(
+    /// Adds the gradient by `x` to `acc_dx`.
+    pub fn backward<D: Device>(
         &self,
-        cx: &mut Cx<D>,
+        cx: &Cx<D>,
         grads: &mut Store<D>,
-        saved: NormSaved<D>,
+        x_td: View<D>,
+        rstd_t: View<D>,
         dy: View<D>,
-    ) -> Result<Tensor<D>, Fault> {
-        let mut dx = Tensor::new(cx.device, dy.shape(), dy.dtype());
-        let NormSaved { x_td, rstd_t } = saved;
+        acc_dx: ViewMut<D>,
+    ) {
         let (gain, dgain) = (cx.weights.at(self.gain), grads.at_mut(self.gain));
-        cx.device.rms_norm_backward(x_td.view(), gain, rstd_t.view(), dy, dx.view_mut(), dgain);
-        Ok(dx)
+        cx.device.rms_norm_backward(x_td, gain, rstd_t, dy, acc_dx, dgain);
     }
 }

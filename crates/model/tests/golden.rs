@@ -41,7 +41,7 @@ fn open(dev: &Cpu, case: &str) -> (Model<Cpu>, Store<Cpu>) {
     let dir = golden_dir().join(case);
     let config = weights::read_config(&dir).unwrap();
     let model = Model::new(dev, &config, config.max_position_embeddings, Options::default()).unwrap();
-    let mut weights = model.zeros(dev);
+    let mut weights = model.no_weights(dev);
     weights::load(dev, &dir, &config, &mut weights).unwrap();
     (model, weights)
 }

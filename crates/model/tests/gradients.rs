@@ -8,6 +8,7 @@ use wudao_comm::Solo;
 use wudao_device::check::{assert_close, assert_gradient};
 use wudao_device::{Cpu, DType, Device, Tensor};
 use wudao_model::layer::Auxiliary;
+use wudao_model::model::Recomputation;
 use wudao_model::store::{Home, Kind, Shard};
 use wudao_model::{Config, RouterLog};
 
@@ -28,7 +29,7 @@ fn auxiliary(config: &Config, aux: Auxiliary, log: &RouterLog) -> f64 {
 
 fn every_parameter(name: &str, config: &Config) {
     let dev = Cpu::new(1);
-    let (model, mut weights) = model(&dev, config, DType::F64, false, Shard::WHOLE, 5);
+    let (model, mut weights) = model(&dev, config, DType::F64, Recomputation::None, Shard::WHOLE, 5);
     let batch = Batch::of(&documents(config.vocab_size, &[9, 1, 6], 2));
     let aux = auxiliary_for(config, batch.ids.len());
     let first = pass(&dev, &model, &weights, &Solo, &batch, SCALE, aux);
@@ -95,7 +96,9 @@ fn recomputation_changes_no_bit() {
             let out = pass(&dev, &model, &weights, &Solo, &batch, SCALE, aux);
             (out.losses, by_name(&dev, &out.grads), out.log)
         };
-        assert!(run(false) == run(true), "{name}");
+        let kept = run(Recomputation::None);
+        assert!(run(Recomputation::Attention) == kept, "{name}: attention");
+        assert!(run(Recomputation::Block) == kept, "{name}: blocks");
     }
 }
 
@@ -104,7 +107,7 @@ fn recomputation_changes_no_bit() {
 fn documents_do_not_see_each_other() {
     let dev = Cpu::new(1);
     for (name, config) in every_family() {
-        let (model, weights) = model(&dev, &config, DType::F64, false, Shard::WHOLE, 5);
+        let (model, weights) = model(&dev, &config, DType::F64, Recomputation::None, Shard::WHOLE, 5);
         let docs = documents(config.vocab_size, &[7, 1, 4, 9], 11);
         let none = Auxiliary::default();
         let packed = pass(&dev, &model, &weights, &Solo, &Batch::of(&docs), SCALE, none);
@@ -130,7 +133,7 @@ fn documents_do_not_see_each_other() {
 fn the_head_works_in_chunks() {
     let dev = Cpu::new(1);
     let (name, config) = every_family().swap_remove(1);
-    let (model, weights) = model(&dev, &config, DType::F64, false, Shard::WHOLE, 5);
+    let (model, weights) = model(&dev, &config, DType::F64, Recomputation::None, Shard::WHOLE, 5);
     let docs = documents(config.vocab_size, &[3; 1500], 4);
     let whole = pass(&dev, &model, &weights, &Solo, &Batch::of(&docs), SCALE, Auxiliary::default());
     assert!(whole.losses.len() > 4096, "or there is one chunk only");
@@ -152,7 +155,7 @@ fn single_precision_is_close_to_double() {
     for (name, config) in every_family() {
         let batch = Batch::of(&documents(config.vocab_size, &[8, 5], 9));
         let run = |dtype| {
-            let (model, mut weights) = model(&dev, &config, dtype, false, Shard::WHOLE, 8);
+            let (model, mut weights) = model(&dev, &config, dtype, Recomputation::None, Shard::WHOLE, 8);
             // The same numbers in both types.
             for (home, _) in weights.params() {
                 let view = weights.get(home);

@@ -9,6 +9,7 @@ use wudao_comm::{Comm, Solo, Threads};
 use wudao_device::check::assert_close;
 use wudao_device::{Cpu, DType};
 use wudao_model::layer::{Auxiliary, RouterLog};
+use wudao_model::model::Recomputation;
 use wudao_model::store::Shard;
 use wudao_model::{Config, Model, Packing};
 
@@ -17,7 +18,7 @@ type Result = (Vec<f64>, BTreeMap<String, Vec<f64>>, RouterLog);
 /// One rank's part of a step: its documents, gradients of the dense part summed over ranks, its experts' own.
 fn rank(config: &Config, shard: Shard, comm: &dyn Comm<Cpu>, docs: &[Vec<u32>], scale: f64, aux: Auxiliary) -> Result {
     let dev = Cpu::new(1);
-    let recompute = shard.size == 4;
+    let recompute = if shard.size == 4 { Recomputation::Block } else { Recomputation::None };
     let (model, weights) = model(&dev, config, DType::F64, recompute, shard, 5);
     let mut out = pass(&dev, &model, &weights, comm, &Batch::of(docs), scale, aux);
     comm.all_reduce(&dev, out.grads.dense_mut()).unwrap();
@@ -102,7 +103,7 @@ fn any_number_of_threads_gives_the_same_bits() {
         let aux = auxiliary_for(&config, batch.ids.len());
         let run = |threads| {
             let dev = Cpu::new(threads);
-            let (model, weights) = model(&dev, &config, DType::F32, false, Shard::WHOLE, 7);
+            let (model, weights) = model(&dev, &config, DType::F32, Recomputation::None, Shard::WHOLE, 7);
             let out = pass(&dev, &model, &weights, &Solo, &batch, 1e-2, aux);
             (out.losses, by_name(&dev, &out.grads), out.log)
         };
@@ -118,7 +119,7 @@ fn any_number_of_threads_gives_the_same_bits() {
 fn cached_decoding_is_the_full_pass() {
     let dev = Cpu::new(1);
     for (name, config) in every_family() {
-        let (model, weights) = model(&dev, &config, DType::F64, false, Shard::WHOLE, 5);
+        let (model, weights) = model(&dev, &config, DType::F64, Recomputation::None, Shard::WHOLE, 5);
         let ids = documents(config.vocab_size, &[12], 6).remove(0);
         let full_packing = Packing::of_lengths(&[ids.len()]);
         let mut cx = common::solo(&dev, &weights, &full_packing, Auxiliary::default(), None);

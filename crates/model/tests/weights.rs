@@ -15,6 +15,7 @@ use std::sync::LazyLock;
 use tempfile::TempDir;
 use wudao_device::{Cpu, DType};
 use wudao_model::model::Options;
+use wudao_model::model::Recomputation;
 use wudao_model::store::{Kind, Shard};
 use wudao_model::weights::{self, INDEX, MODEL, Snapshot, load, load_into, load_some, save};
 use wudao_model::{Config, Model, Store};
@@ -93,7 +94,7 @@ fn what_transformers_saved_we_save_again() {
 #[test]
 fn shards_hold_the_same() {
     for (name, config) in every_family() {
-        let (_, store) = model(&dev(), &config, DType::F32, false, Shard::WHOLE, 3);
+        let (_, store) = model(&dev(), &config, DType::F32, Recomputation::None, Shard::WHOLE, 3);
         let dir = TempDir::new().unwrap();
         let written = save(&dev(), dir.path(), &config, &store, DType::F32, 2500).unwrap();
         assert!(written.len() >= 5, "{name}: {} files", written.len());
@@ -115,7 +116,7 @@ fn shards_hold_the_same() {
 #[test]
 fn half_precision_is_rounded_once_and_read_exactly() {
     let (_, config) = every_family().swap_remove(6);
-    let (_, store) = model(&dev(), &config, DType::F32, false, Shard::WHOLE, 3);
+    let (_, store) = model(&dev(), &config, DType::F32, Recomputation::None, Shard::WHOLE, 3);
     let exact = by_name(&dev(), &store);
     let dir = TempDir::new().unwrap();
     save(&dev(), dir.path(), &config, &store, DType::Bf16, BIG).unwrap();
@@ -199,7 +200,7 @@ fn harmless_surplus_is_left_out() {
 #[test]
 fn an_index_is_not_trusted() {
     let (_, config) = every_family().swap_remove(0);
-    let (_, store) = model(&dev(), &config, DType::F32, false, Shard::WHOLE, 3);
+    let (_, store) = model(&dev(), &config, DType::F32, Recomputation::None, Shard::WHOLE, 3);
     let with_index = |change: &dyn Fn(&Path, &mut serde_json::Value)| {
         let dir = TempDir::new().unwrap();
         save(&dev(), dir.path(), &config, &store, DType::F32, 2000).unwrap();
@@ -233,7 +234,7 @@ fn an_index_is_not_trusted() {
 #[test]
 fn a_rank_reads_its_experts() {
     for (name, config) in every_family() {
-        let (_, store) = model(&dev(), &config, DType::F32, false, Shard::WHOLE, 3);
+        let (_, store) = model(&dev(), &config, DType::F32, Recomputation::None, Shard::WHOLE, 3);
         let whole = by_name(&dev(), &store);
         let dir = TempDir::new().unwrap();
         save(&dev(), dir.path(), &config, &store, DType::F32, 3000).unwrap();
@@ -257,8 +258,8 @@ fn a_rank_reads_its_experts() {
 fn a_snapshot_is_written_later_and_comes_back_exactly() {
     for (name, config) in every_family() {
         for dtype in [DType::F32, DType::F64] {
-            let (_, m) = model(&dev(), &config, dtype, false, Shard::WHOLE, 3);
-            let (_, v) = model(&dev(), &config, dtype, false, Shard::WHOLE, 4);
+            let (_, m) = model(&dev(), &config, dtype, Recomputation::None, Shard::WHOLE, 3);
+            let (_, v) = model(&dev(), &config, dtype, Recomputation::None, Shard::WHOLE, 4);
             let matrices = |p: &wudao_model::store::Param| p.kind == Kind::Matrix;
             let mut snapshot = Snapshot::of(&dev(), &m, "m.");
             snapshot.append(Snapshot::of_some(&dev(), &v, "v.", matrices));
@@ -288,7 +289,7 @@ fn a_snapshot_is_written_later_and_comes_back_exactly() {
 #[test]
 fn a_model_is_the_same_from_a_snapshot_as_from_the_store() {
     for (name, config) in every_family() {
-        let (_, store) = model(&dev(), &config, DType::F32, false, Shard::WHOLE, 3);
+        let (_, store) = model(&dev(), &config, DType::F32, Recomputation::None, Shard::WHOLE, 3);
         for dtype in [DType::F32, DType::Bf16] {
             let (a, b) = (TempDir::new().unwrap(), TempDir::new().unwrap());
             let snapshot = Snapshot::of(&dev(), &store, "");
@@ -367,7 +368,7 @@ fn crafted_headers_are_answered() {
 /// A model in shards, saved once.
 static SHARDED: LazyLock<TempDir> = LazyLock::new(|| {
     let (_, config) = every_family().swap_remove(1);
-    let (_, store) = model(&dev(), &config, DType::F32, false, Shard::WHOLE, 3);
+    let (_, store) = model(&dev(), &config, DType::F32, Recomputation::None, Shard::WHOLE, 3);
     let dir = TempDir::new().unwrap();
     save(&dev(), dir.path(), &config, &store, DType::F32, 3000).unwrap();
     dir

@@ -12,14 +12,14 @@ use crate::step::Learner;
 use wudao_comm::{Comm, Pending};
 use wudao_data::batch::{Batch, Segment};
 use wudao_data::document::Lang;
-use wudao_device::{DType, Fault, Meta, Tensor, ViewMut};
+use wudao_device::{DType, Device, Fault, Meta, Tensor, ViewMut};
 use wudao_model::Config;
 use wudao_model::store::{Layout, Shard};
 
 /// Bytes that a run takes on one rank.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
 pub struct Estimate {
-    /// Parameters.
+    /// Parameters, with their rounded copy in mixed precision.
     pub weights: u64,
     /// One gradient each.
     pub gradients: u64,
@@ -87,16 +87,24 @@ fn gib(bytes: u64) -> String {
     format!("{:.2} GiB", bytes as f64 / (1u64 << 30) as f64)
 }
 
-/// What a run with these settings takes on each of `ranks`, computing in `dtype`. The settings must have passed their
+/// What a run with these settings takes on each of `ranks`, multiplying `operands`. The settings must have passed their
 /// checks.
-pub fn estimate(config: &Config, settings: &TrainSettings, ranks: usize, dtype: DType) -> Result<Estimate, TrainError> {
+pub fn estimate(
+    config: &Config,
+    settings: &TrainSettings,
+    ranks: usize,
+    operands: DType,
+) -> Result<Estimate, TrainError> {
     let layout = Layout::new(config, Shard { rank: 0, size: ranks });
-    let size = dtype.size() as u64;
-    let weights = layout.len() as u64 * size;
+    let kept = Meta::statistics(operands);
+    let size = kept.size() as u64;
+    let gradients = layout.len() as u64 * size;
+    let weights = gradients + if kept == operands { 0 } else { (layout.len() * operands.size()) as u64 };
     let optimizer = moments(&layout, settings) * size;
     let rope = (settings.seq_len * config.rotary_dim()) as u64 * size;
-    let activations = peak(config, settings, ranks, dtype)?.saturating_sub(2 * weights + optimizer + rope);
-    Ok(Estimate { weights, gradients: weights, optimizer, activations, rope, snapshot: weights + optimizer })
+    let held = weights + gradients + optimizer + rope;
+    let activations = peak(config, settings, ranks, operands)?.saturating_sub(held);
+    Ok(Estimate { weights, gradients, optimizer, activations, rope, snapshot: gradients + optimizer })
 }
 
 /// Refuses a run that would take more than `available` bytes, with settings that would help.
@@ -104,16 +112,16 @@ pub fn check(
     config: &Config,
     settings: &TrainSettings,
     ranks: usize,
-    dtype: DType,
+    operands: DType,
     available: u64,
 ) -> Result<Estimate, TrainError> {
-    let now = estimate(config, settings, ranks, dtype)?;
+    let now = estimate(config, settings, ranks, operands)?;
     if now.total() <= available {
         return Ok(now);
     }
     let of = |recompute: Recompute, micro_batch_size: usize| {
         let s = TrainSettings { recompute, micro_batch_size, ..settings.clone() };
-        estimate(config, &s, ranks, dtype).map(|e| e.total())
+        estimate(config, &s, ranks, operands).map(|e| e.total())
     };
     let mut advice = vec![];
     let (kept, rows) = (settings.recompute, settings.micro_batch_size);
@@ -136,9 +144,9 @@ pub fn check(
 }
 
 /// Bytes that a step of one micro-batch has alive at its worst moment, counted on a device that only counts.
-fn peak(config: &Config, settings: &TrainSettings, ranks: usize, dtype: DType) -> Result<u64, TrainError> {
+fn peak(config: &Config, settings: &TrainSettings, ranks: usize, operands: DType) -> Result<u64, TrainError> {
     let (meta, comm) = (Meta::new(), Alone { ranks });
-    let mut learner = Learner::new(&meta, &comm, config, settings, dtype)?;
+    let mut learner = Learner::new(&meta, &comm, config, settings, operands)?;
     let (rows, seq_len) = (settings.micro_batch_size, settings.seq_len);
     let tokens = rows * seq_len;
     let segment = |row: usize| Segment {
@@ -160,7 +168,8 @@ fn peak(config: &Config, settings: &TrainSettings, ranks: usize, dtype: DType) -
     };
     learner.step(&[batch], Rates { lr: 1.0, muon_lr: 1.0 })?;
     // Gradients are zero on a device that computes nothing, and Muon has nothing to do for these.
-    let muon = (meta.usage().live_bytes + largest_muon(learner.model.layout(), settings) * dtype.size()) as u64;
+    let kept = Meta::statistics(operands);
+    let muon = (meta.usage().live_bytes + largest_muon(learner.model.layout(), settings, operands, kept)) as u64;
     Ok(muon.max(meta.usage().peak_bytes as u64))
 }
 

@@ -39,8 +39,8 @@ use wudao_device::{DType, Device, Fault};
 use wudao_model::weights::Snapshot;
 use wudao_model::{Config, Counts};
 
-/// The type that a run computes in. (bf16 comes with the machines that multiply it.)
-const DTYPE: DType = DType::F32;
+/// The type that weights are kept and saved in, whatever products multiply.
+const KEPT: DType = DType::F32;
 
 /// Documents to learn from or to be measured on.
 pub type AnyDocuments<'a> = &'a (dyn Documents + Sync);
@@ -280,7 +280,7 @@ impl<'a, D: Device> Run<'a, D> {
         let started = match &mut self.files {
             Some(files) => files.writer.start(Contents {
                 config: self.job.config.clone(),
-                dtype: DTYPE,
+                dtype: KEPT,
                 weights,
                 optimizer,
                 state: self.state.clone(),

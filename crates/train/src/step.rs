@@ -13,7 +13,7 @@
 
 use crate::guard;
 use crate::optimizer::{Optimizer, Rates};
-use crate::settings::{Recompute, TrainSettings};
+use crate::settings::TrainSettings;
 use wudao_comm::Comm;
 use wudao_data::batch::Batch;
 use wudao_device::{DType, Device, Fault, Tensor};
@@ -71,7 +71,7 @@ struct Sums {
 }
 
 impl<'a, D: Device> Learner<'a, D> {
-    /// A learner with weights of zero. Each rank takes its share of the experts.
+    /// A learner with weights of zero that multiplies in `dtype`. Each rank takes its share of the experts.
     pub fn new(
         device: &'a D,
         comm: &'a dyn Comm<D>,
@@ -80,10 +80,10 @@ impl<'a, D: Device> Learner<'a, D> {
         dtype: DType,
     ) -> Result<Self, ConfigError> {
         let shard = Shard { rank: comm.rank(), size: comm.size() };
-        let recompute = settings.recompute == Recompute::Block;
+        let recompute = settings.recompute.in_model();
         let model = Model::new(device, config, settings.seq_len, Options { dtype, recompute, shard })?;
         Ok(Learner {
-            weights: model.zeros(device),
+            weights: model.no_weights(device),
             grads: model.zeros(device),
             optimizer: Optimizer::new(device, model.layout(), dtype, settings),
             balance: settings.router_aux_loss_coef,

@@ -5,11 +5,54 @@ use super::*;
 use crate::Config;
 use crate::block::{Block, FeedForward, Recompute};
 use crate::common::{auxiliary_for, families::every_family, log_for, randomize, solo};
-use crate::model::rope_table;
+use crate::model::{Options, rope_table};
+use crate::norm::Norm;
 use crate::store::{Layout, Shard};
 use std::sync::Arc;
 use wudao_device::check::{Random, assert_gradient};
 use wudao_device::{Cpu, DType};
+
+/// A branch without the stream beside it.
+struct Alone<'a, B>(&'a B);
+
+impl<B: Branch<Cpu>> Layer<Cpu> for Alone<'_, B> {
+    type Saved = (Tensor<Cpu>, B::Saved);
+    fn forward(&self, cx: &mut Cx<Cpu>, x: Tensor<Cpu>) -> Result<(Tensor<Cpu>, Self::Saved), Fault> {
+        let mut y = Tensor::zeros(cx.device, x.shape(), x.dtype());
+        let saved = self.0.forward(cx, x.view(), y.view_mut())?;
+        Ok((y, (x, saved)))
+    }
+    fn backward(
+        &self,
+        cx: &mut Cx<Cpu>,
+        grads: &mut Store<Cpu>,
+        (x, saved): Self::Saved,
+        dy: Tensor<Cpu>,
+    ) -> Result<Tensor<Cpu>, Fault> {
+        self.0.backward(cx, grads, x.view(), saved, dy.view())
+    }
+}
+
+struct OnlyNorm<'a>(&'a Norm);
+
+impl Layer<Cpu> for OnlyNorm<'_> {
+    type Saved = (Tensor<Cpu>, Tensor<Cpu>);
+    fn forward(&self, cx: &mut Cx<Cpu>, x: Tensor<Cpu>) -> Result<(Tensor<Cpu>, Self::Saved), Fault> {
+        let (y, rstd) = self.0.forward(cx, x.view());
+        Ok((y, (x, rstd)))
+    }
+    fn backward(
+        &self,
+        cx: &mut Cx<Cpu>,
+        grads: &mut Store<Cpu>,
+        (x, rstd): Self::Saved,
+        dy: Tensor<Cpu>,
+    ) -> Result<Tensor<Cpu>, Fault> {
+        let mut dx = Tensor::zeros(cx.device, x.shape(), x.dtype());
+        self.0.backward(cx, grads, x.view(), rstd.view(), dy.view(), dx.view_mut());
+        Ok(dx)
+    }
+}
 
 struct Fixture {
     device: Cpu,
@@ -45,7 +88,7 @@ impl Fixture {
             let mut log = log_for(&self.config);
             let mut cx = solo(&self.device, &self.weights, &self.packing, self.aux, Some(&mut log));
             let (_, saved) = layer.forward(&mut cx, Tensor::from_host(&self.device, shape, &x)).unwrap();
-            layer.backward(&mut cx, &mut grads, saved, dy.view()).unwrap()
+            layer.backward(&mut cx, &mut grads, saved, dy).unwrap()
         };
         let dx = dx.view().to_f64(&self.device);
         assert!(dx.iter().all(|g| *g != 0.0), "{what}: nothing flows");
@@ -76,15 +119,16 @@ fn every_kind_of_layer() {
         randomize(&device, &mut weights, 1);
         let packing = Packing::of_lengths(&[4, 2]);
         let aux = auxiliary_for(&config, packing.tokens());
+        let options = Options { dtype: DType::F64, ..Options::default() };
         let rope = Arc::new(rope_table(&device, &config, 8, DType::F64));
         let mut f = Fixture { device, config: config.clone(), weights, packing, aux };
         for (l, ids) in layout.blocks.iter().enumerate() {
-            let block = Block::new(&config, l, ids, rope.clone());
-            f.check(&format!("{name}: norm {l}"), &block.norm1);
-            f.check(&format!("{name}: attention {l}"), &block.attention);
+            let block = Block::new(&config, l, ids, rope.clone(), &options);
+            f.check(&format!("{name}: norm {l}"), &OnlyNorm(&block.norm1));
+            f.check(&format!("{name}: attention {l}"), &Alone(&block.attention));
             match &block.feed_forward {
-                FeedForward::Dense(mlp) => f.check(&format!("{name}: mlp {l}"), mlp),
-                FeedForward::Sparse(moe) => f.check(&format!("{name}: moe {l}"), moe),
+                FeedForward::Dense(mlp) => f.check(&format!("{name}: mlp {l}"), &Alone(mlp)),
+                FeedForward::Sparse(moe) => f.check(&format!("{name}: moe {l}"), &Alone(moe)),
             }
             if l == 0 {
                 f.check(&format!("{name}: block {l}"), &Recompute { layer: block, on: true });
@@ -103,7 +147,8 @@ fn repeating_a_pass_records_nothing() {
     randomize(&device, &mut weights, 1);
     let packing = Packing::of_lengths(&[5]);
     let rope = Arc::new(rope_table(&device, &config, 8, DType::F64));
-    let block = Block::new(&config, 0, &layout.blocks[0], rope);
+    let options = Options { dtype: DType::F64, ..Options::default() };
+    let block = Block::new(&config, 0, &layout.blocks[0], rope, &options);
     let mut log = log_for(&config);
     let x = || Tensor::from_host(&device, [5, config.hidden_size], &Random(3).values(5 * config.hidden_size));
     let mut cx = solo(&device, &weights, &packing, auxiliary_for(&config, 5), Some(&mut log));

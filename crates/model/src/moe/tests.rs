@@ -6,7 +6,7 @@ use crate::block::{Block, FeedForward};
 use crate::common::{by_name, families::every_family, log_for, randomize, solo};
 use crate::config::MoeConfig;
 use crate::layer::{Auxiliary, Packing};
-use crate::model::rope_table;
+use crate::model::{Options, rope_table};
 use crate::store::{Layout, Shard};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -77,8 +77,9 @@ fn the_sparse_layer_is_a_loop_over_tokens_and_experts() {
         let layout = Layout::new(&config, Shard::WHOLE);
         let mut weights = Store::zeros(&dev, &layout, DType::F64);
         randomize(&dev, &mut weights, 4);
+        let options = Options { dtype: DType::F64, ..Options::default() };
         let rope = Arc::new(rope_table(&dev, &config, 1, DType::F64));
-        let block = Block::new(&config, l, &layout.blocks[l], rope);
+        let block = Block::new(&config, l, &layout.blocks[l], rope, &options);
         let FeedForward::Sparse(moe) = &block.feed_forward else { panic!("{name}: layer {l} is dense") };
 
         let (t, d) = (60, config.hidden_size);
@@ -86,7 +87,8 @@ fn the_sparse_layer_is_a_loop_over_tokens_and_experts() {
         let packing = Packing::default();
         let mut log = log_for(&config);
         let mut cx = solo(&dev, &weights, &packing, Auxiliary::default(), Some(&mut log));
-        let (y, _) = moe.forward(&mut cx, Tensor::from_host(&dev, [t, d], &x)).unwrap();
+        let mut y = Tensor::zeros(&dev, [t, d], DType::F64);
+        moe.forward(&mut cx, Tensor::from_host(&dev, [t, d], &x).view(), y.view_mut()).unwrap();
 
         let mixtral = config.family == crate::Family::Mixtral;
         let at = format!("model.layers.{l}.{}", if mixtral { "block_sparse_moe" } else { "mlp" });

@@ -9,6 +9,7 @@ use wudao_comm::{Comm, Solo};
 use wudao_device::check::Random;
 use wudao_device::{Cpu, DType, Device, IGNORE, Tensor};
 use wudao_model::layer::Auxiliary;
+use wudao_model::model::Recomputation;
 use wudao_model::store::{Kind, Shard};
 use wudao_model::{Config, Cx, Model, Packing, RouterLog, Store};
 
@@ -128,13 +129,14 @@ pub fn model(
     device: &Cpu,
     config: &Config,
     dtype: DType,
-    recompute: bool,
+    recompute: Recomputation,
     shard: Shard,
     seed: u64,
 ) -> (Model<Cpu>, Store<Cpu>) {
     let options = wudao_model::model::Options { dtype, recompute, shard };
     let model = Model::new(device, config, config.max_position_embeddings, options).unwrap();
-    let mut weights = model.zeros(device);
+    let mut weights = model.no_weights(device);
     randomize(device, &mut weights, seed);
+    weights.round(device);
     (model, weights)
 }

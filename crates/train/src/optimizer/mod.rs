@@ -74,6 +74,8 @@ pub struct Optimizer<D: Device> {
     second: Vec<Tensor<D>>,
     /// Updates made so far; skipped steps do not count.
     updates: u64,
+    /// The type of products' operands, also of Muon's.
+    operands: DType,
 }
 
 /// Whether weight decay applies: to matrices, and to embeddings where `decay_embeddings` says so.
@@ -130,17 +132,18 @@ pub(crate) fn moments(layout: &Layout, settings: &TrainSettings) -> u64 {
     (layout.len() + adamw.map(|p| p.at.len()).sum::<usize>()) as u64
 }
 
-/// Elements that Muon works with on its largest matrix, beside weights, gradients and moments.
-pub(crate) fn largest_muon(layout: &Layout, settings: &TrainSettings) -> usize {
+/// Bytes that Muon works with on its largest matrix, beside weights, gradients and moments, multiplying `operands`.
+pub(crate) fn largest_muon(layout: &Layout, settings: &TrainSettings, operands: DType, kept: DType) -> usize {
     let muon = cut(layout, settings).0.into_iter().filter(|p| p.rule == Rule::Muon);
-    muon.map(|p| muon::scratch(p.shape)).max().unwrap_or(0)
+    muon.map(|p| muon::scratch(p.shape, operands, kept)).max().unwrap_or(0)
 }
 
 impl<D: Device> Optimizer<D> {
-    /// An optimizer that has not seen a gradient. Moments have the type of the computation's statistics.
-    pub fn new(device: &D, layout: &Arc<Layout>, dtype: DType, settings: &TrainSettings) -> Self {
+    /// An optimizer that has not seen a gradient, for a model that multiplies `operands`. Moments have the type of their
+    /// statistics.
+    pub fn new(device: &D, layout: &Arc<Layout>, operands: DType, settings: &TrainSettings) -> Self {
         let (pieces, places) = cut(layout, settings);
-        let dtype = D::statistics(dtype);
+        let dtype = D::statistics(operands);
         let second = pieces
             .iter()
             .filter(|p| p.rule != Rule::Muon)
@@ -163,6 +166,7 @@ impl<D: Device> Optimizer<D> {
             first: Store::zeros(device, layout, dtype),
             second,
             updates: 0,
+            operands,
         }
     }
 
@@ -182,11 +186,12 @@ impl<D: Device> Optimizer<D> {
     pub fn step(&mut self, device: &D, grads: &Store<D>, weights: &mut Store<D>, rates: Rates, grad_scale: f64) {
         self.updates += 1;
         let grads = grads.trainable();
-        let (mut weights, mut first) = (weights.trainable_mut(), self.first.trainable_mut());
+        let ((mut weights, mut rounded), mut first) = (weights.update(), self.first.trainable_mut());
         for piece in &self.pieces {
             let (s, at, shape) = (piece.stretch, &piece.at, piece.shape);
             let g = grads[s].part(at.clone(), shape);
             let w = weights[s].reborrow().part(at.clone(), shape);
+            let r = rounded.as_mut().map(|r| r[s].reborrow().part(at.clone(), shape));
             let m = first[s].reborrow().part(at.clone(), shape);
             match piece.rule {
                 Rule::AdamW { second, decay } => {
@@ -198,7 +203,7 @@ impl<D: Device> Optimizer<D> {
                         grad_scale,
                         ..self.adamw
                     };
-                    device.adamw(&a, g, w, m, self.second[second].view_mut());
+                    device.adamw(&a, g, w, m, self.second[second].view_mut(), r);
                 }
                 Rule::Muon => {
                     let muon = muon::Muon {
@@ -206,8 +211,9 @@ impl<D: Device> Optimizer<D> {
                         momentum: self.momentum,
                         weight_decay: self.weight_decay,
                         grad_scale,
+                        operands: self.operands,
                     };
-                    muon.step(device, g, w, m);
+                    muon.step(device, g, w, m, r);
                 }
             }
         }

@@ -6,7 +6,7 @@
 //! eq. 4) scale it by `0.2·√max(rows, columns)`, which gives updates the size of AdamW's, so that one learning rate and
 //! one weight decay serve both.
 
-use wudao_device::{Device, Gemm, Tensor, View, ViewMut};
+use wudao_device::{DType, Device, Gemm, Tensor, View, ViewMut};
 
 /// The iteration's coefficients, tuned by Jordan et al. for speed, not for exactness: singular values end between about
 /// 0.7 and 1.2.
@@ -14,10 +14,12 @@ const QUINTIC: [f64; 3] = [3.4445, -4.7750, 2.0315];
 /// Iterations.
 const ITERATIONS: usize = 5;
 
-/// Elements alive in a step on a matrix: two of its size and two small Gram matrices.
-pub(super) fn scratch([rows, cols]: [usize; 2]) -> usize {
+/// Most bytes alive in a step on a matrix: two operands of its size and two small Gram matrices or, before them, the
+/// momentum as it is kept and one operand.
+pub(super) fn scratch([rows, cols]: [usize; 2], operands: DType, kept: DType) -> usize {
     let n = rows.min(cols);
-    2 * rows * cols + 2 * n * n
+    let iterating = (2 * rows * cols + 2 * n * n) * operands.size();
+    iterating.max(rows * cols * (kept.size() + operands.size()))
 }
 
 /// Muon's step, everything but the state.
@@ -26,39 +28,54 @@ pub(super) struct Muon {
     pub momentum: f64,
     pub weight_decay: f64,
     pub grad_scale: f64,
+    /// The type that the iteration multiplies in.
+    pub operands: DType,
 }
 
 impl Muon {
-    /// One step on a matrix: weights `w` and momentum `m` in place.
-    pub fn step<D: Device>(&self, device: &D, g: View<D>, w: ViewMut<D>, mut m: ViewMut<D>) {
+    /// One step on a matrix: weights `w` and momentum `m` in place, and the weights' rounded copy if there is one.
+    pub fn step<D: Device>(
+        &self,
+        device: &D,
+        g: View<D>,
+        mut w: ViewMut<D>,
+        mut m: ViewMut<D>,
+        rounded: Option<ViewMut<D>>,
+    ) {
         let [rows, cols] = w.shape();
         device.axpby(self.grad_scale, g, self.momentum, m.reborrow());
         let mut u = Tensor::new(device, [rows, cols], m.dtype());
         device.axpby(self.momentum, m.as_view(), 0.0, u.view_mut());
         device.axpby(self.grad_scale, g, 1.0, u.view_mut());
-        let Some(o) = orthogonalize(device, u) else {
-            // An expert that never saw a token: nothing to do but to decay.
-            let zero = Tensor::zeros(device, [rows, cols], w.dtype());
-            return device.axpby(0.0, zero.view(), 1.0 - self.lr * self.weight_decay, w);
-        };
-        let size = 0.2 * (rows.max(cols) as f64).sqrt();
-        device.axpby(-self.lr * size, o.view(), 1.0 - self.lr * self.weight_decay, w);
+        let keep = 1.0 - self.lr * self.weight_decay;
+        match orthogonalize(device, u, self.operands) {
+            Some(o) => device.axpby(-self.lr * 0.2 * (rows.max(cols) as f64).sqrt(), o.view(), keep, w.reborrow()),
+            None => {
+                // An expert that never saw a token: nothing to do but to decay.
+                let zero = Tensor::zeros(device, [rows, cols], w.dtype());
+                device.axpby(0.0, zero.view(), keep, w.reborrow());
+            }
+        }
+        if let Some(rounded) = rounded {
+            device.copy(w.as_view(), rounded);
+        }
     }
 }
 
-/// The matrix with its singular values set to about one; `None` if it is zero.
-pub(super) fn orthogonalize<D: Device>(device: &D, mut x: Tensor<D>) -> Option<Tensor<D>> {
+/// The matrix with its singular values set to about one, multiplied in `dtype`; `None` if it is zero.
+pub(super) fn orthogonalize<D: Device>(device: &D, x: Tensor<D>, dtype: DType) -> Option<Tensor<D>> {
     let norm = device.sum_of_squares(x.view()).sqrt();
     if norm == 0.0 {
         return None;
     }
-    let ([rows, cols], dtype) = (x.shape(), x.dtype());
+    let [rows, cols] = x.shape();
     // The small Gram matrix is XXᵀ or XᵀX; the polynomial acts from that side.
     let tall = rows > cols;
     let n = rows.min(cols);
-    let mut next = Tensor::new(device, [rows, cols], dtype);
-    device.axpby(1.0 / norm, x.view(), 0.0, next.view_mut());
-    std::mem::swap(&mut x, &mut next);
+    let mut scaled = Tensor::new(device, [rows, cols], dtype);
+    device.axpby(1.0 / norm, x.view(), 0.0, scaled.view_mut());
+    drop(x);
+    let (mut x, mut next) = (scaled, Tensor::new(device, [rows, cols], dtype));
     let (mut gram, mut square) = (Tensor::new(device, [n, n], dtype), Tensor::new(device, [n, n], dtype));
     let [a, b, c] = QUINTIC;
     for _ in 0..ITERATIONS {
@@ -95,7 +112,7 @@ mod tests {
             (0..6).map(|i| (0..2).map(|k| s[k] * u[k][i / 2] * v[k][i % 2]).sum()).collect()
         };
         let x = Tensor::from_host(&cpu, [3, 2], &build([3.0, 1.0]));
-        let got = orthogonalize(&cpu, x).unwrap().view().to_f64(&cpu);
+        let got = orthogonalize(&cpu, x, DType::F64).unwrap().view().to_f64(&cpu);
         let norm = 10f64.sqrt();
         let expected = build([polynomial(3.0 / norm), polynomial(1.0 / norm)]);
         let bound = wudao_device::tolerance::of("gemm", wudao_device::DType::F64);
@@ -108,7 +125,7 @@ mod tests {
     fn zero_has_no_direction() {
         let cpu = Cpu::new(1);
         let zero = Tensor::from_host(&cpu, [2, 2], &[0.0f32; 4]);
-        assert!(orthogonalize(&cpu, zero).is_none());
+        assert!(orthogonalize(&cpu, zero, DType::F32).is_none());
     }
 
     proptest! {
@@ -121,7 +138,7 @@ mod tests {
             let x = Random(seed).values(rows * cols);
             let xt: Vec<f64> = (0..rows * cols).map(|i| x[i % rows * cols + i / rows]).collect();
             let of = |shape, x: &[f64]| {
-                orthogonalize(&cpu, Tensor::from_host(&cpu, shape, x)).unwrap().view().to_f64(&cpu)
+                orthogonalize(&cpu, Tensor::from_host(&cpu, shape, x), DType::F64).unwrap().view().to_f64(&cpu)
             };
             let (y, yt) = (of([rows, cols], &x), of([cols, rows], &xt));
             let bound = wudao_device::tolerance::of("ranks", wudao_device::DType::F64);
@@ -149,8 +166,8 @@ mod tests {
         let g = Tensor::from_host(&cpu, [rows, cols], &Random(3).values(rows * cols));
         let mut w = Tensor::zeros(&cpu, [rows, cols], wudao_device::DType::F64);
         let mut m = Tensor::zeros(&cpu, [rows, cols], wudao_device::DType::F64);
-        let muon = Muon { lr: 0.01, momentum: 0.95, weight_decay: 0.1, grad_scale: 1.0 };
-        muon.step(&cpu, g.view(), w.view_mut(), m.view_mut());
+        let muon = Muon { lr: 0.01, momentum: 0.95, weight_decay: 0.1, grad_scale: 1.0, operands: DType::F64 };
+        muon.step(&cpu, g.view(), w.view_mut(), m.view_mut(), None);
         let rms = (cpu.sum_of_squares(w.view()) / (rows * cols) as f64).sqrt();
         assert!((0.1..0.3).contains(&(rms / 0.01)), "{}", rms / 0.01);
     }

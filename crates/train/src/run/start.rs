@@ -1,6 +1,6 @@
 //! From a job to a run: every check that can be made before the first step, and what it begins with.
 
-use super::{AnyDocuments, DTYPE, Data, Files, Init, Job, Run, agree, pace};
+use super::{AnyDocuments, Data, Files, Init, Job, KEPT, Run, agree, pace};
 use crate::checkpoint::{self, Broken, FORMAT_VERSION, Found, OPTIMIZER, State, Writer};
 use crate::error::{Difference, TrainError};
 use crate::estimate;
@@ -30,9 +30,10 @@ impl<'a, D: Device> Run<'a, D> {
         let begin = Instant::now();
         let (comm, settings, config) = (job.comm, job.settings, job.config);
         let accumulation = check(job)?;
+        let operands = settings.dtype.operands();
         let estimate = match job.available_memory {
-            Some(bytes) => estimate::check(config, settings, comm.size(), DTYPE, bytes)?,
-            None => estimate::estimate(config, settings, comm.size(), DTYPE)?,
+            Some(bytes) => estimate::check(config, settings, comm.size(), operands, bytes)?,
+            None => estimate::estimate(config, settings, comm.size(), operands)?,
         };
         let (lock, found) = agree(comm, take_folder(job, observer))?;
         let found = share(job, found)?;
@@ -48,7 +49,7 @@ impl<'a, D: Device> Run<'a, D> {
         let train: AnyDocuments<'a> = job.data.train;
         let mut stream = TrainStream::new(train, layout, settings.seed)?;
         let held_out = Subset::new(job.data.validation, settings.eval_tokens);
-        let mut learner = Learner::new(job.device, comm, config, settings, DTYPE)?;
+        let mut learner = Learner::new(job.device, comm, config, settings, operands)?;
         let state = match &found {
             Some(found) => {
                 let loaded = stream.seek(found.state.cursor).map_err(TrainError::from);
@@ -285,7 +286,7 @@ fn same_settings(found: &Found, settings: &TrainSettings) -> Result<(), TrainErr
 /// The checkpoint's model must be the configured one, as far as a `config.json` tells.
 fn same_model(found: &Found, config: &Config) -> Result<(), TrainError> {
     let then = weights::read_config(&found.path)?;
-    let now = Config::from_json(config.to_json(DTYPE).as_bytes())?;
+    let now = Config::from_json(config.to_json(KEPT).as_bytes())?;
     if then == now {
         return Ok(());
     }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::settings::OptimizerKind;
+use crate::settings::{OptimizerKind, Recompute};
 use crate::testing::{batches, documents, tiny_dense, tiny_moe, tiny_settings, tiny_softmax};
 use std::thread;
 use wudao_comm::{Solo, Threads};
