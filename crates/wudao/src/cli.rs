@@ -24,6 +24,9 @@ pub struct Cli {
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     #[arg(help_heading = "Output")]
     pub threads: Option<u16>,
+    /// Keep each thread on a processor of its own.
+    #[arg(long, global = true, help_heading = "Output")]
+    pub pin_threads: bool,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,

@@ -49,6 +49,11 @@ impl Cpu {
         Cpu { pool: Arc::new(Pool::new(threads)), memory: Memory::default() }
     }
 
+    /// As [`Cpu::new`], each thread on a processor of its own: see [`Pool::pinned`].
+    pub fn pinned(threads: usize) -> Self {
+        Cpu { pool: Arc::new(Pool::pinned(threads)), memory: Memory::default() }
+    }
+
     /// The threads, for work that is not a kernel.
     pub fn pool(&self) -> &Pool {
         &self.pool
