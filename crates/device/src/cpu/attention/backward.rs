@@ -40,7 +40,7 @@ struct Task {
 }
 
 /// Gradient of [`super::attention`] with respect to the fused projection.
-pub(crate) fn attention_backward<R: Real + GemmScalar<Sum = R>>(
+pub(crate) fn attention_backward<R: Real + GemmScalar>(
     cx: Context<R>,
     heads: Heads,
     scale: f64,
@@ -53,7 +53,7 @@ pub(crate) fn attention_backward<R: Real + GemmScalar<Sum = R>>(
     run(&call, segments, dqkv);
 }
 
-fn run<R: Real + GemmScalar<Sum = R>>(call: &Call<R>, segments: &[u32], dqkv: &mut [R]) {
+fn run<R: Real + GemmScalar>(call: &Call<R>, segments: &[u32], dqkv: &mut [R]) {
     let Heads { q, dim, .. } = call.heads;
     let (width, wide) = (call.heads.width(), q * dim);
     let (mut tasks, mut added, mut aside_len) = (Vec::new(), Vec::new(), 0);
@@ -87,7 +87,7 @@ fn run<R: Real + GemmScalar<Sum = R>>(call: &Call<R>, segments: &[u32], dqkv: &m
     }
 }
 
-fn compute<'a, R: Real + GemmScalar<Sum = R>>(
+fn compute<'a, R: Real + GemmScalar>(
     call: &Call<'a, R>,
     task: &Task,
     dqkv: &Scattered<R>,
@@ -184,7 +184,7 @@ struct Packed<R: GemmScalar> {
     d: Scratch<R>,
 }
 
-impl<R: Real + GemmScalar<Sum = R>> Packed<R> {
+impl<R: Real + GemmScalar> Packed<R> {
     fn new(Context { memory, micro, .. }: Context<R>, n: usize, dim: usize) -> Self {
         let by_row = || Scratch::new(memory, n.next_multiple_of(micro.rows()) * dim);
         let by_column = || Scratch::new(memory, dim.next_multiple_of(micro.rows()) * n);

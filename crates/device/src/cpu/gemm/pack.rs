@@ -5,12 +5,13 @@
 //! or steps. Operands come either with the lanes of a step adjacent in memory, which is a copy, or with the steps of a
 //! lane adjacent, which is a transposition. An operand of the type's other type is converted on the way.
 
-use super::kernel::{Data, GemmScalar};
+use super::kernel::{Data, GemmScalar, Rows};
+use half::bf16;
 use std::ops::Range;
 
 /// An operand: a row-major matrix, and which of its directions is k.
-pub(super) struct Side<'a, T: GemmScalar> {
-    pub data: Data<'a, T>,
+pub(super) struct Side<'a, R> {
+    pub data: Data<'a, R>,
     /// Elements from one row to the next: the matrix's columns.
     pub pitch: usize,
     pub rows: usize,
@@ -18,14 +19,14 @@ pub(super) struct Side<'a, T: GemmScalar> {
     pub lanes_adjacent: bool,
 }
 
-impl<T: GemmScalar> Side<'_, T> {
+impl<R> Side<'_, R> {
     /// Asks for part `part` of `parts` of a panel to be brought into the second cache, for packing it soon.
     pub fn prefetch(&self, lanes: Range<usize>, steps: Range<usize>, part: usize, parts: usize) {
         let (rows, cols) = if self.lanes_adjacent { (steps, lanes) } else { (lanes, steps) };
         let share = |i: usize| rows.start + rows.len() * i / parts;
         let (address, size) = match self.data {
-            Data::Own(x) => (x.as_ptr().cast::<u8>(), size_of::<T>()),
-            Data::Other(x) => (x.as_ptr().cast(), size_of::<T::Other>()),
+            Data::Real(x) => (x.as_ptr().cast::<u8>(), size_of::<R>()),
+            Data::Bf16(x) => (x.as_ptr().cast(), size_of::<bf16>()),
         };
         for row in share(part)..share(part + 1) {
             let start = row * self.pitch;
@@ -33,6 +34,18 @@ impl<T: GemmScalar> Side<'_, T> {
                 fetch(address.wrapping_add(at * size));
             }
         }
+    }
+
+    /// These rows as they are, if the micro-kernel can read them so: groups lie together, and lines of neighbouring rows
+    /// do not all compete for the same places of the first cache.
+    pub fn rows_in_place<T: GemmScalar<Real = R>>(&self, first: usize, steps: &Range<usize>) -> Option<Rows<'_, T>>
+    where
+        R: Copy,
+    {
+        let data = T::own(self.data)?;
+        let apart = !(self.pitch * size_of::<T>()).is_multiple_of(4096);
+        let fits = !self.lanes_adjacent && steps.len().is_multiple_of(T::GROUP) && apart;
+        fits.then(|| Rows { data: &data[first * self.pitch + steps.start..], row: self.pitch, group: T::GROUP })
     }
 
     pub fn lanes(&self) -> usize {
@@ -58,21 +71,22 @@ fn fetch<T>(address: *const T) {
 /// Packs the panel of `W` lanes that begins with `lanes`, in groups of `G` steps.
 #[inline(always)]
 pub(super) fn pack<T: GemmScalar, const W: usize, const G: usize>(
-    side: &Side<T>,
+    side: &Side<T::Real>,
     lanes: Range<usize>,
     steps: Range<usize>,
     panel: &mut [T],
 ) {
-    match side.data {
-        Data::Own(x) => pack_as::<T, T, W, G>(side, x, |x| x, lanes, steps, panel),
-        Data::Other(x) => pack_as::<T, T::Other, W, G>(side, x, T::convert, lanes, steps, panel),
+    match (T::own(side.data), side.data) {
+        (Some(x), _) => pack_as::<T, T, W, G>(side, x, |x| x, lanes, steps, panel),
+        (None, Data::Real(x)) => pack_as::<T, T::Real, W, G>(side, x, T::narrow, lanes, steps, panel),
+        (None, Data::Bf16(x)) => pack_as::<T, bf16, W, G>(side, x, T::from_bf16, lanes, steps, panel),
     }
 }
 
 /// For any machine: the compiler vectorises the copies.
 #[inline(always)]
 fn pack_as<T: GemmScalar, X: Copy, const W: usize, const G: usize>(
-    side: &Side<T>,
+    side: &Side<T::Real>,
     data: &[X],
     convert: impl Fn(X) -> T,
     lanes: Range<usize>,

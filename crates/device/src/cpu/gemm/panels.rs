@@ -3,7 +3,7 @@
 //! Attention is such a kernel: the tile of scores that one product leaves in the first cache is the packed operand of the
 //! next one, so nothing but the outermost operands is ever packed.
 
-use super::kernel::{GemmScalar, Kernel, Source};
+use super::kernel::{GemmScalar, Kernel, Rows};
 use super::pack::Side;
 use super::pieces;
 use std::ops::Range;
@@ -19,11 +19,8 @@ pub(in crate::cpu) struct Operand<'a, T> {
     pub lanes_adjacent: bool,
 }
 
-impl<'a, X> Operand<'a, X> {
-    fn side<T: GemmScalar>(&self) -> Side<'a, T>
-    where
-        X: Source<T>,
-    {
+impl<'a, X: GemmScalar> Operand<'a, X> {
+    fn side(&self) -> Side<'a, X::Real> {
         let rows = self.data.len() / self.pitch;
         Side { data: X::data(self.data), pitch: self.pitch, rows, lanes_adjacent: self.lanes_adjacent }
     }
@@ -68,7 +65,7 @@ impl<T: GemmScalar> Micro<T> {
 
     /// Packs `lanes` as rows of A: panels of [`Micro::rows`] lanes (zeros after the last lane), one after another. The
     /// operand is of the panels' type, or one that is converted to it (sums of bf16 products are rounded).
-    pub fn pack_rows<X: Source<T>>(&self, x: Operand<X>, lanes: Range<usize>, steps: Range<usize>, panels: &mut [T]) {
+    pub fn pack_rows<X: GemmScalar<Real = T::Real>>(&self, x: Operand<X>, lanes: Range<usize>, steps: Range<usize>, panels: &mut [T]) {
         let (side, size) = (x.side(), Self::panel(self.rows(), steps.len()));
         for (i, lanes) in pieces(lanes, self.rows()).enumerate() {
             self.0.pack_rows(&side, lanes, steps.clone(), &mut panels[i * size..(i + 1) * size]);
@@ -78,7 +75,7 @@ impl<T: GemmScalar> Micro<T> {
     /// Packs up to [`Micro::cols`] lanes as the columns of one panel of B, with zeros after the last lane. In bf16 the
     /// panel holds pairs: lane l of step s is element `(s / 2 · cols + l)·2 + s mod 2`, and zero for a step that makes
     /// up the last pair.
-    pub fn pack_cols<X: Source<T>>(&self, x: Operand<X>, lanes: Range<usize>, steps: Range<usize>, panel: &mut [T]) {
+    pub fn pack_cols<X: GemmScalar<Real = T::Real>>(&self, x: Operand<X>, lanes: Range<usize>, steps: Range<usize>, panel: &mut [T]) {
         let size = Self::panel(self.cols(), steps.len());
         self.0.pack_cols(&x.side(), lanes, steps, &mut panel[..size]);
     }
@@ -92,7 +89,7 @@ impl<T: GemmScalar> Micro<T> {
         a: &[T],
         panel: usize,
         b: &[T],
-        c: &mut [T::Sum],
+        c: &mut [T::Real],
         pitch: usize,
         accumulate: bool,
     ) {
@@ -101,7 +98,7 @@ impl<T: GemmScalar> Micro<T> {
             // SAFETY: rows `rows` of C are inside the slice, as asserted, and it is borrowed exclusively.
             unsafe {
                 let c = c.as_mut_ptr().add(rows.start * pitch);
-                self.0.tile([rows.len(), n, k], &a[i * panel..], b, c, pitch, accumulate);
+                self.0.tile([rows.len(), n, k], Rows::packed(&a[i * panel..], self.rows()), b, c, pitch, accumulate);
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Micro-kernels for x86-64, one text for every vector type: a tile of `ROWS` rows by two vectors.
+//! Micro-kernels for x86-64, one text for every vector type: a tile of `ROWS` rows by two vectors, or by one.
 //!
 //! AVX-512 has 32 registers: 14 rows × 2 vectors of sums, 2 of B, 1 of A. AVX2 has 16: 6 × 2, 2, 1. Panels of bf16 hold
 //! pairs, and a lane of a vector is a pair. `vdpbf16ps` adds the product of the second of a pair, rounds, and adds that of
@@ -6,6 +6,7 @@
 //! missing we use them, with more registers for the halves, and the bits are the same. (But for numbers
 //! below 2⁻¹²⁶: the instruction takes them as zero and writes them as zero.)
 
+use crate::cpu::real::Stored;
 use half::bf16;
 use std::arch::x86_64::*;
 
@@ -13,12 +14,14 @@ macro_rules! kernel {
     (
         $module:ident, $name:literal, [$($feature:tt)+], $t:ty, group $group:literal,
         panels $splat:path, $load:path, $fma:path, $pack:ident,
-        sums $sum:ty, $lanes:literal, $zero:ident, $load_sums:ident, $store:ident, $add:ident,
+        sums $sum:ty, $vector:ty, $lanes:literal, $zero:ident, $load_sums:ident, $store:ident, $add:ident,
+        put $put:ident: $target:path, $rounded:expr,
         $rows:literal: $($r:literal)+
     ) => {
         pub(super) mod $module {
-            use super::super::kernel::Kernel;
+            use super::super::kernel::{Kernel, Rows};
             use super::super::pack::Side;
+            use super::super::put;
             use super::*;
             use std::ops::Range;
 
@@ -32,11 +35,13 @@ macro_rules! kernel {
                 pack_rows: pack_panel::<$rows>,
                 pack_cols: pack_panel::<COLS>,
                 tile,
+                put: put_tile::<$sum>,
+                put_rounded: $rounded,
             };
 
             $(#[target_feature(enable = $feature)])+
             unsafe fn pack_panel<const W: usize>(
-                side: &Side<$t>,
+                side: &Side<$sum>,
                 lanes: Range<usize>,
                 steps: Range<usize>,
                 panel: &mut [$t],
@@ -44,9 +49,22 @@ macro_rules! kernel {
                 super::super::$pack::pack::<$t, W, GROUP>(side, lanes, steps, panel);
             }
 
+            $(#[target_feature(enable = $feature)])+
+            unsafe fn put_tile<C: $target>(
+                sums: *const $sum,
+                size: [usize; 2],
+                turned: bool,
+                c: *mut C,
+                pitch: usize,
+                accumulate: bool,
+            ) {
+                // SAFETY: passed on from the caller.
+                unsafe { put::$put::<C, COLS>(sums, size, turned, c, pitch, accumulate) }
+            }
+
             unsafe fn tile(
                 size: [usize; 3],
-                a: *const $t,
+                a: Rows<$t>,
                 b: *const $t,
                 c: *mut $sum,
                 pitch: usize,
@@ -54,61 +72,83 @@ macro_rules! kernel {
             ) {
                 // SAFETY: passed on from the caller.
                 unsafe {
-                    match size[0] {
-                        $($r => tile_of::<$r>(size, a, b, c, pitch, accumulate),)+
-                        rows => unreachable!("a tile of {rows} rows"),
+                    match (size[0], size[1] <= $lanes) {
+                        $(($r, false) => tile_of::<$r, 2>(size, a, b, c, pitch, accumulate),)+
+                        $(($r, true) => tile_of::<$r, 1>(size, a, b, c, pitch, accumulate),)+
+                        (rows, _) => unreachable!("a tile of {rows} rows"),
                     }
                 }
             }
 
-            /// A tile of exactly `R` rows.
+            /// A tile of exactly `R` rows by `V` vectors.
             $(#[target_feature(enable = $feature)])+
-            unsafe fn tile_of<const R: usize>(
+            unsafe fn tile_of<const R: usize, const V: usize>(
                 [_, cols, steps]: [usize; 3],
-                mut a: *const $t,
+                a: Rows<$t>,
                 mut b: *const $t,
                 c: *mut $sum,
                 pitch: usize,
                 accumulate: bool,
             ) {
-                let mut sums = [[$zero(); 2]; R];
-                // SAFETY: the caller answers for panels of `steps` steps and for C; a prefetch never faults.
+                let mut sums = [[$zero(); V]; R];
+                // Addresses of every third row: the others are a row and two rows on.
+                let mut thirds: [_; $rows / 3 + 1] = std::array::from_fn(|i| a.data.as_ptr().wrapping_add(3 * i * a.row));
+                // SAFETY: the caller answers for rows of A and a panel of B of `steps` steps, and for C; a prefetch never
+                // faults.
                 unsafe {
                     for i in 0..R {
                         let row = c.wrapping_add(i * pitch);
                         _mm_prefetch::<_MM_HINT_T0>(row.cast());
-                        _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(COLS - 1).cast());
+                        _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(cols - 1).cast());
                     }
                     for _ in 0..steps.div_ceil(GROUP) {
-                        let (b0, b1) = ($load(b), $load(b.add($lanes * GROUP)));
-                        for (i, [s0, s1]) in sums.iter_mut().enumerate() {
-                            let x = $splat(a.add(i * GROUP));
-                            *s0 = $fma(x, b0, *s0);
-                            *s1 = $fma(x, b1, *s1);
+                        let b_vectors: [_; V] = std::array::from_fn(|v| $load(b.add(v * $lanes * GROUP)));
+                        // Written out, row by row: left to itself, the compiler may keep a loop, and the sums in memory.
+                        $(if $r <= R {
+                            let x = $splat(thirds[($r - 1) / 3].add(($r - 1) % 3 * a.row));
+                            for (sum, b) in sums[$r - 1].iter_mut().zip(b_vectors) {
+                                *sum = $fma(x, b, *sum);
+                            }
+                        })+
+                        for address in &mut thirds {
+                            *address = address.wrapping_add(a.group);
                         }
-                        a = a.add($rows * GROUP);
                         b = b.add(COLS * GROUP);
                     }
-                    if cols == COLS {
-                        for (i, [s0, s1]) in sums.into_iter().enumerate() {
-                            let row = c.add(i * pitch);
-                            let (s0, s1) = if accumulate {
-                                ($add($load_sums(row), s0), $add($load_sums(row.add($lanes)), s1))
-                            } else {
-                                (s0, s1)
-                            };
-                            $store(row, s0);
-                            $store(row.add($lanes), s1);
-                        }
-                    } else {
-                        for (i, [s0, s1]) in sums.into_iter().enumerate() {
-                            let mut sums = [0.0; COLS];
-                            $store(sums.as_mut_ptr(), s0);
-                            $store(sums.as_mut_ptr().add($lanes), s1);
-                            let row = std::slice::from_raw_parts_mut(c.add(i * pitch), cols);
-                            for (c, s) in row.iter_mut().zip(sums) {
-                                *c = if accumulate { *c + s } else { s };
+                    if cols == V * $lanes {
+                        $(if $r <= R {
+                            let c = c.add(($r - 1) * pitch);
+                            for (v, &sum) in sums[$r - 1].iter().enumerate() {
+                                let c = c.add(v * $lanes);
+                                $store(c, if accumulate { $add($load_sums(c), sum) } else { sum });
                             }
+                        })+
+                    } else {
+                        part_of_rows(sums, cols, c, pitch, accumulate);
+                    }
+                }
+            }
+
+            /// Writes the first `cols` sums of every row.
+            #[inline(never)]
+            $(#[target_feature(enable = $feature)])+
+            unsafe fn part_of_rows<const R: usize, const V: usize>(
+                sums: [[$vector; V]; R],
+                cols: usize,
+                c: *mut $sum,
+                pitch: usize,
+                accumulate: bool,
+            ) {
+                for (i, sums) in sums.into_iter().enumerate() {
+                    // SAFETY: the caller owns these elements of C.
+                    unsafe {
+                        let mut row = [0.0; COLS];
+                        for (v, sum) in sums.into_iter().enumerate() {
+                            $store(row.as_mut_ptr().add(v * $lanes), sum);
+                        }
+                        let c = std::slice::from_raw_parts_mut(c.add(i * pitch), cols);
+                        for (c, sum) in c.iter_mut().zip(row) {
+                            *c = if accumulate { *c + sum } else { sum };
                         }
                     }
                 }
@@ -120,43 +160,50 @@ macro_rules! kernel {
 kernel!(
     f32_avx512, "avx512", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "fma"], f32, group 1,
     panels splat::f32_512, _mm512_loadu_ps, _mm512_fmadd_ps, transpose,
-    sums f32, 16, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps,
+    sums f32, __m512, 16, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps,
+    put put_512: put::Lanes, Some(put_tile::<bf16>),
     14: 1 2 3 4 5 6 7 8 9 10 11 12 13 14
 );
 kernel!(
     f64_avx512, "avx512", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "fma"], f64, group 1,
     panels splat::f64_512, _mm512_loadu_pd, _mm512_fmadd_pd, pack,
-    sums f64, 8, _mm512_setzero_pd, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_add_pd,
+    sums f64, __m512d, 8, _mm512_setzero_pd, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_add_pd,
+    put put: Stored<Real = f64>, None,
     14: 1 2 3 4 5 6 7 8 9 10 11 12 13 14
 );
 kernel!(
     bf16_avx512_bf16, "avx512_bf16", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "avx512bf16"], bf16, group 2,
     panels splat::pairs_512, pairs::load_512, pairs::dot_bf16, transpose,
-    sums f32, 16, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps,
+    sums f32, __m512, 16, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps,
+    put put_512: put::Lanes, Some(put_tile::<bf16>),
     14: 1 2 3 4 5 6 7 8 9 10 11 12 13 14
 );
 kernel!(
     bf16_avx512, "avx512", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "fma"], bf16, group 2,
     panels splat::pairs_512, pairs::load_512, pairs::dot_512, transpose,
-    sums f32, 16, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps,
+    sums f32, __m512, 16, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps,
+    put put_512: put::Lanes, Some(put_tile::<bf16>),
     12: 1 2 3 4 5 6 7 8 9 10 11 12
 );
 kernel!(
     f32_avx2, "avx2", ["avx2" "fma"], f32, group 1,
     panels splat::f32_256, _mm256_loadu_ps, _mm256_fmadd_ps, pack,
-    sums f32, 8, _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps,
+    sums f32, __m256, 8, _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps,
+    put put: Stored<Real = f32>, Some(put_tile::<bf16>),
     6: 1 2 3 4 5 6
 );
 kernel!(
     f64_avx2, "avx2", ["avx2" "fma"], f64, group 1,
     panels splat::f64_256, _mm256_loadu_pd, _mm256_fmadd_pd, pack,
-    sums f64, 4, _mm256_setzero_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_add_pd,
+    sums f64, __m256d, 4, _mm256_setzero_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_add_pd,
+    put put: Stored<Real = f64>, None,
     6: 1 2 3 4 5 6
 );
 kernel!(
     bf16_avx2, "avx2", ["avx2" "fma"], bf16, group 2,
     panels splat::pairs_256, pairs::load_256, pairs::dot_256, pack,
-    sums f32, 8, _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps,
+    sums f32, __m256, 8, _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps,
+    put put: Stored<Real = f32>, Some(put_tile::<bf16>),
     4: 1 2 3 4
 );
 
