@@ -27,7 +27,7 @@ mod testing;
 
 use crate::{AdamW, DType, Device, Element, Fault, Gemm, Heads, IGNORE, Routing, Score, View, ViewMut};
 use attention::Context;
-use gemm::{Mat, MatMut};
+use gemm::{Data, Mat, MatMut};
 use half::bf16;
 pub(crate) use memory::class as size_class;
 use memory::{Block, Memory};
@@ -88,10 +88,11 @@ fn slice_mut<'a, T: Element>(x: ViewMut<'a, Cpu>) -> &'a mut [T] {
     unsafe { std::slice::from_raw_parts_mut(x.ptr().0.cast(), x.len()) }
 }
 
-/// A view as a matrix to multiply.
-fn mat<'a, T: Element>(x: View<'a, Cpu>) -> Mat<'a, T> {
+/// A view as a matrix to multiply, of bf16 or of the type that products are summed in.
+fn mat<'a, R: Real>(x: View<'a, Cpu>) -> Mat<'a, R> {
     let [rows, cols] = x.shape();
-    Mat::new(slice(x), rows, cols)
+    let data = if x.dtype() == DType::Bf16 { Data::Bf16(slice(x)) } else { Data::Real(slice(x)) };
+    Mat::new(data, rows, cols)
 }
 
 /// An exclusive view as a matrix to write a product to.
@@ -126,6 +127,29 @@ macro_rules! by_stored {
                 $body
             }
             real => by_dtype!(real, $A => $body),
+        }
+    };
+}
+
+/// Runs `$body` with `$T` the type that two operands are multiplied in, and `$C` the type of the result.
+macro_rules! by_product {
+    (@ $t:ty, $c:ty, $T:ident, $C:ident => $body:expr) => {{
+        type $T = $t;
+        type $C = $c;
+        $body
+    }};
+    ($a:expr, $b:expr, $c:expr, $T:ident, $C:ident => $body:expr) => {
+        match ($a, $b, $c) {
+            (DType::Bf16, DType::Bf16, DType::Bf16) => by_product!(@ bf16, bf16, $T, $C => $body),
+            (DType::Bf16, DType::Bf16, DType::F32) => by_product!(@ bf16, f32, $T, $C => $body),
+            (DType::F32, DType::F32 | DType::Bf16, DType::Bf16) | (DType::Bf16, DType::F32, DType::Bf16) => {
+                by_product!(@ f32, bf16, $T, $C => $body)
+            }
+            (DType::F32, DType::F32 | DType::Bf16, DType::F32) | (DType::Bf16, DType::F32, DType::F32) => {
+                by_product!(@ f32, f32, $T, $C => $body)
+            }
+            (DType::F64, DType::F64, DType::F64) => by_product!(@ f64, f64, $T, $C => $body),
+            other => panic!("no product of types {other:?}"),
         }
     };
 }
@@ -222,18 +246,22 @@ impl Device for Cpu {
     }
 
     fn gemm(&self, g: Gemm, a: View<Self>, b: View<Self>, c: ViewMut<Self>) {
-        by_dtype!(c.dtype(), R => gemm::gemm::<R>(&self.pool, g, mat(a), mat(b), mat_mut(c)))
+        by_product!(a.dtype(), b.dtype(), c.dtype(), T, C =>
+            gemm::gemm::<T, C>(&self.pool, g, mat(a), mat(b), mat_mut(c)))
     }
     fn gemm_bands(&self, g: Gemm, bands: &[Range<usize>], a: View<Self>, b: &[View<Self>], c: ViewMut<Self>) {
-        by_dtype!(c.dtype(), R => {
-            let b: Vec<Mat<R>> = b.iter().map(|b| mat(*b)).collect();
-            gemm::gemm_bands::<R>(&self.pool, g, bands, mat(a), &b, mat_mut(c))
+        let dtype = b.first().map_or(a.dtype(), View::dtype);
+        assert!(b.iter().all(|b| b.dtype() == dtype), "dtypes of B");
+        by_product!(a.dtype(), dtype, c.dtype(), T, C => {
+            let b: Vec<_> = b.iter().map(|b| mat(*b)).collect();
+            gemm::gemm_bands::<T, C>(&self.pool, g, bands, mat(a), &b, mat_mut(c))
         })
     }
     fn gemm_bands_outer(&self, bands: &[Range<usize>], a: View<Self>, b: View<Self>, acc_c: Vec<ViewMut<Self>>) {
-        by_dtype!(a.dtype(), R => {
-            let c: Vec<MatMut<R>> = acc_c.into_iter().map(mat_mut).collect();
-            gemm::gemm_bands_outer::<R>(&self.pool, bands, mat(a), mat(b), c)
+        let dtype = acc_c.first().map_or(a.dtype(), ViewMut::dtype);
+        by_product!(a.dtype(), b.dtype(), dtype, T, C => {
+            let c: Vec<MatMut<C>> = acc_c.into_iter().map(mat_mut).collect();
+            gemm::gemm_bands_outer::<T, C>(&self.pool, bands, mat(a), mat(b), c)
         })
     }
 

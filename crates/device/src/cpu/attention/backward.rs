@@ -19,7 +19,7 @@ use std::ops::Range;
 const CHUNK: usize = 1024;
 
 /// The operands of the whole call.
-struct Call<'a, R: 'static> {
+struct Call<'a, R: GemmScalar> {
     cx: Context<'a, R>,
     heads: Heads,
     scale: R,
@@ -87,7 +87,12 @@ fn run<R: Real + GemmScalar>(call: &Call<R>, segments: &[u32], dqkv: &mut [R]) {
     }
 }
 
-fn compute<'a, R: Real + GemmScalar>(call: &Call<'a, R>, task: &Task, dqkv: &Scattered<R>, aside: &Scattered<R>) {
+fn compute<'a, R: Real + GemmScalar>(
+    call: &Call<'a, R>,
+    task: &Task,
+    dqkv: &Scattered<R>,
+    aside: &Scattered<R>,
+) {
     let (Context { memory, micro, .. }, heads) = (call.cx, call.heads);
     let (mr, nr, dim, block) = (micro.rows(), micro.cols(), heads.dim, block(micro.rows()));
     let (width, wide, group) = (heads.width(), heads.q * dim, heads.q / heads.kv);
@@ -169,7 +174,7 @@ fn compute<'a, R: Real + GemmScalar>(call: &Call<'a, R>, task: &Task, dqkv: &Sca
 }
 
 /// A head's queries and output gradients as left operands, both ways round, and what the softmax needs of each row.
-struct Packed<R: 'static> {
+struct Packed<R: GemmScalar> {
     micro: Micro<R>,
     queries: Scratch<R>,
     douts: Scratch<R>,
