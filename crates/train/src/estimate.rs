@@ -40,7 +40,8 @@ impl Estimate {
         weights + gradients + optimizer + activations + rope + snapshot
     }
 
-    fn parts(&self) -> [(&'static str, u64); 6] {
+    /// Its parts by name.
+    pub fn parts(&self) -> [(&'static str, u64); 6] {
         let Estimate { weights, gradients, optimizer, activations, rope, snapshot } = *self;
         [
             ("weights", weights),

@@ -6,6 +6,7 @@
 use super::Context;
 use crate::error::Advice;
 use crate::printer::{bytes, columns, grouped, short};
+use crate::settings::SettingsArgs;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -20,22 +21,26 @@ use wudao_train::checkpoint::{self, CheckpointError, State};
 
 /// Arguments of `wudao inspect`.
 #[derive(clap::Args, Debug)]
-#[command(after_help = "Examples:\n  wudao inspect runs/quickstart\n  wudao inspect data --json")]
+#[command(after_help = "Examples:\n  wudao inspect runs/quickstart\n  wudao inspect data --json\n  \
+    wudao inspect --preset small --set train.dtype=bf16")]
 pub struct Args {
-    /// A checkpoint, run, data set or tokenizer folder, a tokenizer.json or a .safetensors file.
-    #[arg(value_name = "PATH")]
-    path: PathBuf,
+    /// A checkpoint, run, data set or tokenizer folder, a tokenizer.json or a .safetensors file. Without it, a run before
+    /// it starts: its size, its memory, and what each way of recomputation costs.
+    #[arg(value_name = "PATH", required_unless_present_any = ["config", "preset", "set"])]
+    path: Option<PathBuf>,
     /// Do not read everything to compare checksums.
     #[arg(long)]
     no_verify: bool,
     /// Print it as JSON.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    settings: SettingsArgs,
 }
 
 /// Shows what is at the path.
 pub fn run(args: Args, cx: &Context) -> anyhow::Result<()> {
-    let path = &args.path;
+    let Some(path) = &args.path else { return super::plan::run(&args.settings, args.json, cx) };
     let shown = Shown::read(path, !args.no_verify)?;
     if args.json {
         cx.printer.json(&shown.json(path)?)?;
@@ -92,7 +97,7 @@ impl Found {
 /// What was found.
 enum Shown {
     Data(Summary),
-    Run(Run),
+    Run(Box<Run>),
     Checkpoint(Box<Checkpoint>),
     Tokenizer(TokenizerSummary),
     Weights(Vec<TensorInfo>),
@@ -102,7 +107,7 @@ impl Shown {
     fn read(path: &Path, verify: bool) -> anyhow::Result<Shown> {
         Ok(match Found::at(path)? {
             Found::Data => Shown::Data(Summary::read(path, verify)?),
-            Found::Run => Shown::Run(Run::read(path, verify)?),
+            Found::Run => Shown::Run(Box::new(Run::read(path, verify)?)),
             Found::Checkpoint => Shown::Checkpoint(Checkpoint::read(path, verify)?.into()),
             Found::Tokenizer => Shown::Tokenizer(Tokenizer::load(path)?.summary()),
             Found::Weights => Shown::Weights(weights::tensors(path)?),

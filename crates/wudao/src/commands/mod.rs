@@ -5,6 +5,7 @@ pub mod completions;
 pub mod eval;
 pub mod generate;
 pub mod inspect;
+pub mod plan;
 pub mod prepare;
 pub mod quickstart;
 pub mod texts;
