@@ -78,8 +78,6 @@ pub const TABLE: &[Row] = &[
     row("adamw", DType::F64, 1e-12, 1e-13, "the same formula in another order"),
 
     row("gradient", DType::F64, 1e-6, 0.0, "central differences of fourth order, step 1e-4: roundoff ~1e-11 of the loss"),
-    row("mixed losses", DType::Bf16, 2e-2, 2e-2, "operands of 8 bits through a few layers: each activation off by up to 2^-8"),
-    row("mixed gradients", DType::Bf16, 5e-2, 0.0, "as the losses, twice the depth; of a whole parameter's gradient"),
     row("golden logits", DType::F32, 1e-4, 1e-5, "a few layers of f32 in another order than PyTorch's"),
     row("golden gradients", DType::F32, 1e-3, 1e-5, "as the logits, twice the depth, and sums with cancellation"),
     row("golden losses", DType::F32, 1e-4, 0.0, "ten AdamW steps: the first divide each gradient by its own size, noise included"),

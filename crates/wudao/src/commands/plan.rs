@@ -4,6 +4,7 @@ use super::Context;
 use crate::printer::{bytes, columns, short};
 use crate::settings::{self, Origin, SettingsArgs};
 use serde::Serialize;
+use wudao_device::DType;
 use wudao_model::Config;
 use wudao_model::counts::Counts;
 use wudao_train::TrainSettings;
@@ -37,7 +38,7 @@ pub fn run(args: &SettingsArgs, json: bool, cx: &Context) -> anyhow::Result<()> 
     train.check()?;
 
     let counts = Counts::of(&config);
-    let operands = train.dtype.operands();
+    let operands = DType::F32;
     let memory = estimate::estimate(&config, &train, 1, operands)?;
     let plan = Plan {
         parameters: counts.params.total(),

@@ -87,12 +87,7 @@ fn run<R: Real + GemmScalar>(call: &Call<R>, segments: &[u32], dqkv: &mut [R]) {
     }
 }
 
-fn compute<'a, R: Real + GemmScalar>(
-    call: &Call<'a, R>,
-    task: &Task,
-    dqkv: &Scattered<R>,
-    aside: &Scattered<R>,
-) {
+fn compute<'a, R: Real + GemmScalar>(call: &Call<'a, R>, task: &Task, dqkv: &Scattered<R>, aside: &Scattered<R>) {
     let (Context { memory, micro, .. }, heads) = (call.cx, call.heads);
     let (mr, nr, dim, block) = (micro.rows(), micro.cols(), heads.dim, block(micro.rows()));
     let (width, wide, group) = (heads.width(), heads.q * dim, heads.q / heads.kv);

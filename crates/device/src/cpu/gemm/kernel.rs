@@ -76,8 +76,7 @@ pub(super) type Pack<T> = unsafe fn(&Side<<T as Stored>::Real>, Range<usize>, Ra
 
 /// `C[rows, cols] (+)= A·B`: `[rows, cols, steps of k]`, A, B packed, C, elements from one row of C to the next, and
 /// whether to accumulate. The chain of additions is as the module above says, in every kernel.
-pub(super) type MicroKernel<T> =
-    unsafe fn([usize; 3], Rows<T>, *const T, *mut <T as Stored>::Real, usize, bool);
+pub(super) type MicroKernel<T> = unsafe fn([usize; 3], Rows<T>, *const T, *mut <T as Stored>::Real, usize, bool);
 
 /// A micro-kernel, and the packing that belongs to it.
 pub(crate) struct Kernel<T: GemmScalar> {
@@ -146,7 +145,13 @@ impl<T: GemmScalar> Kernel<T> {
     }
 }
 
-fn check_panel<T: GemmScalar>(side: &Side<T::Real>, lanes: &Range<usize>, steps: &Range<usize>, width: usize, len: usize) {
+fn check_panel<T: GemmScalar>(
+    side: &Side<T::Real>,
+    lanes: &Range<usize>,
+    steps: &Range<usize>,
+    width: usize,
+    len: usize,
+) {
     assert!(lanes.start < lanes.end && lanes.len() <= width && lanes.end <= side.lanes());
     assert!(steps.start < steps.end && steps.end <= side.steps());
     assert!(side.data.len() == side.rows * side.pitch && len == width * steps.len().next_multiple_of(T::GROUP));

@@ -254,10 +254,7 @@ thread_local! {
 }
 
 /// Calls `f` with buffers of `n`, `m` and `sums` elements.
-fn with_buffers<T: GemmScalar>(
-    [n, m, sums]: [usize; 3],
-    f: impl FnOnce(&mut [T], &mut [T], &mut [T::Real]),
-) {
+fn with_buffers<T: GemmScalar>([n, m, sums]: [usize; 3], f: impl FnOnce(&mut [T], &mut [T], &mut [T::Real])) {
     let [n, m] = [n, m].map(|n| (n * size_of::<T>()).div_ceil(size_of::<Line>()));
     let sums = (sums * size_of::<T::Real>()).div_ceil(size_of::<Line>());
     BUFFER.with_borrow_mut(|buffer| {
@@ -335,7 +332,14 @@ unsafe fn compute<T: GemmScalar, C: Target<T>>(
                             kernel.tile(size, a, b_panel, sums.as_mut_ptr(), nr, waiting && !first);
                             if last || !waiting {
                                 let put = C::put(kernel);
-                                put(sums.as_ptr(), [size[0], size[1]], p.turned, c, p.pitch, accumulate || !waiting && !first);
+                                put(
+                                    sums.as_ptr(),
+                                    [size[0], size[1]],
+                                    p.turned,
+                                    c,
+                                    p.pitch,
+                                    accumulate || !waiting && !first,
+                                );
                             }
                         }
                     }

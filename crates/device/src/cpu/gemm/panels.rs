@@ -65,7 +65,13 @@ impl<T: GemmScalar> Micro<T> {
 
     /// Packs `lanes` as rows of A: panels of [`Micro::rows`] lanes (zeros after the last lane), one after another. The
     /// operand is of the panels' type, or one that is converted to it (sums of bf16 products are rounded).
-    pub fn pack_rows<X: GemmScalar<Real = T::Real>>(&self, x: Operand<X>, lanes: Range<usize>, steps: Range<usize>, panels: &mut [T]) {
+    pub fn pack_rows<X: GemmScalar<Real = T::Real>>(
+        &self,
+        x: Operand<X>,
+        lanes: Range<usize>,
+        steps: Range<usize>,
+        panels: &mut [T],
+    ) {
         let (side, size) = (x.side(), Self::panel(self.rows(), steps.len()));
         for (i, lanes) in pieces(lanes, self.rows()).enumerate() {
             self.0.pack_rows(&side, lanes, steps.clone(), &mut panels[i * size..(i + 1) * size]);
@@ -75,7 +81,13 @@ impl<T: GemmScalar> Micro<T> {
     /// Packs up to [`Micro::cols`] lanes as the columns of one panel of B, with zeros after the last lane. In bf16 the
     /// panel holds pairs: lane l of step s is element `(s / 2 · cols + l)·2 + s mod 2`, and zero for a step that makes
     /// up the last pair.
-    pub fn pack_cols<X: GemmScalar<Real = T::Real>>(&self, x: Operand<X>, lanes: Range<usize>, steps: Range<usize>, panel: &mut [T]) {
+    pub fn pack_cols<X: GemmScalar<Real = T::Real>>(
+        &self,
+        x: Operand<X>,
+        lanes: Range<usize>,
+        steps: Range<usize>,
+        panel: &mut [T],
+    ) {
         let size = Self::panel(self.cols(), steps.len());
         self.0.pack_cols(&x.side(), lanes, steps, &mut panel[..size]);
     }
