@@ -197,7 +197,7 @@ fn weights(folder: &Path, config: &Config) -> Result {
     for kind in [OptimizerKind::AdamW, OptimizerKind::Muon] {
         let model = Model::new(&device, config, 8, Options::default())?;
         let settings = TrainSettings { optimizer: kind, ..TrainSettings::default() };
-        let path = folder.join("optimizer");
+        let path = folder.join(format!("optimizer-{kind:?}"));
         Optimizer::new(&device, model.layout(), DType::F32, &settings).snapshot(&device).write(&path)?;
         seed("optimizer", &format!("{kind:?}").to_lowercase(), fs::read(path)?)?;
     }
