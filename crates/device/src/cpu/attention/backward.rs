@@ -19,7 +19,7 @@ use std::ops::Range;
 const CHUNK: usize = 1024;
 
 /// The operands of the whole call.
-struct Call<'a, R: 'static> {
+struct Call<'a, R: GemmScalar> {
     cx: Context<'a, R>,
     heads: Heads,
     scale: R,
@@ -40,7 +40,7 @@ struct Task {
 }
 
 /// Gradient of [`super::attention`] with respect to the fused projection.
-pub(crate) fn attention_backward<R: Real + GemmScalar>(
+pub(crate) fn attention_backward<R: Real + GemmScalar<Sum = R>>(
     cx: Context<R>,
     heads: Heads,
     scale: f64,
@@ -53,7 +53,7 @@ pub(crate) fn attention_backward<R: Real + GemmScalar>(
     run(&call, segments, dqkv);
 }
 
-fn run<R: Real + GemmScalar>(call: &Call<R>, segments: &[u32], dqkv: &mut [R]) {
+fn run<R: Real + GemmScalar<Sum = R>>(call: &Call<R>, segments: &[u32], dqkv: &mut [R]) {
     let Heads { q, dim, .. } = call.heads;
     let (width, wide) = (call.heads.width(), q * dim);
     let (mut tasks, mut added, mut aside_len) = (Vec::new(), Vec::new(), 0);
@@ -87,7 +87,12 @@ fn run<R: Real + GemmScalar>(call: &Call<R>, segments: &[u32], dqkv: &mut [R]) {
     }
 }
 
-fn compute<'a, R: Real + GemmScalar>(call: &Call<'a, R>, task: &Task, dqkv: &Scattered<R>, aside: &Scattered<R>) {
+fn compute<'a, R: Real + GemmScalar<Sum = R>>(
+    call: &Call<'a, R>,
+    task: &Task,
+    dqkv: &Scattered<R>,
+    aside: &Scattered<R>,
+) {
     let (Context { memory, micro, .. }, heads) = (call.cx, call.heads);
     let (mr, nr, dim, block) = (micro.rows(), micro.cols(), heads.dim, block(micro.rows()));
     let (width, wide, group) = (heads.width(), heads.q * dim, heads.q / heads.kv);
@@ -169,7 +174,7 @@ fn compute<'a, R: Real + GemmScalar>(call: &Call<'a, R>, task: &Task, dqkv: &Sca
 }
 
 /// A head's queries and output gradients as left operands, both ways round, and what the softmax needs of each row.
-struct Packed<R: 'static> {
+struct Packed<R: GemmScalar> {
     micro: Micro<R>,
     queries: Scratch<R>,
     douts: Scratch<R>,
@@ -179,7 +184,7 @@ struct Packed<R: 'static> {
     d: Scratch<R>,
 }
 
-impl<R: Real + GemmScalar> Packed<R> {
+impl<R: Real + GemmScalar<Sum = R>> Packed<R> {
     fn new(Context { memory, micro, .. }: Context<R>, n: usize, dim: usize) -> Self {
         let by_row = || Scratch::new(memory, n.next_multiple_of(micro.rows()) * dim);
         let by_column = || Scratch::new(memory, dim.next_multiple_of(micro.rows()) * n);

@@ -18,7 +18,7 @@ const TILES: usize = 8;
 const QUERIES: usize = 256;
 
 /// Attention of one sequence against caches that hold its past.
-pub(crate) fn attention_cached<R: Real + GemmScalar>(
+pub(crate) fn attention_cached<R: Real + GemmScalar<Sum = R>>(
     cx: Context<R>,
     heads: Heads,
     scale: f64,

@@ -27,7 +27,7 @@ pub(super) struct Task<'a, R> {
 }
 
 /// `out = softmax(scale·q·kᵀ)·v` and the log of the softmax's denominator.
-pub(crate) fn attention<R: Real + GemmScalar>(
+pub(crate) fn attention<R: Real + GemmScalar<Sum = R>>(
     cx: Context<R>,
     heads: Heads,
     scale: f64,
@@ -70,7 +70,7 @@ pub(crate) fn attention<R: Real + GemmScalar>(
 
 /// Computes a task. Hands over every output in parts, as `put(row, head within the group, first column, elements)`, and the
 /// log of every softmax's denominator, as `denominator(row, head within the group, log)`.
-pub(super) fn compute<R: Real + GemmScalar>(
+pub(super) fn compute<R: Real + GemmScalar<Sum = R>>(
     cx: Context<R>,
     task: &Task<R>,
     put: impl Fn(usize, usize, usize, &[R]),

@@ -41,13 +41,13 @@ fn block(rows: usize) -> usize {
 
 /// What the kernels run on.
 #[derive(Clone, Copy)]
-pub(crate) struct Context<'a, R: 'static> {
+pub(crate) struct Context<'a, R: GemmScalar> {
     pool: &'a Pool,
     memory: &'a Memory,
     micro: Micro<R>,
 }
 
-impl<'a, R: GemmScalar> Context<'a, R> {
+impl<'a, R: GemmScalar<Sum = R>> Context<'a, R> {
     pub fn new(pool: &'a Pool, memory: &'a Memory) -> Self {
         Context { pool, memory, micro: Micro::best() }
     }
@@ -125,7 +125,7 @@ fn value_head(heads: &Heads, kv: usize) -> usize {
 
 /// Calls `put(lane, columns, elements)` for every lane of sums that stand as `[dim, lanes]`. Packing is a transposition;
 /// `space` has room for a square of the micro-kernel's columns.
-fn turn<T: GemmScalar>(
+fn turn<T: GemmScalar<Sum = T>>(
     micro: Micro<T>,
     sums: &[T],
     dim: usize,

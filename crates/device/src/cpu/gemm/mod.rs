@@ -36,8 +36,11 @@ mod x86;
 
 use super::pool::Pool;
 use crate::Gemm;
+use bytemuck::Zeroable;
 pub(crate) use kernel::GemmScalar;
 use kernel::Kernel;
+#[cfg(test)]
+use kernel::Source;
 use pack::Side;
 pub(in crate::cpu) use panels::{Micro, Operand};
 use plan::{Size, Tile};
@@ -92,7 +95,7 @@ impl<'a, T> MatMut<'a, T> {
 }
 
 /// `C[M,N] (+)= op(A)[M,K] · op(B)[K,N]`; K may be 0. Panics if the shapes do not fit.
-pub(crate) fn gemm<T: GemmScalar>(pool: &Pool, g: Gemm, a: Mat<T>, b: Mat<T>, c: MatMut<T>) {
+pub(crate) fn gemm<T: GemmScalar>(pool: &Pool, g: Gemm, a: Mat<T>, b: Mat<T>, c: MatMut<T::Sum>) {
     multiply(pool, T::kernel(), g.accumulate, &mut [Product::new(g, a, b, c)]);
 }
 
@@ -103,7 +106,7 @@ pub(crate) fn gemm_bands<T: GemmScalar>(
     bands: &[Range<usize>],
     a: Mat<T>,
     b: &[Mat<T>],
-    c: MatMut<T>,
+    c: MatMut<T::Sum>,
 ) {
     multiply(pool, T::kernel(), g.accumulate, &mut by_bands(g, bands, a, b, c));
 }
@@ -114,7 +117,7 @@ pub(crate) fn gemm_bands_outer<T: GemmScalar>(
     bands: &[Range<usize>],
     a: Mat<T>,
     b: Mat<T>,
-    acc_c: Vec<MatMut<T>>,
+    acc_c: Vec<MatMut<T::Sum>>,
 ) {
     multiply(pool, T::kernel(), true, &mut by_bands_outer(bands, a, b, acc_c));
 }
@@ -124,7 +127,7 @@ fn by_bands<'a, T: GemmScalar>(
     bands: &[Range<usize>],
     a: Mat<'a, T>,
     b: &[Mat<'a, T>],
-    c: MatMut<'a, T>,
+    c: MatMut<'a, T::Sum>,
 ) -> Vec<Product<'a, T>> {
     assert!(!g.ta, "bands are rows of A as stored");
     assert_eq!(bands.len(), b.len(), "one B for every band");
@@ -147,24 +150,24 @@ fn by_bands_outer<'a, T: GemmScalar>(
     bands: &[Range<usize>],
     a: Mat<'a, T>,
     b: Mat<'a, T>,
-    acc_c: Vec<MatMut<'a, T>>,
+    acc_c: Vec<MatMut<'a, T::Sum>>,
 ) -> Vec<Product<'a, T>> {
     assert_eq!(bands.len(), acc_c.len(), "one C for every band");
     bands.iter().zip(acc_c).map(|(band, c)| Product::new(Gemm::TN_ACC, a.band(band), b.band(band), c)).collect()
 }
 
 /// One product of a call: `C (+)= op(A) · op(B)`, the operands as the packing sees them.
-struct Product<'a, T> {
+struct Product<'a, T: GemmScalar> {
     size: Size,
     a: Side<'a, T>,
     b: Side<'a, T>,
-    c: &'a mut [T],
+    c: &'a mut [T::Sum],
 }
 
 impl<'a, T: GemmScalar> Product<'a, T> {
-    fn new(g: Gemm, a: Mat<'a, T>, b: Mat<'a, T>, c: MatMut<'a, T>) -> Self {
-        let a = Side { data: a.data, pitch: a.cols, rows: a.rows, lanes_adjacent: g.ta };
-        let b = Side { data: b.data, pitch: b.cols, rows: b.rows, lanes_adjacent: !g.tb };
+    fn new(g: Gemm, a: Mat<'a, T>, b: Mat<'a, T>, c: MatMut<'a, T::Sum>) -> Self {
+        let a = Side { data: T::data(a.data), pitch: a.cols, rows: a.rows, lanes_adjacent: g.ta };
+        let b = Side { data: T::data(b.data), pitch: b.cols, rows: b.rows, lanes_adjacent: !g.tb };
         assert_eq!(a.steps(), b.steps(), "inner size of a product");
         assert_eq!((a.lanes(), b.lanes()), (c.rows, c.cols), "shape of a product");
         Product { size: Size { m: c.rows, n: c.cols, k: a.steps() }, a, b, c: c.data }
@@ -179,12 +182,12 @@ unsafe impl<T: Send> Sync for Out<T> {}
 /// All products of a call in one hand-off.
 fn multiply<T: GemmScalar>(pool: &Pool, kernel: &Kernel<T>, accumulate: bool, products: &mut [Product<T>]) {
     if !accumulate {
-        products.iter_mut().filter(|p| p.size.k == 0).for_each(|p| p.c.fill(T::zeroed()));
+        products.iter_mut().filter(|p| p.size.k == 0).for_each(|p| p.c.fill(T::Sum::zeroed()));
     }
     let sizes: Vec<Size> = products.iter().map(|p| p.size).collect();
     let most_rows = (A_BLOCK / size_of::<T>() / K_BLOCK).next_multiple_of(kernel.rows()) - kernel.rows();
     let tiles = plan::tiles(&sizes, [kernel.rows(), kernel.cols()], most_rows, pool.threads());
-    let outs: Vec<Out<T>> = products.iter_mut().map(|p| Out(p.c.as_mut_ptr())).collect();
+    let outs: Vec<Out<T::Sum>> = products.iter_mut().map(|p| Out(p.c.as_mut_ptr())).collect();
     let products = &*products;
     pool.run(tiles.len(), |i| {
         let tile = &tiles[i];
@@ -221,15 +224,17 @@ fn with_buffers<T: GemmScalar>(n: usize, m: usize, f: impl FnOnce(&mut [T], &mut
 ///
 /// # Safety
 /// `c` is the address of the product's C, `tile` lies within it, and nobody else touches these elements meanwhile.
-unsafe fn compute<T: GemmScalar>(kernel: &Kernel<T>, accumulate: bool, p: &Product<T>, c: *mut T, tile: &Tile) {
+unsafe fn compute<T: GemmScalar>(kernel: &Kernel<T>, accumulate: bool, p: &Product<T>, c: *mut T::Sum, tile: &Tile) {
     let [mr, nr] = kernel.size;
     let Size { n, k, .. } = p.size;
-    let k_block = k.min(K_BLOCK);
+    let k_block = k.min(K_BLOCK).next_multiple_of(T::GROUP);
     let row_panels = tile.rows.len().div_ceil(mr);
     with_buffers(row_panels * mr * k_block, nr * k_block, |a_block, b_panel| {
         for steps in pieces(0..k, K_BLOCK) {
             let accumulate = accumulate || steps.start > 0;
-            let a_panels = || pieces(tile.rows.clone(), mr).zip(pieces(0..usize::MAX, mr * steps.len()));
+            let a_panels = || {
+                pieces(tile.rows.clone(), mr).zip(pieces(0..usize::MAX, mr * steps.len().next_multiple_of(T::GROUP)))
+            };
             for (rows, at) in a_panels() {
                 kernel.pack_rows(&p.a, rows, steps.clone(), &mut a_block[at]);
             }
@@ -244,7 +249,7 @@ unsafe fn compute<T: GemmScalar>(kernel: &Kernel<T>, accumulate: bool, p: &Produ
                     if few {
                         fetch(i, steps.len().div_ceil(piece));
                     }
-                    let at = nr * (some.start - steps.start)..nr * (some.end - steps.start);
+                    let at = nr * (some.start - steps.start)..nr * (some.end - steps.start).next_multiple_of(T::GROUP);
                     kernel.pack_cols(&p.b, cols.clone(), some, &mut b_panel[at]);
                 }
                 for (i, (rows, at)) in a_panels().enumerate() {

@@ -1,16 +1,16 @@
 //! Packing: copying a strip of an operand into the order in which the micro-kernel reads it.
 //!
-//! A panel is `width` lanes (rows of op(A), or columns of op(B)) over some steps of k, stored step by step:
-//! `panel[step · width + lane]`, zero where the operand has no more lanes. Operands come either with the lanes of a step
-//! adjacent in memory, which is a copy, or with the steps of a lane adjacent, which is a transposition.
+//! A panel is `width` lanes (rows of op(A), or columns of op(B)) over some steps of k, stored by groups of steps (one
+//! step; a pair in bf16): `panel[group · width + lane][step within the group]`, zero where the operand has no more lanes
+//! or steps. Operands come either with the lanes of a step adjacent in memory, which is a copy, or with the steps of a
+//! lane adjacent, which is a transposition. An operand of the type's other type is converted on the way.
 
-use bytemuck::Zeroable;
+use super::kernel::{Data, GemmScalar};
 use std::ops::Range;
 
 /// An operand: a row-major matrix, and which of its directions is k.
-#[derive(Clone, Copy)]
-pub(super) struct Side<'a, T> {
-    pub data: &'a [T],
+pub(super) struct Side<'a, T: GemmScalar> {
+    pub data: Data<'a, T>,
     /// Elements from one row to the next: the matrix's columns.
     pub pitch: usize,
     pub rows: usize,
@@ -18,16 +18,19 @@ pub(super) struct Side<'a, T> {
     pub lanes_adjacent: bool,
 }
 
-impl<T> Side<'_, T> {
+impl<T: GemmScalar> Side<'_, T> {
     /// Asks for part `part` of `parts` of a panel to be brought into the second cache, for packing it soon.
     pub fn prefetch(&self, lanes: Range<usize>, steps: Range<usize>, part: usize, parts: usize) {
         let (rows, cols) = if self.lanes_adjacent { (steps, lanes) } else { (lanes, steps) };
         let share = |i: usize| rows.start + rows.len() * i / parts;
-        let line = 64 / size_of::<T>();
+        let (address, size) = match self.data {
+            Data::Own(x) => (x.as_ptr().cast::<u8>(), size_of::<T>()),
+            Data::Other(x) => (x.as_ptr().cast(), size_of::<T::Other>()),
+        };
         for row in share(part)..share(part + 1) {
             let start = row * self.pitch;
-            for at in (start + cols.start..start + cols.end).step_by(line) {
-                fetch(self.data.as_ptr().wrapping_add(at));
+            for at in (start + cols.start..start + cols.end).step_by(64 / size) {
+                fetch(address.wrapping_add(at * size));
             }
         }
     }
@@ -52,39 +55,60 @@ fn fetch<T>(address: *const T) {
     let _ = address;
 }
 
-/// Packs the panel of `W` lanes that begins with `lanes`. For any machine: the compiler vectorises the copies.
+/// Packs the panel of `W` lanes that begins with `lanes`, in groups of `G` steps.
 #[inline(always)]
-pub(super) fn pack<T: Copy + Zeroable, const W: usize>(
+pub(super) fn pack<T: GemmScalar, const W: usize, const G: usize>(
     side: &Side<T>,
     lanes: Range<usize>,
     steps: Range<usize>,
     panel: &mut [T],
 ) {
-    assert!(lanes.len() <= W && panel.len() == W * steps.len());
-    let (panel, _) = panel.as_chunks_mut::<W>();
+    match side.data {
+        Data::Own(x) => pack_as::<T, T, W, G>(side, x, |x| x, lanes, steps, panel),
+        Data::Other(x) => pack_as::<T, T::Other, W, G>(side, x, T::convert, lanes, steps, panel),
+    }
+}
+
+/// For any machine: the compiler vectorises the copies.
+#[inline(always)]
+fn pack_as<T: GemmScalar, X: Copy, const W: usize, const G: usize>(
+    side: &Side<T>,
+    data: &[X],
+    convert: impl Fn(X) -> T,
+    lanes: Range<usize>,
+    steps: Range<usize>,
+    panel: &mut [T],
+) {
+    assert!(lanes.len() <= W && panel.len() == W * steps.len().next_multiple_of(G));
+    let (panel, _) = panel.as_chunks_mut::<G>().0.as_chunks_mut::<W>();
     if lanes.len() < W {
-        panel.fill([T::zeroed(); W]);
+        panel.fill([[T::zeroed(); G]; W]);
+    } else if let Some(last) = panel.last_mut() {
+        *last = [[T::zeroed(); G]; W];
     }
     if side.lanes_adjacent {
-        let rows = side.data[steps.start * side.pitch..].chunks(side.pitch).map(|row| &row[lanes.clone()]);
-        if lanes.len() == W {
-            for (row, out) in rows.zip(panel) {
-                *out = *row.first_chunk().expect("W lanes");
-            }
-        } else {
-            for (row, out) in rows.zip(panel) {
-                out[..row.len()].copy_from_slice(row);
+        let mut rows =
+            data[steps.start * side.pitch..].chunks(side.pitch).take(steps.len()).map(|row| &row[lanes.clone()]);
+        for out in panel {
+            let rows: [&[X]; G] = std::array::from_fn(|_| rows.next().unwrap_or(&[]));
+            if rows.iter().all(|row| row.len() == W) {
+                let rows: [&[X; W]; G] = rows.map(|row| row.first_chunk().expect("W lanes"));
+                *out = std::array::from_fn(|lane| std::array::from_fn(|g| convert(rows[g][lane])));
+            } else {
+                for (g, row) in rows.iter().enumerate() {
+                    out.iter_mut().zip(*row).for_each(|(out, &x)| out[g] = convert(x));
+                }
             }
         }
     } else {
         // A few steps of all lanes at a time, so that the lines that are written stay in the first cache.
         const AT_ONCE: usize = 16;
         let first = lanes.start;
-        for (out, at) in panel.chunks_mut(AT_ONCE).zip((steps.start..).step_by(AT_ONCE)) {
+        for (out, at) in panel.chunks_mut(AT_ONCE / G).zip(steps.clone().step_by(AT_ONCE)) {
             for lane in lanes.clone() {
-                let row = &side.data[lane * side.pitch + at..][..out.len()];
-                for (x, out) in row.iter().zip(&mut *out) {
-                    out[lane - first] = *x;
+                let row = &data[lane * side.pitch + at..lane * side.pitch + (at + AT_ONCE).min(steps.end)];
+                for (x, out) in row.chunks(G).zip(&mut *out) {
+                    x.iter().zip(&mut out[lane - first]).for_each(|(&x, out)| *out = convert(x));
                 }
             }
         }
