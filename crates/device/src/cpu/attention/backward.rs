@@ -8,7 +8,7 @@
 //! writes its part aside, and the parts are added in order.
 
 use super::number::Number;
-use super::{Context, Head, Scratch, block, key_head, panel, pieces, round, spans, turn, value_head, with_lanes};
+use super::{Context, Head, Scratch, block, key_head, pieces, scale, spans, turn, value_head, with_lanes};
 use crate::Heads;
 use crate::cpu::bands::Scattered;
 use crate::cpu::gemm::{Micro, Operand};
@@ -81,6 +81,7 @@ fn run<A: Number>(call: &Call<A>, segments: &[u32], dqkv: &mut [A]) {
     call.cx.pool.run(tasks.len(), |i| compute(call, &tasks[i], &dqkv, &aside));
     for (segment, parts) in long {
         call.cx.pool.ranges(segment.len(), 64, |rows| {
+            let mut rounded = Scratch::new(call.cx.memory, wide);
             for row in rows.start + segment.start..rows.end + segment.start {
                 // SAFETY: the tasks are done, and each row is in one range.
                 let part = |&(first, at): &(usize, usize)| unsafe { aside.run(at + (row - first) * wide, wide) };
@@ -88,8 +89,9 @@ fn run<A: Number>(call: &Call<A>, segments: &[u32], dqkv: &mut [A]) {
                 for other in parts[1..].iter().take_while(|(first, _)| *first <= row) {
                     sum.iter_mut().zip(part(other)).for_each(|(s, x)| *s += *x);
                 }
+                scale(A::Real::of(call.scale), sum);
                 // SAFETY: as above.
-                round(sum, A::Real::of(call.scale), unsafe { dqkv.run(row * width, wide) });
+                unsafe { dqkv.run(row * width, wide) }.copy_from_slice(A::operands(sum, rounded.slice()));
             }
         });
     }
@@ -123,7 +125,7 @@ fn compute<'a, A: Number>(call: &Call<'a, A>, task: &Task, dqkv: &Scattered<A>, 
     // The same as operands: as rows, as a right operand, and (the gradient alone) as a left one.
     let [mut rounded, mut right, mut left] = std::array::from_fn(|_| Scratch::new(memory, block * nr));
     let (rounded, right, left) = (rounded.slice(), right.slice(), left.slice());
-    let (scale, exponent) = (A::Real::of(call.scale), A::Real::of(call.scale * LOG2_E));
+    let (factor, exponent) = (A::Real::of(call.scale), A::Real::of(call.scale * LOG2_E));
 
     for h in task.kv * group..(task.kv + 1) * group {
         let (query, out, dout) = (part(call.qkv, width, h), part(call.out, wide, h), part(call.dout, wide, h));
@@ -150,37 +152,42 @@ fn compute<'a, A: Number>(call: &Call<'a, A>, task: &Task, dqkv: &Scattered<A>, 
                 let (lse, d) = (&packed.lse.get()[query..query + m], &packed.d.get()[query..query + m]);
                 score_gradients::<A>(nr, key, query, exponent, lse, d, p, ds);
 
-                let p = panel(micro, A::operands(p, rounded), right);
+                let p = A::panel(micro, p, right);
                 micro.multiply([dim, nr, m], &packed.dout_columns.get()[query * mr..], mr * long, p, dv, nr, true);
-                let ds = A::operands(ds, rounded);
-                let by_query = Operand { data: ds, pitch: nr, lanes_adjacent: false };
+                let panel = A::panel(micro, ds, right);
+                micro.multiply([dim, nr, m], &packed.query_columns.get()[query * mr..], mr * long, panel, dk, nr, true);
+                let by_query = Operand { data: A::operands(ds, rounded), pitch: nr, lanes_adjacent: false };
                 micro.pack_rows(by_query, 0..m, 0..k, left);
                 for (columns, panel) in pieces(0..dim, nr).zip(key_columns.chunks(nr * short)) {
                     let dq = &mut dq[query * dim + columns.start..];
                     micro.multiply([m, columns.len(), k], left, mr * short, panel, dq, dim, true);
                 }
-                let ds = panel(micro, ds, right);
-                micro.multiply([dim, nr, m], &packed.query_columns.get()[query * mr..], mr * long, ds, dk, nr, true);
             }
         }
-        for (i, dq) in dq.chunks_exact(dim).enumerate() {
-            // SAFETY: each (row, head) of a chunk belongs to one task.
-            unsafe {
-                match task.aside {
-                    None => round(dq, scale, dqkv.run((first + i) * width + h * dim, dim)),
-                    Some(at) => aside.run(at + i * wide + h * dim, dim).copy_from_slice(dq),
+        match task.aside {
+            None => {
+                scale(factor, dq);
+                for (i, dq) in A::operands(dq, packed.queries.slice()).chunks_exact(dim).enumerate() {
+                    // SAFETY: each (row, head) of a chunk belongs to one task.
+                    unsafe { dqkv.run((first + i) * width + h * dim, dim) }.copy_from_slice(dq);
+                }
+            }
+            Some(at) => {
+                for (i, dq) in dq.chunks_exact(dim).enumerate() {
+                    // SAFETY: as above.
+                    unsafe { aside.run(at + i * wide + h * dim, dim) }.copy_from_slice(dq);
                 }
             }
         }
     }
-    let (key_head, value_head) = (key_head(&heads, task.kv), value_head(&heads, task.kv));
-    for (sums, head, factor) in [(&*dk, key_head, scale), (&*dv, value_head, A::Real::ONE)] {
+    scale(factor, dk);
+    for (sums, head) in [(&*dk, key_head(&heads, task.kv)), (&*dv, value_head(&heads, task.kv))] {
         for (keys, sums) in pieces(0..n_keys, nr).zip(sums.chunks_exact(dim * nr)) {
             // The scores are done with, and leave their space.
-            turn(call.cx, sums, dim, keys.len(), p, |i, columns, x| {
+            turn(call.cx, sums, dim, keys.len(), (p, right), |i, columns, x| {
                 let at = (first + keys.start + i) * width + head * dim + columns.start;
                 // SAFETY: each (key, head) belongs to one task.
-                round(x, factor, unsafe { dqkv.run(at, columns.len()) });
+                unsafe { dqkv.run(at, columns.len()) }.copy_from_slice(x);
             });
         }
     }

@@ -14,7 +14,6 @@ use crate::cpu::bands::{Scattered, bands, piece};
 use crate::cpu::real::{Real, Stored};
 use crate::cpu::simd::{fold2, join, larger, max, sum, versions};
 use std::f64::consts::LOG2_E;
-use std::ops::Range;
 
 /// From this many rows on, tiles are faster.
 const TILES: usize = 8;
@@ -58,12 +57,12 @@ pub(crate) fn attention_cached<A: Number>(
             rows,
             past,
         };
-        let place = |row: usize, head, columns: Range<usize>| {
-            let at = (row * heads.q + shared * group + head) * dim + columns.start;
+        let put = |row: usize, head, column, x: &[A]| {
+            let at = (row * heads.q + shared * group + head) * dim + column;
             // SAFETY: each (row, head) belongs to one task.
-            unsafe { out.run(at, columns.len()) }
+            unsafe { out.run(at, x.len()) }.copy_from_slice(x);
         };
-        compute(cx, &task, place, |_, _, _| {});
+        compute(cx, &task, put, |_, _, _| {});
     });
 }
 

@@ -1,7 +1,7 @@
 //! The forward pass.
 
 use super::number::Number;
-use super::{Context, Head, Scratch, block, key_head, panel, round, spans, turn, value_head, with_lanes};
+use super::{Context, Head, Scratch, block, key_head, spans, turn, value_head, with_lanes};
 use crate::Heads;
 use crate::cpu::bands::Scattered;
 use crate::cpu::gemm::Micro;
@@ -61,22 +61,22 @@ pub(crate) fn attention<A: Number>(
             past: 0,
         };
         let at = |row: usize, head: usize| (segment.start + row) * heads.q + kv * group + head;
-        // SAFETY: each (row, head) belongs to one task.
-        let place = |row, head, columns: Range<usize>| unsafe {
-            out.run(at(row, head) * dim + columns.start, columns.len())
+        let put = |row, head, column, x: &[A]| {
+            // SAFETY: each (row, head) belongs to one task.
+            unsafe { out.run(at(row, head) * dim + column, x.len()) }.copy_from_slice(x);
         };
         // SAFETY: as above.
         let denominator = |row, head, x| unsafe { lse.run(at(row, head), 1)[0] = x };
-        compute(cx, &task, place, denominator);
+        compute(cx, &task, put, denominator);
     });
 }
 
-/// Computes a task. Writes every output in parts to `place(row, head within the group, columns)`, and hands over the log
-/// of every softmax's denominator as `denominator(row, head within the group, log)`.
-pub(super) fn compute<'o, A: Number>(
+/// Computes a task. Hands over every output in parts, as `put(row, head within the group, first column, elements)`, and the
+/// log of every softmax's denominator, as `denominator(row, head within the group, log)`.
+pub(super) fn compute<A: Number>(
     cx: Context<A>,
     task: &Task<A>,
-    place: impl Fn(usize, usize, Range<usize>) -> &'o mut [A],
+    put: impl Fn(usize, usize, usize, &[A]),
     denominator: impl Fn(usize, usize, A::Real),
 ) {
     let Context { memory, micro, .. } = cx;
@@ -92,10 +92,8 @@ pub(super) fn compute<'o, A: Number>(
     micro.pack_rows(task.values.by_column(), task.values.columns(), 0..all, values);
 
     let (mut queries, mut scores) = (Scratch::new(memory, deep * nr), Scratch::new(memory, block * nr));
-    let (mut rounded, mut grouped) = (Scratch::new(memory, block * nr), Scratch::new(memory, block * nr));
-    let (mut sums, mut turned) = (Scratch::new(memory, dim * nr), Scratch::new(memory, nr * cx.turner.cols()));
-    let (queries, scores, sums, turned) = (queries.slice(), scores.slice(), sums.slice(), turned.slice());
-    let (rounded, grouped) = (rounded.slice(), grouped.slice());
+    let (mut sums, mut weights) = (Scratch::new(memory, dim * nr), Scratch::new(memory, block * nr));
+    let (queries, scores, sums, weights) = (queries.slice(), scores.slice(), sums.slice(), weights.slice());
     for (h, head) in task.queries.iter().enumerate() {
         for first in task.rows.clone().step_by(nr) {
             let tile = first..(first + nr).min(task.rows.end);
@@ -111,12 +109,12 @@ pub(super) fn compute<'o, A: Number>(
                 if key > 0 {
                     rescale(nr, sums, &running.factor);
                 }
-                let weights = panel(micro, A::operands(scores, rounded), grouped);
+                let weights = A::panel(micro, scores, weights);
                 micro.multiply([dim, nr, n], &values[key * mr..], mr * long, weights, sums, nr, key > 0);
             }
-            turn(cx, sums, dim, tile.len(), turned, |l, columns, x| {
-                round(x, A::Real::ONE / running.sum[l], place(first + l, h, columns));
-            });
+            rescale(nr, sums, &running.sum.map(|sum| A::Real::ONE / sum));
+            // The scores are done with, and leave their space.
+            turn(cx, sums, dim, tile.len(), (scores, weights), |l, columns, x| put(first + l, h, columns.start, x));
             for (l, row) in tile.enumerate() {
                 denominator(row, h, running.max[l] * A::Real::of(LN_2) + running.sum[l].ln());
             }

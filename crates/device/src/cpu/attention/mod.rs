@@ -22,6 +22,7 @@ mod backward;
 mod cached;
 mod forward;
 mod number;
+mod round;
 #[cfg(test)]
 mod tests;
 
@@ -134,41 +135,30 @@ fn value_head(heads: &Heads, kv: usize) -> usize {
     heads.q + heads.kv + kv
 }
 
-/// Rows as wide as the micro-kernel as its panel of columns: as they lie, but where panels hold groups of steps.
-fn panel<'a, A: Number>(micro: Micro<A>, rows: &'a [A], space: &'a mut [A]) -> &'a [A] {
-    if A::GROUP == 1 {
-        return rows;
-    }
-    let steps = rows.len() / micro.cols();
-    let by_step = Operand { data: rows, pitch: micro.cols(), lanes_adjacent: true };
-    micro.pack_cols(by_step, 0..micro.cols(), 0..steps, space);
-    &space[..Micro::<A>::panel(micro.cols(), steps)]
-}
-
 /// Calls `put(lane, columns, elements)` for every lane of sums that stand as `[dim, lanes]`, one lane after another for
-/// some columns. Packing is a transposition; `space` has room for a square of the micro-kernel's columns.
+/// some columns. Packing is a transposition; both spaces have room for a square of the micro-kernel's columns.
 fn turn<A: Number>(
     cx: Context<A>,
     sums: &[A::Real],
     dim: usize,
     lanes: usize,
-    space: &mut [A::Real],
-    mut put: impl FnMut(usize, Range<usize>, &[A::Real]),
+    (turned, rounded): (&mut [A::Real], &mut [A]),
+    put: impl Fn(usize, Range<usize>, &[A]),
 ) {
     let Context { micro, turner, .. } = cx;
     for columns in pieces(0..dim, turner.cols()) {
         let rows = Operand { data: sums, pitch: micro.cols(), lanes_adjacent: false };
-        turner.pack_cols(rows, columns.clone(), 0..lanes, space);
-        for (i, row) in space.chunks_exact(turner.cols()).take(lanes).enumerate() {
+        turner.pack_cols(rows, columns.clone(), 0..lanes, turned);
+        let rows = A::operands(&turned[..lanes * turner.cols()], rounded);
+        for (i, row) in rows.chunks_exact(turner.cols()).enumerate() {
             put(i, columns.clone(), &row[..columns.len()]);
         }
     }
 }
 
 versions! {
-    /// `y = x · factor`, rounded.
-    fn round<A: Number; S>(x: &[A::Real], factor: A::Real, y: &mut [A]) {
-        y.iter_mut().zip(x).for_each(|(y, &x)| *y = A::narrow(x * factor));
+    fn scale<R, S>(factor: R, x: &mut [R]) {
+        x.iter_mut().for_each(|x| *x *= factor);
     }
 }
 

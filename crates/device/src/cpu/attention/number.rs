@@ -6,7 +6,8 @@
 //! of them. For f32 the polynomial is within a roundoff of f32; a probability that is rounded to bf16 loses up to 2⁻⁸ of
 //! itself, and a polynomial of degree 4, within 3·10⁻⁶, adds nothing that could be seen beside.
 
-use crate::cpu::gemm::GemmScalar;
+use super::round::{pair, round};
+use crate::cpu::gemm::{GemmScalar, Micro};
 use crate::cpu::real::{Real, Stored};
 use crate::cpu::simd::Isa;
 use half::bf16;
@@ -18,8 +19,22 @@ pub(crate) trait Number:
     /// `2ˣ` of differences to a maximum, so for x that is hardly above 0. NaN stays NaN.
     fn exp2<S: Isa>(x: Self::Real) -> Self::Real;
 
-    /// Sums as operands of the next product: rounded into `space`, or as they lie if they are of the same type.
+    /// Sums as operands: rounded into `space`, or as they lie if they are of the same type.
     fn operands<'a>(sums: &'a [Self::Real], space: &'a mut [Self]) -> &'a [Self];
+
+    /// Rows of sums, as wide as the micro-kernel, as its panel of columns: so much of `space`, or as they lie.
+    fn panel<'a>(micro: Micro<Self>, sums: &'a [Self::Real], space: &'a mut [Self]) -> &'a [Self];
+}
+
+macro_rules! as_they_lie {
+    ($t:ident) => {
+        fn operands<'a>(sums: &'a [$t], _: &'a mut [$t]) -> &'a [$t] {
+            sums
+        }
+        fn panel<'a>(_: Micro<$t>, sums: &'a [$t], _: &'a mut [$t]) -> &'a [$t] {
+            sums
+        }
+    };
 }
 
 impl Number for f64 {
@@ -27,9 +42,7 @@ impl Number for f64 {
     fn exp2<S: Isa>(x: f64) -> f64 {
         Real::exp::<S>(x * std::f64::consts::LN_2)
     }
-    fn operands<'a>(sums: &'a [f64], _: &'a mut [f64]) -> &'a [f64] {
-        sums
-    }
+    as_they_lie!(f64);
 }
 
 impl Number for f32 {
@@ -41,9 +54,7 @@ impl Number for f32 {
             [0.000_153_533_62, 0.001_339_887_5, 0.009_618_437, 0.055_503_324, 0.240_226_48, 0.693_147_2],
         )
     }
-    fn operands<'a>(sums: &'a [f32], _: &'a mut [f32]) -> &'a [f32] {
-        sums
-    }
+    as_they_lie!(f32);
 }
 
 impl Number for bf16 {
@@ -54,7 +65,12 @@ impl Number for bf16 {
     }
     fn operands<'a>(sums: &'a [f32], space: &'a mut [bf16]) -> &'a [bf16] {
         let space = &mut space[..sums.len()];
-        super::round(sums, 1.0, space);
+        round(sums, space);
+        space
+    }
+    fn panel<'a>(micro: Micro<bf16>, sums: &'a [f32], space: &'a mut [bf16]) -> &'a [bf16] {
+        let space = &mut space[..Micro::<bf16>::panel(micro.cols(), sums.len() / micro.cols())];
+        pair(micro.cols(), sums, space);
         space
     }
 }
