@@ -8,11 +8,12 @@
 
 use super::forward::{Task, compute};
 use super::number::Number;
-use super::{Context, Head, Scratch};
+use super::{Context, Head, Scratch, pieces};
 use crate::Heads;
 use crate::cpu::bands::{Scattered, bands, piece};
 use crate::cpu::real::{Real, Stored};
-use crate::cpu::simd::{fold2, join, larger, max, sum, versions};
+use crate::cpu::gemm::Operand;
+use crate::cpu::simd::{Isa, LANES, larger, max, sum, versions};
 use std::f64::consts::LOG2_E;
 
 /// From this many rows on, tiles are faster.
@@ -86,9 +87,12 @@ fn few<A: Number>(
     let mut parts = Scratch::new(cx.memory, stretches * n * heads.q * part);
     bands(cx.pool, stretches, 1, (parts.slice(),), |stretch, (parts,)| {
         let keys = stretch.start * KEYS..(stretch.end * KEYS).min(past + n);
-        let mut scores = Scratch::new(cx.memory, n * heads.q * keys.len());
         let (k, v) = (&k_cache[keys.start * kv..keys.end * kv], &v_cache[keys.start * kv..keys.end * kv]);
-        attend::<A>(heads, past, keys.start, queries.get(), k, v, scores.slice(), parts);
+        let count = n * heads.q * keys.len();
+        let (mut lanes, mut scores) = (Scratch::new(cx.memory, count * LANES), Scratch::new(cx.memory, count));
+        products::<A>(heads, queries.get(), k, lanes.slice());
+        add_lanes(cx, lanes.get(), scores.slice());
+        attend::<A>(heads, past, keys.start, v, scores.slice(), parts);
     });
     let parts = parts.get();
     bands(cx.pool, n * heads.q, piece(stretches * part), (out,), |rows, (out,)| {
@@ -101,32 +105,55 @@ fn few<A: Number>(
     });
 }
 
+/// Sums of [`LANES`] neighbours. To add them vector by vector, they are turned.
+fn add_lanes<A: Number>(cx: Context<A>, lanes: &[A::Real], sums: &mut [A::Real]) {
+    let cols = cx.turner.cols();
+    let mut turned = Scratch::new(cx.memory, cols * LANES);
+    let lanes = Operand { data: lanes, pitch: LANES, lanes_adjacent: false };
+    for at in pieces(0..sums.len(), cols) {
+        cx.turner.pack_cols(lanes, at.clone(), 0..LANES, turned.slice());
+        add_rows(turned.get(), cols, &mut sums[at]);
+    }
+}
+
 versions! {
-    /// What the keys from `first` on give every head of every row. Scores are `[rows and heads, keys]`.
+    fn add_rows<R, S>(rows: &[R], width: usize, sums: &mut [R]) {
+        sums.fill(R::ZERO);
+        for row in rows.chunks_exact(width) {
+            sums.iter_mut().zip(row).for_each(|(s, &x)| *s += x);
+        }
+    }
+}
+
+versions! {
+    /// Products of every head of every row with every key, `[rows and heads, keys]`, as [`LANES`] sums each.
+    fn products<A: Number; S>(heads: Heads, queries: &[A::Real], keys: &[A], lanes: &mut [A::Real]) {
+        let Heads { q, kv, dim } = heads;
+        let (n, count, group) = (queries.len() / (q * dim), keys.len() / (kv * dim), q / kv);
+        let lanes = lanes.as_chunks_mut::<LANES>().0;
+        for (j, row) in keys.chunks_exact(kv * dim).enumerate() {
+            for (shared, key) in row.chunks_exact(dim).enumerate() {
+                for i in 0..n {
+                    for r in i * q + shared * group..i * q + (shared + 1) * group {
+                        lanes[r * count + j] = product::<A, S>(&queries[r * dim..][..dim], key);
+                    }
+                }
+            }
+        }
+    }
+
+    /// What the values from row `first` of the cache on give every head of every row.
     fn attend<A: Number; S>(
         heads: Heads,
         past: usize,
         first: usize,
-        queries: &[A::Real],
-        keys: &[A],
         values: &[A],
         scores: &mut [A::Real],
         parts: &mut [A::Real],
     ) {
         let Heads { q, kv, dim } = heads;
-        let (n, count) = (queries.len() / (q * dim), keys.len() / (kv * dim));
-        // The heads of all rows that read a key head.
-        let sharing = |shared: usize| (0..n).flat_map(move |i| i * q + shared * (q / kv)..i * q + (shared + 1) * (q / kv));
-        for (j, row) in keys.chunks_exact(kv * dim).enumerate() {
-            for (shared, key) in row.chunks_exact(dim).enumerate() {
-                for r in sharing(shared) {
-                    let add = |sum, x, y| S::fma(x, Stored::widen(y), sum);
-                    let lanes = fold2(&queries[r * dim..][..dim], key, A::Real::ZERO, add);
-                    scores[r * count + j] = join(lanes, |a, b| a + b);
-                }
-            }
-        }
-        for (r, (scores, part)) in scores.chunks_exact_mut(count).zip(parts.chunks_exact_mut(dim + 2)).enumerate() {
+        let (count, group, part) = (values.len() / (kv * dim), q / kv, dim + 2);
+        for (r, (scores, part)) in scores.chunks_exact_mut(count).zip(parts.chunks_exact_mut(part)).enumerate() {
             let (seen, hidden) = scores.split_at_mut((past + r / q + 1).saturating_sub(first).min(count));
             let top = max(seen);
             seen.iter_mut().for_each(|p| *p = A::exp2::<S>(*p - top));
@@ -134,12 +161,15 @@ versions! {
             (part[0], part[1]) = (top, sum(seen));
             part[2..].fill(A::Real::ZERO);
         }
+        let n = scores.len() / (count * q);
         for (j, row) in values.chunks_exact(kv * dim).enumerate() {
             for (shared, value) in row.chunks_exact(dim).enumerate() {
-                for r in sharing(shared) {
-                    let p = scores[r * count + j];
-                    let sums = &mut parts[r * (dim + 2) + 2..][..dim];
-                    sums.iter_mut().zip(value).for_each(|(s, &v)| *s = S::fma(p, Stored::widen(v), *s));
+                for i in 0..n {
+                    for r in i * q + shared * group..i * q + (shared + 1) * group {
+                        let p = scores[r * count + j];
+                        let sums = &mut parts[r * part + 2..][..dim];
+                        sums.iter_mut().zip(value).for_each(|(s, &v)| *s = S::fma(p, Stored::widen(v), *s));
+                    }
                 }
             }
         }
@@ -159,4 +189,24 @@ versions! {
         let factor = A::Real::ONE / total;
         out.iter_mut().zip(sums).for_each(|(o, s)| *o = A::narrow(*s * factor));
     }
+}
+
+/// As [`crate::cpu::simd::fold2`] of `x·y`. A rest is filled up with zeros, so that the sums stay in registers.
+#[inline(always)]
+fn product<A: Number, S: Isa>(x: &[A::Real], y: &[A]) -> [A::Real; LANES] {
+    let mut sums = [A::Real::ZERO; LANES];
+    let mut add = |x: &[A::Real; LANES], y: &[A; LANES]| {
+        for l in 0..LANES {
+            sums[l] = S::fma(x[l], Stored::widen(y[l]), sums[l]);
+        }
+    };
+    let ((x, x_rest), (y, y_rest)) = (x.as_chunks(), y.as_chunks());
+    x.iter().zip(y).for_each(|(x, y)| add(x, y));
+    if !x_rest.is_empty() {
+        let (mut x, mut y) = ([A::Real::ZERO; LANES], [A::zeroed(); LANES]);
+        x[..x_rest.len()].copy_from_slice(x_rest);
+        y[..y_rest.len()].copy_from_slice(y_rest);
+        add(&x, &y);
+    }
+    sums
 }
