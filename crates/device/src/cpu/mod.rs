@@ -386,7 +386,7 @@ impl Device for Cpu {
         check_heads(&heads);
         check_segments(segments, t);
         shapes!(qkv: [t, heads.width()], out: [t, heads.q * heads.dim], lse: [t, heads.q]);
-        by_dtype!(qkv.dtype(), R => attention::attention::<R>(
+        by_stored!(qkv.dtype(), A => attention::attention::<A>(
             Context::new(&self.pool, &self.memory), heads, scale, segments, slice(qkv), slice_mut(out), slice_mut(lse),
         ))
     }
@@ -405,7 +405,7 @@ impl Device for Cpu {
         check_heads(&heads);
         check_segments(segments, t);
         shapes!(qkv: [t, width], out: [t, wide], lse: [t, heads.q], dout: [t, wide], dqkv: [t, width]);
-        by_dtype!(qkv.dtype(), R => attention::attention_backward::<R>(
+        by_stored!(qkv.dtype(), A => attention::attention_backward::<A>(
             Context::new(&self.pool, &self.memory), heads, scale, segments, (slice(qkv), slice(out), slice(lse)), slice(dout), slice_mut(dqkv),
         ))
     }
@@ -423,7 +423,7 @@ impl Device for Cpu {
         check_heads(&heads);
         shapes!(qkv: [n, heads.width()], k_cache: [capacity, kv], v_cache: [capacity, kv], out: [n, heads.q * heads.dim]);
         assert!(past + n <= capacity, "{past} + {n} rows in a cache of {capacity}");
-        by_dtype!(qkv.dtype(), R => attention::attention_cached::<R>(
+        by_stored!(qkv.dtype(), A => attention::attention_cached::<A>(
             Context::new(&self.pool, &self.memory), heads, scale, past, slice(qkv), (slice_mut(k_cache), slice_mut(v_cache)), slice_mut(out),
         ))
     }

@@ -67,7 +67,7 @@ macro_rules! versions {
                     && is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vl");
                 if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
                     // SAFETY: the machine has just said that it has these instructions.
-                    return unsafe { if wide { avx512($($arg),*) } else { avx2($($arg),*) } };
+                    return unsafe { if wide { avx512::<$($A),+>($($arg),*) } else { avx2::<$($A),+>($($arg),*) } };
                 }
             }
             body::<$($A,)+ $crate::cpu::simd::Baseline>($($arg),*)
@@ -103,7 +103,7 @@ pub(crate) fn fold<A: Copy, R: Real>(x: &[R], start: A, f: impl Fn(A, R) -> A) -
 
 /// [`fold`] over two slices of one length.
 #[inline(always)]
-pub(crate) fn fold2<A: Copy, R: Real>(x: &[R], y: &[R], start: A, f: impl Fn(A, R, R) -> A) -> [A; LANES] {
+pub(crate) fn fold2<A: Copy, T: Copy, U: Copy>(x: &[T], y: &[U], start: A, f: impl Fn(A, T, U) -> A) -> [A; LANES] {
     let mut lanes = [start; LANES];
     let ((whole_x, rest_x), (whole_y, rest_y)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
     for (x, y) in whole_x.iter().zip(whole_y) {
