@@ -148,7 +148,15 @@ fn compute<'a, A: Number>(call: &Call<'a, A>, task: &Task, dqkv: &Scattered<A>, 
                 let m = block.min(n - query);
                 let (p, ds) = (&mut p[..m * nr], &mut ds[..m * nr]);
                 micro.multiply([m, nr, dim], &packed.queries.get()[query * deep..], mr * deep, key_panel, p, nr, false);
-                micro.multiply([m, nr, dim], &packed.douts.get()[query * deep..], mr * deep, value_panel, ds, nr, false);
+                micro.multiply(
+                    [m, nr, dim],
+                    &packed.douts.get()[query * deep..],
+                    mr * deep,
+                    value_panel,
+                    ds,
+                    nr,
+                    false,
+                );
                 let (lse, d) = (&packed.lse.get()[query..query + m], &packed.d.get()[query..query + m]);
                 score_gradients::<A>(nr, key, query, exponent, lse, d, p, ds);
 
@@ -207,7 +215,8 @@ struct Packed<A: Number> {
 
 impl<A: Number> Packed<A> {
     fn new(Context { memory, micro, .. }: Context<A>, n: usize, dim: usize) -> Self {
-        let panels = |lanes: usize, steps| Scratch::new(memory, Micro::<A>::panel(lanes.next_multiple_of(micro.rows()), steps));
+        let panels =
+            |lanes: usize, steps| Scratch::new(memory, Micro::<A>::panel(lanes.next_multiple_of(micro.rows()), steps));
         let row = || Scratch::new(memory, n);
         Packed {
             micro,

@@ -11,8 +11,8 @@ use super::number::Number;
 use super::{Context, Head, Scratch, pieces};
 use crate::Heads;
 use crate::cpu::bands::{Scattered, bands, piece};
-use crate::cpu::real::{Real, Stored};
 use crate::cpu::gemm::Operand;
+use crate::cpu::real::{Real, Stored};
 use crate::cpu::simd::{Isa, LANES, larger, max, sum, versions};
 use std::f64::consts::LOG2_E;
 

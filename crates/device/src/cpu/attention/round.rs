@@ -110,7 +110,9 @@ mod x86 {
         let mut rows = rows;
         for pairs in pairs {
             let (a, b) = (rows.next().unwrap_or(&[]), rows.next());
-            for (a, (l, pairs)) in a.as_chunks::<16>().0.iter().zip(pairs.as_chunks_mut::<32>().0.iter_mut().enumerate()) {
+            for (a, (l, pairs)) in
+                a.as_chunks::<16>().0.iter().zip(pairs.as_chunks_mut::<32>().0.iter_mut().enumerate())
+            {
                 // SAFETY: 16 elements of each row, 32 of the pairs.
                 unsafe {
                     let b = b.map_or(_mm512_setzero_ps(), |b| _mm512_loadu_ps(b[l * 16..(l + 1) * 16].as_ptr()));
@@ -140,7 +142,9 @@ mod tests {
             let (y, z) = y.as_flattened_mut().split_at_mut(n);
             round(&x, y);
             round_by_loops(&x, z);
-            let same = |y: &[bf16]| y.iter().zip(&exact).all(|(y, &e)| y.to_bits() == e || (y.is_nan() && bf16::from_bits(e).is_nan()));
+            let same = |y: &[bf16]| {
+                y.iter().zip(&exact).all(|(y, &e)| y.to_bits() == e || (y.is_nan() && bf16::from_bits(e).is_nan()))
+            };
             assert!(same(y) && same(z), "{n}: {y:?} {z:?} {exact:?}");
         }
     }
@@ -156,9 +160,8 @@ mod tests {
                 pair(lanes, &x, &mut y);
                 pair_by_loops(lanes, &x, &mut z);
                 let at = |row: usize, lane: usize| x.get(row * lanes + lane).map_or(bf16::ZERO, |&x| bf16::from_f32(x));
-                let expected: Vec<bf16> = (0..len)
-                    .map(|i| at(i / (2 * lanes) * 2 + i % 2, i % (2 * lanes) / 2))
-                    .collect();
+                let expected: Vec<bf16> =
+                    (0..len).map(|i| at(i / (2 * lanes) * 2 + i % 2, i % (2 * lanes) / 2)).collect();
                 assert_eq!(y, expected);
                 assert_eq!(z, expected);
             }
