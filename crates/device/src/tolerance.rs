@@ -92,6 +92,9 @@ pub const TABLE: &[Row] = &[
     row("adamw", DType::Bf16, 4e-3, 5e-7, "the copy of the new weights: as in f32, then rounded once"),
 
     row("gradient", DType::F64, 1e-6, 0.0, "central differences of fourth order, step 1e-4: roundoff ~1e-11 of the loss"),
+    row("mixed losses", DType::Bf16, 2e-2, 2e-2, "operands of 8 bits through a few layers: each activation off by up to 2^-8"),
+    row("mixed gradient", DType::Bf16, 1.5e-1, 0.0, "as the losses, twice the depth, through softmaxes of large scores; worst parameter"),
+    row("mixed gradients", DType::Bf16, 4e-2, 0.0, "the same, the mean over parameters"),
     row("golden logits", DType::F32, 1e-4, 1e-5, "a few layers of f32 in another order than PyTorch's"),
     row("golden gradients", DType::F32, 1e-3, 1e-5, "as the logits, twice the depth, and sums with cancellation"),
     row("golden losses", DType::F32, 1e-4, 0.0, "ten AdamW steps: the first divide each gradient by its own size, noise included"),
