@@ -198,7 +198,7 @@ mod tests {
     #[test]
     fn an_f64_is_rounded_once() {
         for upper in (0..0x7f7f).chain(0x8000..0xff7f) {
-            let [low, high] = [upper, upper + 1].map(|bits| bf16::from_bits(bits));
+            let [low, high] = [upper, upper + 1].map(bf16::from_bits);
             let tie = (low.to_f64() + high.to_f64()) / 2.0;
             let [below, above] = [1.0 - 1e-15, 1.0 + 1e-15].map(|factor| nearest(tie * factor).to_bits());
             assert_eq!((below, above), (low.to_bits(), high.to_bits()), "around {tie:e}");

@@ -47,7 +47,10 @@ impl Number for f32 {
     /// Within 2·10⁻⁸ of itself, and the roundings of as many multiply-adds.
     #[inline(always)]
     fn exp2<S: Isa>(x: f32) -> f32 {
-        exp2_by::<S, 6>(x, [0.000_153_533_62, 0.001_339_887_5, 0.009_618_437, 0.055_503_324, 0.240_226_48, 0.693_147_2])
+        exp2_by::<S, 6>(
+            x,
+            [0.000_153_533_62, 0.001_339_887_5, 0.009_618_437, 0.055_503_324, 0.240_226_48, std::f32::consts::LN_2],
+        )
     }
     as_they_lie!(f32);
 }
