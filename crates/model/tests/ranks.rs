@@ -101,7 +101,7 @@ fn any_number_of_threads_gives_the_same_bits() {
         let docs = documents(config.vocab_size, &[90, 17, 128, 60, 5], 3);
         let batch = Batch::of(&docs);
         let aux = auxiliary_for(&config, batch.ids.len());
-        for dtype in [DType::F32, DType::F64] {
+        for dtype in [DType::F32, DType::Bf16] {
             let run = |threads| {
                 let dev = Cpu::new(threads);
                 let (model, weights) = model(&dev, &config, dtype, Recomputation::None, Shard::WHOLE, 7);

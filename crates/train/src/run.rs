@@ -39,7 +39,7 @@ use wudao_device::{DType, Device, Fault};
 use wudao_model::weights::Snapshot;
 use wudao_model::{Config, Counts};
 
-/// The type that weights are kept and saved in, and that products multiply.
+/// The type that weights are kept and saved in, whatever products multiply.
 const KEPT: DType = DType::F32;
 
 /// Documents to learn from or to be measured on.

@@ -6,6 +6,7 @@
 //! [`Plan`](crate::schedule::Plan), which is saved with it.
 
 use serde::{Deserialize, Serialize};
+use wudao_device::DType;
 use wudao_model::Config;
 use wudao_model::model::Recomputation;
 
@@ -69,6 +70,8 @@ pub struct TrainSettings {
     /// The learning rate at the end, as a share of the peak.
     pub min_lr_ratio: f64,
 
+    /// What products multiply.
+    pub dtype: Precision,
     /// What the backward pass computes again instead of keeping.
     pub recompute: Recompute,
 
@@ -145,6 +148,28 @@ impl Recompute {
     }
 }
 
+/// Bits that products multiply in. Weights, gradients, moments, the residual stream, softmax, statistics and the loss are f32
+/// either way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// f32 throughout.
+    #[default]
+    F32,
+    /// Mixed precision (Micikevicius et al. 2018): operands and kept activations in bf16, sums in f32.
+    Bf16,
+}
+
+impl Precision {
+    /// The device's type of operands.
+    pub fn operands(self) -> DType {
+        match self {
+            Precision::F32 => DType::F32,
+            Precision::Bf16 => DType::Bf16,
+        }
+    }
+}
+
 impl Default for TrainSettings {
     fn default() -> Self {
         TrainSettings {
@@ -170,6 +195,7 @@ impl Default for TrainSettings {
             warmup_steps: None,
             decay_ratio: 0.2,
             min_lr_ratio: 0.1,
+            dtype: Precision::F32,
             recompute: Recompute::None,
             router_aux_loss_coef: 0.0,
             router_z_loss_coef: 0.0,

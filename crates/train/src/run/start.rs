@@ -30,9 +30,10 @@ impl<'a, D: Device> Run<'a, D> {
         let begin = Instant::now();
         let (comm, settings, config) = (job.comm, job.settings, job.config);
         let accumulation = check(job)?;
+        let operands = settings.dtype.operands();
         let estimate = match job.available_memory {
-            Some(bytes) => estimate::check(config, settings, comm.size(), KEPT, bytes)?,
-            None => estimate::estimate(config, settings, comm.size(), KEPT)?,
+            Some(bytes) => estimate::check(config, settings, comm.size(), operands, bytes)?,
+            None => estimate::estimate(config, settings, comm.size(), operands)?,
         };
         let (lock, found) = agree(comm, take_folder(job, observer))?;
         let found = share(job, found)?;
@@ -48,7 +49,7 @@ impl<'a, D: Device> Run<'a, D> {
         let train: AnyDocuments<'a> = job.data.train;
         let mut stream = TrainStream::new(train, layout, settings.seed)?;
         let held_out = Subset::new(job.data.validation, settings.eval_tokens);
-        let mut learner = Learner::new(job.device, comm, config, settings, KEPT)?;
+        let mut learner = Learner::new(job.device, comm, config, settings, operands)?;
         let state = match &found {
             Some(found) => {
                 let loaded = stream.seek(found.state.cursor).map_err(TrainError::from);

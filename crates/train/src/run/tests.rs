@@ -1,6 +1,6 @@
 use super::*;
 use crate::checkpoint::{CHECKPOINTS, newest, verify};
-use crate::settings::{OptimizerKind, ScheduleKind};
+use crate::settings::{OptimizerKind, Precision, ScheduleKind};
 use crate::testing::Fixture;
 use std::collections::BTreeMap;
 use std::fs;
@@ -109,12 +109,19 @@ fn a_run_leaves_all_that_it_promises() {
     assert!(!checkpoint(&out, 7).exists(), "only the last two are kept");
 }
 
-/// Run 20 is run 10, stop, resume 10, byte for byte; with other numbers of threads; with each optimizer.
+/// Run 20 is run 10, stop, resume 10, byte for byte; with other numbers of threads; with each optimizer, in each
+/// precision.
 #[test]
 fn an_interrupted_run_ends_in_the_same_bytes() {
     let mut f = Fixture::new();
-    for optimizer in [OptimizerKind::Muon, OptimizerKind::AdamW] {
-        f.settings.optimizer = optimizer;
+    let kinds = [
+        (OptimizerKind::Muon, Precision::F32),
+        (OptimizerKind::AdamW, Precision::F32),
+        (OptimizerKind::Muon, Precision::Bf16),
+        (OptimizerKind::AdamW, Precision::Bf16),
+    ];
+    for (optimizer, dtype) in kinds {
+        (f.settings.optimizer, f.settings.dtype) = (optimizer, dtype);
         let whole = straight(&f);
         let out = tempfile::tempdir().unwrap();
         let first = go(&f, out.path(), Init::Fresh, 10, 2).0.unwrap();

@@ -22,7 +22,7 @@ use wudao_train::checkpoint::{self, CheckpointError, State};
 /// Arguments of `wudao inspect`.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:\n  wudao inspect runs/quickstart\n  wudao inspect data --json\n  \
-    wudao inspect --preset small")]
+    wudao inspect --preset small --set train.dtype=bf16")]
 pub struct Args {
     /// A checkpoint, run, data set or tokenizer folder, a tokenizer.json or a .safetensors file. Without it, a run before
     /// it starts: its size, its memory, and what each way of recomputation costs.

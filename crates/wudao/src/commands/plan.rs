@@ -4,7 +4,6 @@ use super::Context;
 use crate::printer::{bytes, columns, short};
 use crate::settings::{self, Origin, SettingsArgs};
 use serde::Serialize;
-use wudao_device::DType;
 use wudao_model::Config;
 use wudao_model::counts::Counts;
 use wudao_train::TrainSettings;
@@ -38,7 +37,7 @@ pub fn run(args: &SettingsArgs, json: bool, cx: &Context) -> anyhow::Result<()> 
     train.check()?;
 
     let counts = Counts::of(&config);
-    let operands = DType::F32;
+    let operands = train.dtype.operands();
     let memory = estimate::estimate(&config, &train, 1, operands)?;
     let plan = Plan {
         parameters: counts.params.total(),

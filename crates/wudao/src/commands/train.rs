@@ -71,6 +71,9 @@ pub struct Args {
     /// Tokens of a row.
     #[arg(long, value_name = "N")]
     seq_len: Option<usize>,
+    /// Bits that products multiply in: f32, or bf16 (mixed precision).
+    #[arg(long, value_name = "DTYPE", value_parser = ["f32", "bf16"])]
+    dtype: Option<String>,
     /// Seed of everything random.
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
@@ -107,6 +110,7 @@ pub fn run(mut args: Args, cx: &Context) -> anyhow::Result<()> {
         ("train.lr", "--lr", args.lr.map(|x| x.to_string())),
         ("train.global_batch_size", "--batch-size", args.batch_size.map(|n| n.to_string())),
         ("train.seq_len", "--seq-len", args.seq_len.map(|n| n.to_string())),
+        ("train.dtype", "--dtype", args.dtype.clone()),
         ("train.seed", "--seed", args.seed.map(|n| n.to_string())),
     ];
     let resolved = settings::resolve(&args.settings, &own, &cx.environment)?;
