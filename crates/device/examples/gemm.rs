@@ -81,33 +81,41 @@ fn main() {
     use DType::{Bf16, F32};
     for (types, operands, result) in [("f32", F32, F32), ("bf16 → f32", Bf16, F32), ("bf16 → bf16", Bf16, Bf16)] {
         let peak = if operands == Bf16 { 2.0 * peak } else { peak };
-        let report = |name: String, [m, n, k]: [usize; 3], experts: usize, f: &mut dyn FnMut()| {
+        let wanted = |g: Gemm, name: &str, [m, n, k]: [usize; 3]| {
             let name = format!("{types}: {name} {m}×{n}, {k}");
-            if words.iter().all(|word| name.contains(word.as_str())) {
-                let bytes = experts * (operands.size() * (m * k + k * n) + result.size() * m * n);
-                line(&name, median(f), peak, 2 * experts * m * n * k, bytes);
-            }
+            let wanted = !(g.accumulate && result == Bf16) && words.iter().all(|word| name.contains(word.as_str()));
+            wanted.then_some(name)
+        };
+        let report = |name: &str, [m, n, k]: [usize; 3], experts: usize, f: &mut dyn FnMut()| {
+            let bytes = experts * (operands.size() * (m * k + k * n) + result.size() * m * n);
+            line(name, median(f), peak, 2 * experts * m * n * k, bytes);
         };
         for &(name, g, [m, n, k]) in PRODUCTS {
-            if g.accumulate && result == Bf16 {
-                continue;
-            }
+            let Some(name) = wanted(g, name, [m, n, k]) else { continue };
             let a = Tensor::zeros(&cpu, if g.ta { [k, m] } else { [m, k] }, operands);
             let b = Tensor::zeros(&cpu, if g.tb { [n, k] } else { [k, n] }, operands);
             let mut c = Tensor::zeros(&cpu, [m, n], result);
-            report(name.into(), [m, n, k], 1, &mut || cpu.gemm(g, a.view(), b.view(), c.view_mut()));
+            report(&name, [m, n, k], 1, &mut || cpu.gemm(g, a.view(), b.view(), c.view_mut()));
         }
         for &(g, experts, [m, n, k]) in EXPERTS {
-            if g.accumulate && result == Bf16 {
-                continue;
-            }
+            let name = format!(
+                "{experts} experts {}",
+                if g.ta {
+                    "Aᵀ·B"
+                } else if g.tb {
+                    "A·Bᵀ"
+                } else {
+                    "A·B "
+                }
+            );
+            let Some(name) = wanted(g, &name, [m, n, k]) else { continue };
             let rows = if g.ta { k } else { m };
             let bands: Vec<_> = (0..experts).map(|e| e * rows..(e + 1) * rows).collect();
             let a = Tensor::zeros(&cpu, [experts * rows, if g.ta { m } else { k }], operands);
             if g.ta {
                 let b = Tensor::zeros(&cpu, [experts * rows, n], operands);
                 let mut c: Vec<_> = (0..experts).map(|_| Tensor::zeros(&cpu, [m, n], result)).collect();
-                report(format!("{experts} experts Aᵀ·B"), [m, n, k], experts, &mut || {
+                report(&name, [m, n, k], experts, &mut || {
                     cpu.gemm_bands_outer(&bands, a.view(), b.view(), c.iter_mut().map(Tensor::view_mut).collect());
                 });
             } else {
@@ -115,8 +123,7 @@ fn main() {
                 let b: Vec<_> = (0..experts).map(|_| Tensor::zeros(&cpu, shape, operands)).collect();
                 let b: Vec<View<Cpu>> = b.iter().map(Tensor::view).collect();
                 let mut c = Tensor::zeros(&cpu, [experts * rows, n], result);
-                let name = format!("{experts} experts {}", if g.tb { "A·Bᵀ" } else { "A·B " });
-                report(name, [m, n, k], experts, &mut || cpu.gemm_bands(g, &bands, a.view(), &b, c.view_mut()));
+                report(&name, [m, n, k], experts, &mut || cpu.gemm_bands(g, &bands, a.view(), &b, c.view_mut()));
             }
         }
     }

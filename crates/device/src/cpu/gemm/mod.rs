@@ -20,8 +20,8 @@
 //! has a fused multiply-add.
 //!
 //! Another type of operand is another [`kernel::Kernel`]: its packed form is known to its two packing functions and its
-//! micro-kernel only (bf16 would lie there in pairs of steps, for `vdpbf16ps`). What bf16 adds beyond an entry in the
-//! type's list is a type for C that differs from the operands', and panels of an even number of steps.
+//! micro-kernel only. bf16 lies there in pairs of steps, as `vdpbf16ps` takes them, and its sums are f32: C may be either
+//! ([`put`]).
 
 mod kernel;
 mod pack;
@@ -200,7 +200,9 @@ impl<'a, R: Real, C: Stored<Real = R>> Product<'a, R, C> {
     {
         let in_place = self.rows.rows_in_place::<T>(0, &(0..self.size.k)).is_some();
         let blocks = if C::EXACT { self.size.k.div_ceil(block::<T>()) } else { 1 };
-        self.size.packing = [if in_place { 0.0 } else { plan::PACKING }, plan::PACKING].map(|x| x * T::GROUP as f64);
+        // A group is transposed as quickly as an element of that size, but lanes that lie side by side must be interleaved.
+        let packing = |side: &Side<R>| plan::PACKING * if side.lanes_adjacent { T::GROUP as f64 } else { 1.0 };
+        self.size.packing = [if in_place { 0.0 } else { packing(&self.rows) }, packing(&self.lanes)];
         self.size.putting = if self.turned || !C::EXACT { plan::PUTTING * (blocks * T::GROUP) as f64 } else { 0.0 };
     }
 }
