@@ -103,9 +103,14 @@ impl<D: Device> Model<D> {
     /// Fresh weights.
     pub fn init(&self, device: &D, seed: u64) -> Store<D> {
         let mut weights = self.no_weights(device);
-        init::init(device, &self.config, seed, &mut weights);
-        weights.round(device);
+        self.fill(device, seed, &mut weights);
         weights
+    }
+
+    /// Makes weights fresh ones, in place: no second store is in memory.
+    pub fn fill(&self, device: &D, seed: u64, weights: &mut Store<D>) {
+        init::init(device, &self.config, seed, weights);
+        weights.round(device);
     }
 
     /// Weights of zero, to be loaded (and then rounded: [`Store::round`]).
