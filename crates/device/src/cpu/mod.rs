@@ -29,7 +29,7 @@ use crate::{AdamW, DType, Device, Element, Fault, Gemm, Heads, IGNORE, Routing, 
 use attention::Context;
 use gemm::{Mat, MatMut};
 use half::bf16;
-pub(crate) use memory::class as size_class;
+pub(crate) use memory::block_bytes;
 use memory::{Block, Memory};
 pub use pool::Pool;
 use real::{Real, Stored};
