@@ -8,7 +8,7 @@ use wudao_data::cursor::Cursor;
 use wudao_data::document::Lang;
 use wudao_data::manifest::{Manifest, Source, Split, TokenizerStamp};
 use wudao_data::shard::ShardWriter;
-use wudao_data::tokenizer::{Tokenizer, TrainOptions};
+use wudao_data::tokenizer::{TOKENIZER_CONFIG_FILE, Tokenizer, TrainOptions};
 use wudao_device::{Cpu, DType};
 use wudao_model::model::Options;
 use wudao_model::weights::Snapshot;
@@ -16,7 +16,9 @@ use wudao_model::{Config, Model};
 use wudao_train::TrainSettings;
 use wudao_train::checkpoint::{FORMAT_VERSION, State};
 use wudao_train::metrics::RunFile;
+use wudao_train::optimizer::Optimizer;
 use wudao_train::schedule::Plan;
+use wudao_train::settings::OptimizerKind;
 
 const POEM: &str = "春眠不觉晓，处处闻啼鸟。\n夜来风雨声，花落知多少。\n";
 
@@ -35,6 +37,7 @@ fn main() -> Result {
     documents()?;
     shards(scratch.path(), &tokenizer)?;
     weights(scratch.path(), &config)?;
+    settings()?;
     run(&config)
 }
 
@@ -99,6 +102,10 @@ fn parquet(codec: parquet::basic::Compression) -> Result<Vec<u8>> {
 fn tokenizers() -> Result<Tokenizer> {
     let tokenizer = Tokenizer::train([POEM, POEM, "the the text"], &TrainOptions::new(276))?;
     seed("tokenizer", "ours", tokenizer.json())?;
+    let scratch = tempfile::tempdir()?;
+    tokenizer.save(scratch.path())?;
+    seed("tokenizer_config", "ours", fs::read(scratch.path().join(TOKENIZER_CONFIG_FILE))?)?;
+    seed("tokenizer_config", "token", r#"{"eos_token": {"content": "<stop>", "special": true}}"#)?;
     let plain = r#""version":"1.0","truncation":null,"padding":null,"post_processor":null,"#;
     let added = r#""added_tokens":[{"id":0,"content":"</s>","single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":true}],"#;
     for (name, rest) in [
@@ -187,7 +194,25 @@ fn weights(folder: &Path, config: &Config) -> Result {
             seed("weights", &name, fs::read(path)?)?;
         }
     }
+    for kind in [OptimizerKind::AdamW, OptimizerKind::Muon] {
+        let model = Model::new(&device, config, 8, Options::default())?;
+        let settings = TrainSettings { optimizer: kind, ..TrainSettings::default() };
+        let path = folder.join(format!("optimizer-{kind:?}"));
+        Optimizer::new(&device, model.layout(), DType::F32, &settings).snapshot(&device).write(&path)?;
+        seed("optimizer", &format!("{kind:?}").to_lowercase(), fs::read(path)?)?;
+    }
     seed("index", "good", r#"{"metadata":{"total_size":8},"weight_map":{"x":"a","y":"b"}}"#)
+}
+
+fn settings() -> Result {
+    let presets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../presets");
+    seed("settings", "tiny", fs::read(presets.join("tiny.toml"))?)?;
+    let sources = "preset = \"tiny\"\n\n[[sources]]\nname = \"books\"\npaths = [\"a\", \"b\"]\nweight = 2.5\n\n";
+    seed(
+        "settings",
+        "sources",
+        format!("{sources}[prepare]\nlanguages = [\"zh\"]\nread.fields = [\"title\", \"text\"]\n"),
+    )
 }
 
 fn run(model: &Config) -> Result {
@@ -203,6 +228,7 @@ fn run(model: &Config) -> Result {
         guard: Default::default(),
         best: None,
         plan: plan.clone(),
+        data: Some("ab".repeat(32)),
         tokenizer: tokenizer.clone(),
         settings: settings.clone(),
     };

@@ -187,6 +187,13 @@ impl Manifest {
         self.shards.iter().filter(move |shard| shard.split == split)
     }
 
+    /// SHA-256 over the shards' own, in order, split by split: what there is to learn from and to be measured on, whatever
+    /// the folder is called and whoever prepared it.
+    pub fn fingerprint(&self) -> String {
+        let lines = self.shards.iter().map(|shard| format!("{} {}\n", shard.split, shard.sha256));
+        file::sha256_hex(lines.collect::<String>().as_bytes())
+    }
+
     /// Documents, bytes and tokens of one split.
     pub fn counts(&self, split: Split) -> Counts {
         self.shards(split).fold(Counts::default(), |mut sum, shard| {

@@ -1,18 +1,70 @@
-//! Speed of matrix products: `cargo run --release -p wudao-device --example gemm [THREADS]`.
+//! Speed of matrix products: `cargo run --release -p wudao-device --example gemm [THREADS [WORD …]]`.
 //!
 //! Medians of several runs, beside the machine's peak measured in the same run: on a shared machine only the ratio says
-//! something.
+//! something. The peak of bf16 is taken as twice that of f32, as it is where products of pairs are one instruction. With
+//! words, only the lines that contain all of them.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
-use wudao_device::{Cpu, DType, Device, Gemm, Tensor};
+use wudao_device::{Cpu, DType, Device, Gemm, Tensor, View};
+
+const NN: Gemm = Gemm::NN;
+const NT: Gemm = Gemm::NT;
+const TN: Gemm = Gemm::TN_ACC;
+
+/// `C[M, N]` of a sum over K: name, form, M, N, K.
+const PRODUCTS: &[(&str, Gemm, [usize; 3])] = &[
+    ("A·Bᵀ forward", NT, [4096, 1536, 512]),
+    ("A·B  input gradient", NN, [4096, 512, 1536]),
+    ("Aᵀ·B weight gradient", TN, [512, 1536, 4096]),
+    ("A·Bᵀ", NT, [4096, 512, 512]),
+    ("A·Bᵀ", NT, [512, 768, 512]),
+    ("A·B ", NN, [512, 768, 512]),
+    ("A·Bᵀ", NT, [64, 768, 512]),
+    ("A·B ", NN, [64, 768, 512]),
+    ("A·Bᵀ head", NT, [512, 32000, 512]),
+    ("A·B  head", NN, [512, 512, 32000]),
+    ("Aᵀ·B head", TN, [32000, 512, 512]),
+    ("A·Bᵀ router", NT, [4096, 8, 512]),
+    ("A·Bᵀ router", NT, [4096, 64, 512]),
+    ("A·Bᵀ decode", NT, [1, 1536, 512]),
+    ("A·Bᵀ decode", NT, [1, 32000, 512]),
+    ("A·Bᵀ decode", NT, [4, 32000, 512]),
+    ("A·Bᵀ decode", NT, [8, 32000, 512]),
+];
+
+/// Experts of so many rows each: form (TN is the outer one), number, `[M, N, K]` of one.
+const EXPERTS: &[(Gemm, usize, [usize; 3])] = &[
+    (NT, 8, [1024, 1536, 512]),
+    (NN, 8, [1024, 512, 1536]),
+    (TN, 8, [1536, 512, 1024]),
+    (NT, 8, [1024, 512, 768]),
+    (NN, 8, [1024, 768, 512]),
+    (TN, 8, [512, 768, 1024]),
+    (NT, 64, [256, 512, 512]),
+    (NN, 64, [256, 512, 512]),
+    (TN, 64, [512, 512, 256]),
+    (NT, 64, [256, 512, 256]),
+    (NN, 64, [256, 256, 512]),
+    (TN, 64, [512, 256, 256]),
+    (NT, 64, [128, 512, 512]),
+    (NT, 64, [64, 512, 512]),
+    (NT, 64, [32, 512, 512]),
+    (NT, 64, [16, 512, 512]),
+    (NN, 64, [64, 512, 512]),
+    (NN, 64, [16, 512, 512]),
+    (TN, 64, [512, 512, 64]),
+    (TN, 64, [512, 512, 16]),
+    (NT, 4, [1, 1536, 512]),
+];
 
 fn main() {
     let threads = std::env::args().nth(1).map_or(2, |n| n.parse().expect("a number of threads"));
+    let words: Vec<String> = std::env::args().skip(2).collect();
     let cpu = Cpu::new(threads);
     let (peak, read) = (cpu.peak_gflops(), cpu.read_gbytes_per_s());
     println!("{threads} threads, {}: peak {peak:.0} GFLOP/s, read {read:.1} GB/s", cpu.instructions());
-    if threads > 1 {
+    if threads > 1 && words.is_empty() {
         // Two tasks that wait for each other: how long until another thread has joined.
         let hand_off = median(|| {
             let arrived = AtomicUsize::new(0);
@@ -25,63 +77,64 @@ fn main() {
         });
         println!("hand-off {:.2} µs", hand_off * 1e6);
     }
-    println!("{:<34}{:>10}{:>9}{:>9}{:>9}", "C[M,N], K", "ms", "GFLOP/s", "of peak", "GB/s");
-    let (nn, nt, tn) = (Gemm::NN, Gemm::NT, Gemm::TN_ACC);
-    for (name, g, m, n, k) in [
-        ("A·Bᵀ forward", nt, 4096, 1536, 512),
-        ("A·B  input gradient", nn, 4096, 512, 1536),
-        ("Aᵀ·B weight gradient", tn, 512, 1536, 4096),
-        ("A·Bᵀ", nt, 512, 768, 512),
-        ("A·B", nn, 512, 768, 512),
-        ("A·Bᵀ", nt, 64, 768, 512),
-        ("A·B", nn, 64, 768, 512),
-        ("A·Bᵀ head", nt, 512, 32000, 512),
-        ("A·B  head", nn, 512, 512, 32000),
-        ("Aᵀ·B head", tn, 32000, 512, 512),
-        ("A·Bᵀ router", nt, 4096, 8, 512),
-        ("A·Bᵀ decode", nt, 1, 1536, 512),
-        ("A·Bᵀ decode", nt, 1, 32000, 512),
-        ("A·Bᵀ decode", nt, 4, 32000, 512),
-        ("A·Bᵀ decode", nt, 8, 32000, 512),
-    ] {
-        let f32s = |[rows, cols]: [usize; 2]| Tensor::zeros(&cpu, [rows, cols], DType::F32);
-        let a = f32s(if g.ta { [k, m] } else { [m, k] });
-        let b = f32s(if g.tb { [n, k] } else { [k, n] });
-        let mut c = f32s([m, n]);
-        let s = median(|| cpu.gemm(g, a.view(), b.view(), c.view_mut()));
-        report(&format!("{name} {m}×{n}, {k}"), s, peak, 2 * m * n * k, 4 * (m * k + k * n + m * n));
-    }
-    for (name, experts, rows, n, k) in [
-        ("experts", 8usize, 1024usize, 1536usize, 512usize),
-        ("experts", 64, 256, 512, 512),
-        ("experts", 64, 64, 768, 512),
-        ("decode, experts", 4, 1, 1536, 512),
-    ] {
-        let total = experts * rows;
-        let a = Tensor::zeros(&cpu, [total, k], DType::F32);
-        let mut c = Tensor::zeros(&cpu, [total, n], DType::F32);
-        let w: Vec<_> = (0..experts).map(|_| Tensor::zeros(&cpu, [n, k], DType::F32)).collect();
-        let bands: Vec<_> = (0..experts).map(|e| e * rows..(e + 1) * rows).collect();
-        let (flops, bytes) = (2 * total * n * k, 4 * (total * (k + n) + experts * n * k));
-        let b: Vec<_> = w.iter().map(Tensor::view).collect();
-        let s = median(|| cpu.gemm_bands(Gemm::NT, &bands, a.view(), &b, c.view_mut()));
-        report(&format!("{experts} {name} {rows}×{n}, {k}"), s, peak, flops, bytes);
-        if rows > 1 {
-            let mut dw: Vec<_> = (0..experts).map(|_| Tensor::zeros(&cpu, [k, n], DType::F32)).collect();
-            let s = median(|| {
-                cpu.gemm_bands_outer(&bands, a.view(), c.view(), dw.iter_mut().map(Tensor::view_mut).collect())
-            });
-            report(&format!("{experts} {name} gradient {k}×{n}, {rows}"), s, peak, flops, bytes);
+    println!("{:<52}{:>10}{:>9}{:>9}{:>9}", "C[M,N], K", "ms", "GFLOP/s", "of peak", "GB/s");
+    use DType::{Bf16, F32};
+    for (types, operands, result) in [("f32", F32, F32), ("bf16 → f32", Bf16, F32), ("bf16 → bf16", Bf16, Bf16)] {
+        let peak = if operands == Bf16 { 2.0 * peak } else { peak };
+        let wanted = |g: Gemm, name: &str, [m, n, k]: [usize; 3]| {
+            let name = format!("{types}: {name} {m}×{n}, {k}");
+            let wanted = !(g.accumulate && result == Bf16) && words.iter().all(|word| name.contains(word.as_str()));
+            wanted.then_some(name)
+        };
+        let report = |name: &str, [m, n, k]: [usize; 3], experts: usize, f: &mut dyn FnMut()| {
+            let bytes = experts * (operands.size() * (m * k + k * n) + result.size() * m * n);
+            line(name, median(f), peak, 2 * experts * m * n * k, bytes);
+        };
+        for &(name, g, [m, n, k]) in PRODUCTS {
+            let Some(name) = wanted(g, name, [m, n, k]) else { continue };
+            let a = Tensor::zeros(&cpu, if g.ta { [k, m] } else { [m, k] }, operands);
+            let b = Tensor::zeros(&cpu, if g.tb { [n, k] } else { [k, n] }, operands);
+            let mut c = Tensor::zeros(&cpu, [m, n], result);
+            report(&name, [m, n, k], 1, &mut || cpu.gemm(g, a.view(), b.view(), c.view_mut()));
+        }
+        for &(g, experts, [m, n, k]) in EXPERTS {
+            let name = format!(
+                "{experts} experts {}",
+                if g.ta {
+                    "Aᵀ·B"
+                } else if g.tb {
+                    "A·Bᵀ"
+                } else {
+                    "A·B "
+                }
+            );
+            let Some(name) = wanted(g, &name, [m, n, k]) else { continue };
+            let rows = if g.ta { k } else { m };
+            let bands: Vec<_> = (0..experts).map(|e| e * rows..(e + 1) * rows).collect();
+            let a = Tensor::zeros(&cpu, [experts * rows, if g.ta { m } else { k }], operands);
+            if g.ta {
+                let b = Tensor::zeros(&cpu, [experts * rows, n], operands);
+                let mut c: Vec<_> = (0..experts).map(|_| Tensor::zeros(&cpu, [m, n], result)).collect();
+                report(&name, [m, n, k], experts, &mut || {
+                    cpu.gemm_bands_outer(&bands, a.view(), b.view(), c.iter_mut().map(Tensor::view_mut).collect());
+                });
+            } else {
+                let shape = if g.tb { [n, k] } else { [k, n] };
+                let b: Vec<_> = (0..experts).map(|_| Tensor::zeros(&cpu, shape, operands)).collect();
+                let b: Vec<View<Cpu>> = b.iter().map(Tensor::view).collect();
+                let mut c = Tensor::zeros(&cpu, [experts * rows, n], result);
+                report(&name, [m, n, k], experts, &mut || cpu.gemm_bands(g, &bands, a.view(), &b, c.view_mut()));
+            }
         }
     }
 }
 
-/// Median seconds of a run, of about a third of a second of runs.
+/// Median seconds of a run, of about a fifth of a second of runs.
 fn median(mut f: impl FnMut()) -> f64 {
     f();
     let start = Instant::now();
     let mut times = Vec::new();
-    while times.len() < 5 || start.elapsed().as_secs_f64() < 0.3 {
+    while times.len() < 5 || start.elapsed().as_secs_f64() < 0.2 {
         let start = Instant::now();
         f();
         times.push(start.elapsed().as_secs_f64());
@@ -90,7 +143,7 @@ fn median(mut f: impl FnMut()) -> f64 {
     times[times.len() / 2]
 }
 
-fn report(name: &str, s: f64, peak: f64, flops: usize, bytes: usize) {
+fn line(name: &str, s: f64, peak: f64, flops: usize, bytes: usize) {
     let (gflops, gbytes) = (flops as f64 / s / 1e9, bytes as f64 / s / 1e9);
-    println!("{name:<34}{:>10.3}{gflops:>9.1}{:>8.0}%{gbytes:>9.1}", s * 1e3, 100.0 * gflops / peak);
+    println!("{name:<52}{:>10.3}{gflops:>9.1}{:>8.0}%{gbytes:>9.1}", s * 1e3, 100.0 * gflops / peak);
 }

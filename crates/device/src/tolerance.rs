@@ -26,7 +26,7 @@ impl Tolerance {
 pub struct Row {
     /// The kernel, or the proof.
     pub what: &'static str,
-    /// The type of the computation that is checked.
+    /// The type of what is checked: a kernel's output, or a whole computation.
     pub dtype: DType,
     /// The bound.
     pub tolerance: Tolerance,
@@ -38,7 +38,8 @@ const fn row(what: &'static str, dtype: DType, rel: f64, abs: f64, reason: &'sta
     Row { what, dtype, tolerance: Tolerance { rel, abs }, reason }
 }
 
-/// Kernels in f32 against the same in f64; kernels in f64 against brute force; then the proofs of whole models.
+/// Kernels in f32 and bf16 against the same in f64, on inputs that both hold exactly; kernels in f64 against brute force;
+/// then the proofs of whole models.
 #[rustfmt::skip]
 pub const TABLE: &[Row] = &[
     row("copy", DType::F32, 0.0, 0.0, "moves values that f32 holds exactly"),
@@ -46,38 +47,54 @@ pub const TABLE: &[Row] = &[
     row("copy", DType::Bf16, 4e-3, 0.0, "bf16 keeps 8 bits: half a unit in the last place is 2^-8"),
     row("axpby", DType::F32, 2e-7, 2e-7, "two products and a sum of numbers of order one: about 2 U"),
     row("axpby", DType::F64, 1e-14, 1e-14, "as in f32, with the roundoff of f64"),
+    row("axpby", DType::Bf16, 4e-3, 2e-7, "as in f32, then rounded once to 8 bits, as all that is stored in bf16"),
     row("sum_of_squares", DType::F32, 1e-12, 0.0, "f32 widens exactly, then all is f64: only the order differs"),
     row("sum_of_squares", DType::F64, 1e-12, 0.0, "another order of a sum of positive numbers"),
     row("column_sums", DType::F32, 1e-12, 1e-12, "f32 widens exactly, then all is f64: only the order differs"),
     row("column_sums", DType::F64, 1e-12, 1e-12, "another order of the sum"),
     row("gemm", DType::F32, 1e-5, 2e-5, "K up to a few hundred products of order one: √K·U·|sum|, with room for any order"),
     row("gemm", DType::F64, 1e-12, 1e-12, "another order of the sum"),
+    row("gemm", DType::Bf16, 4e-3, 2e-5, "as in f32, then rounded once: the sum of bf16 products is kept in f32"),
     row("gather", DType::F32, 1e-6, 1e-6, "a few additions of numbers of order one"),
     row("gather", DType::F64, 1e-14, 1e-14, "the same additions in the same order"),
     row("add_bias", DType::F32, 5e-7, 5e-7, "one addition; the bias gradient is summed in f64 and rounded once"),
     row("add_bias", DType::F64, 1e-12, 1e-12, "another order of the sum"),
+    row("add_bias", DType::Bf16, 4e-3, 5e-7, "as in f32, then rounded once"),
     row("rms_norm", DType::F32, 1e-5, 1e-5, "a mean of D squares, a root; the backward pass subtracts two close terms"),
     row("rms_norm", DType::F64, 1e-12, 1e-12, "another order of the sums"),
+    row("rms_norm", DType::Bf16, 4e-3, 1e-5, "as in f32, then rounded once"),
     row("qk_norm", DType::F32, 1e-5, 1e-5, "as rms_norm"),
     row("qk_norm", DType::F64, 1e-12, 1e-12, "as rms_norm"),
+    row("qk_norm", DType::Bf16, 4e-3, 1e-5, "as in f32, then rounded once"),
     row("qk_norm dw", DType::F32, 1e-5, 5e-5, "a thousand terms of order one added in f32, one by one: √1000·U·|sum|, |sum| up to 50"),
     row("qk_norm dw", DType::F64, 1e-12, 1e-12, "another order of the sums"),
     row("rope", DType::F32, 2e-7, 2e-7, "two products and a sum"),
     row("rope", DType::F64, 1e-14, 1e-14, "two products and a sum"),
+    row("rope", DType::Bf16, 4e-3, 2e-7, "as in f32, then rounded once"),
     row("attention", DType::F32, 3e-6, 3e-6, "dot products of `dim` terms inside an exponential, then sums over the segment"),
     row("attention", DType::F64, 1e-11, 1e-11, "tiles and a running maximum add in another order than brute force"),
+    row("attention", DType::Bf16, 1e-2, 1e-2, "probabilities, gradients of scores and results are rounded at 2^-8"),
+    row("attention order", DType::Bf16, 1e-2, 1e-2, "sums in another order: roundings to bf16 now and then fall to the other side"),
+    row("attention exponential", DType::F32, 3e-7, 0.0, "a polynomial within 2e-8, six multiply-adds of which the last weighs most, and a product"),
+    row("attention exponential", DType::Bf16, 4e-6, 0.0, "a polynomial within 3e-6: what it is of is then rounded to bf16 at 2^-8, a thousand times as much"),
     row("swiglu", DType::F32, 2e-6, 2e-6, "an exponential of 2 U, a division, four products"),
     row("swiglu", DType::F64, 1e-13, 1e-13, "an exponential within a few units in the last place"),
+    row("swiglu", DType::Bf16, 4e-3, 2e-6, "as in f32, then rounded once"),
     row("swiglu dw", DType::F32, 2e-6, 1e-5, "a sum over F of products of order ten, each as good as swiglu's"),
     row("swiglu dw", DType::F64, 1e-13, 1e-12, "another order of the sum"),
     row("route", DType::F32, 1e-6, 1e-6, "a softmax over E, and entropy with a logarithm a term"),
     row("route", DType::F64, 1e-12, 1e-12, "another order of the sums"),
     row("cross_entropy", DType::F32, 1e-6, 2e-7, "an exponential per class of 2 U, a sum over V in lanes, a logarithm"),
     row("cross_entropy", DType::F64, 1e-12, 1e-12, "another order of the sum"),
+    row("cross_entropy", DType::Bf16, 4e-3, 2e-7, "as in f32, then rounded once"),
     row("adamw", DType::F32, 5e-7, 5e-7, "a root and a division; weights are of order one, so a step is rounded at U"),
     row("adamw", DType::F64, 1e-12, 1e-13, "the same formula in another order"),
+    row("adamw", DType::Bf16, 4e-3, 5e-7, "the copy of the new weights: as in f32, then rounded once"),
 
     row("gradient", DType::F64, 1e-6, 0.0, "central differences of fourth order, step 1e-4: roundoff ~1e-11 of the loss"),
+    row("mixed losses", DType::Bf16, 2e-2, 2e-2, "operands of 8 bits through a few layers: each activation off by up to 2^-8"),
+    row("mixed gradient", DType::Bf16, 1.5e-1, 0.0, "as the losses, twice the depth, through softmaxes of large scores; worst parameter"),
+    row("mixed gradients", DType::Bf16, 4e-2, 0.0, "the same, the mean over parameters"),
     row("golden logits", DType::F32, 1e-4, 1e-5, "a few layers of f32 in another order than PyTorch's"),
     row("golden gradients", DType::F32, 1e-3, 1e-5, "as the logits, twice the depth, and sums with cancellation"),
     row("golden losses", DType::F32, 1e-4, 0.0, "ten AdamW steps: the first divide each gradient by its own size, noise included"),

@@ -6,6 +6,7 @@ use common::families::every_family;
 use common::{Batch, auxiliary_for, by_name, documents, log_for, model, pass, solo};
 use wudao_comm::Solo;
 use wudao_device::check::{assert_close, assert_gradient};
+use wudao_device::tolerance::of;
 use wudao_device::{Cpu, DType, Device, Tensor};
 use wudao_model::layer::Auxiliary;
 use wudao_model::model::Recomputation;
@@ -91,14 +92,16 @@ fn recomputation_changes_no_bit() {
     for (name, config) in every_family() {
         let batch = Batch::of(&documents(config.vocab_size, &[6, 2, 5], 3));
         let aux = auxiliary_for(&config, batch.ids.len());
-        let run = |recompute| {
-            let (model, weights) = model(&dev, &config, DType::F32, recompute, Shard::WHOLE, 8);
-            let out = pass(&dev, &model, &weights, &Solo, &batch, SCALE, aux);
-            (out.losses, by_name(&dev, &out.grads), out.log)
-        };
-        let kept = run(Recomputation::None);
-        assert!(run(Recomputation::Attention) == kept, "{name}: attention");
-        assert!(run(Recomputation::Block) == kept, "{name}: blocks");
+        for dtype in [DType::F32, DType::Bf16] {
+            let run = |recompute| {
+                let (model, weights) = model(&dev, &config, dtype, recompute, Shard::WHOLE, 8);
+                let out = pass(&dev, &model, &weights, &Solo, &batch, SCALE, aux);
+                (out.losses, by_name(&dev, &out.grads), out.log)
+            };
+            let kept = run(Recomputation::None);
+            assert!(run(Recomputation::Attention) == kept, "{name} in {dtype:?}: attention");
+            assert!(run(Recomputation::Block) == kept, "{name} in {dtype:?}: blocks");
+        }
     }
 }
 
@@ -171,5 +174,46 @@ fn single_precision_is_close_to_double() {
         for (tensor, g) in &grads64 {
             assert_close(&format!("{name}, {tensor}"), "golden gradients", DType::F32, g, &grads32[tensor]);
         }
+    }
+}
+
+/// Mixed precision computes the same function, up to the rounding of its operands: each loss, and each parameter's
+/// gradient as a whole. Where two experts are nearly as good, rounding may change a token's choice, and with it everything
+/// after: the test looks at a batch in which it does not.
+#[test]
+fn mixed_precision_is_close_to_double() {
+    let dev = Cpu::new(1);
+    for (name, config) in every_family() {
+        let run = |dtype, batch: &Batch| {
+            let (model, mut weights) = model(&dev, &config, dtype, Recomputation::None, Shard::WHOLE, 8);
+            // The same numbers in both types.
+            for (home, _) in weights.params() {
+                let view = weights.get(home);
+                let mut narrow = Tensor::new(&dev, view.shape(), DType::Bf16);
+                dev.copy(view, narrow.view_mut());
+                dev.copy(narrow.view(), weights.get_mut(home));
+            }
+            weights.round(&dev);
+            let out = pass(&dev, &model, &weights, &Solo, batch, SCALE, Auxiliary::default());
+            let loads: Vec<Vec<f64>> = out.log.layers.into_iter().map(|layer| layer.load).collect();
+            (loads, out.losses, by_name(&dev, &out.grads))
+        };
+        let batches = (9..20).map(|seed| Batch::of(&documents(config.vocab_size, &[8, 5], seed)));
+        let ((_, losses64, grads64), (_, losses16, grads16)) = batches
+            .map(|batch| (run(DType::F64, &batch), run(DType::Bf16, &batch)))
+            .find(|(double, mixed)| double.0 == mixed.0)
+            .expect("a batch whose tokens choose the same experts");
+        assert_close(name, "mixed losses", DType::Bf16, &losses64, &losses16);
+        let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
+        let mut errors = Vec::new();
+        for (tensor, g) in &grads64 {
+            let error = norm(&mut g.iter().zip(&grads16[tensor]).map(|(a, b)| a - b));
+            let size = norm(&mut g.iter().copied());
+            let allowed = of("mixed gradient", DType::Bf16).rel * size;
+            assert!(error <= allowed, "{name}, {tensor}: off by {error} of {size}");
+            errors.extend((size > 0.0).then_some(error / size));
+        }
+        let mean = errors.iter().sum::<f64>() / errors.len() as f64;
+        assert!(mean <= of("mixed gradients", DType::Bf16).rel, "{name}: gradients are off by {mean}");
     }
 }

@@ -101,16 +101,18 @@ fn any_number_of_threads_gives_the_same_bits() {
         let docs = documents(config.vocab_size, &[90, 17, 128, 60, 5], 3);
         let batch = Batch::of(&docs);
         let aux = auxiliary_for(&config, batch.ids.len());
-        let run = |threads| {
-            let dev = Cpu::new(threads);
-            let (model, weights) = model(&dev, &config, DType::F32, Recomputation::None, Shard::WHOLE, 7);
-            let out = pass(&dev, &model, &weights, &Solo, &batch, 1e-2, aux);
-            (out.losses, by_name(&dev, &out.grads), out.log)
-        };
-        let one = run(1);
-        assert!(one.0.iter().chain(one.1.values().flatten()).all(|x| x.is_finite()), "{name}");
-        assert!(one == run(2), "{name}: two threads");
-        assert!(one == run(3), "{name}: three threads");
+        for dtype in [DType::F32, DType::Bf16] {
+            let run = |threads| {
+                let dev = Cpu::new(threads);
+                let (model, weights) = model(&dev, &config, dtype, Recomputation::None, Shard::WHOLE, 7);
+                let out = pass(&dev, &model, &weights, &Solo, &batch, 1e-2, aux);
+                (out.losses, by_name(&dev, &out.grads), out.log)
+            };
+            let one = run(1);
+            assert!(one.0.iter().chain(one.1.values().flatten()).all(|x| x.is_finite()), "{name}");
+            assert!(one == run(2), "{name} in {dtype:?}: two threads");
+            assert!(one == run(3), "{name} in {dtype:?}: three threads");
+        }
     }
 }
 

@@ -123,6 +123,20 @@ pub enum TrainError {
         /// Where the configurations differ.
         difference: String,
     },
+    /// A run cannot go on over other data.
+    #[error(
+        "{}: the data (fingerprint {now}) is not what this run has learned from (fingerprint {then}): give the data set it \
+         began with, or begin a new run from this checkpoint's weights in another folder",
+        path.display()
+    )]
+    OtherData {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The fingerprint in the checkpoint.
+        then: String,
+        /// The fingerprint of the data at hand.
+        now: String,
+    },
     /// Too many steps in a row were not finite.
     #[error(
         "{in_a_row} steps in a row, the last of them {step}, had a loss or a gradient that is not finite; the weights were \

@@ -40,7 +40,8 @@ impl Estimate {
         weights + gradients + optimizer + activations + rope + snapshot
     }
 
-    fn parts(&self) -> [(&'static str, u64); 6] {
+    /// Its parts by name.
+    pub fn parts(&self) -> [(&'static str, u64); 6] {
         let Estimate { weights, gradients, optimizer, activations, rope, snapshot } = *self;
         [
             ("weights", weights),
@@ -103,8 +104,36 @@ pub fn estimate(
     let optimizer = moments(&layout, settings) * size;
     let rope = (settings.seq_len * config.rotary_dim()) as u64 * size;
     let held = weights + gradients + optimizer + rope;
-    let activations = peak(config, settings, ranks, operands)?.saturating_sub(held);
+    let activations = rehearse(config, settings, ranks, operands)?.bytes.saturating_sub(held);
     Ok(Estimate { weights, gradients, optimizer, activations, rope, snapshot: gradients + optimizer })
+}
+
+/// What a way of recomputation costs.
+#[derive(Clone, Copy, PartialEq, Debug, serde::Serialize)]
+pub struct Choice {
+    /// What backward computes again.
+    pub recompute: Recompute,
+    /// Bytes of the run, as [`Estimate::total`].
+    pub bytes: u64,
+    /// Operations of products and attention in a micro-batch, over those without recomputation.
+    pub work: f64,
+}
+
+/// The cost of every way of recomputation, the cheapest in time first.
+pub fn choices(
+    config: &Config,
+    settings: &TrainSettings,
+    ranks: usize,
+    operands: DType,
+) -> Result<[Choice; 3], TrainError> {
+    let mut plain = None;
+    let mut cost = |recompute| -> Result<Choice, TrainError> {
+        let s = TrainSettings { recompute, ..settings.clone() };
+        let flops = rehearse(config, &s, ranks, operands)?.flops as f64;
+        let work = flops / *plain.get_or_insert(flops);
+        Ok(Choice { recompute, bytes: estimate(config, &s, ranks, operands)?.total(), work })
+    };
+    Ok([cost(Recompute::None)?, cost(Recompute::Attention)?, cost(Recompute::Block)?])
 }
 
 /// Refuses a run that would take more than `available` bytes, with settings that would help.
@@ -143,8 +172,15 @@ pub fn check(
     Err(TrainError::Memory(TooLarge { estimate: now, available, advice }))
 }
 
-/// Bytes that a step of one micro-batch has alive at its worst moment, counted on a device that only counts.
-fn peak(config: &Config, settings: &TrainSettings, ranks: usize, operands: DType) -> Result<u64, TrainError> {
+/// A step of one micro-batch on a device that only counts.
+struct Rehearsal {
+    /// Bytes alive at the worst moment.
+    bytes: u64,
+    /// Operations of products and attention, the optimizer's aside.
+    flops: u64,
+}
+
+fn rehearse(config: &Config, settings: &TrainSettings, ranks: usize, operands: DType) -> Result<Rehearsal, TrainError> {
     let (meta, comm) = (Meta::new(), Alone { ranks });
     let mut learner = Learner::new(&meta, &comm, config, settings, operands)?;
     let (rows, seq_len) = (settings.micro_batch_size, settings.seq_len);
@@ -170,7 +206,8 @@ fn peak(config: &Config, settings: &TrainSettings, ranks: usize, operands: DType
     // Gradients are zero on a device that computes nothing, and Muon has nothing to do for these.
     let kept = Meta::statistics(operands);
     let muon = (meta.usage().live_bytes + largest_muon(learner.model.layout(), settings, operands, kept)) as u64;
-    Ok(muon.max(meta.usage().peak_bytes as u64))
+    let usage = meta.usage();
+    Ok(Rehearsal { bytes: muon.max(usage.peak_bytes as u64), flops: usage.gemm_flops + usage.attention_flops })
 }
 
 /// One rank of several, of which the others are silent: it receives what it sends.
@@ -268,6 +305,19 @@ mod tests {
         let (s, c) = (tiny_settings(), tiny_moe());
         let of = |ranks| estimate(&c, &s, ranks, DType::F32).unwrap();
         assert!(of(2).weights < of(1).weights && of(2).optimizer < of(1).optimizer && of(2).activations > 0);
+    }
+
+    #[test]
+    fn recomputation_trades_time_for_memory() {
+        let s = TrainSettings { seq_len: 64, micro_batch_size: 8, ..tiny_settings() };
+        for config in [tiny_dense(), tiny_moe()] {
+            let config = Config { num_hidden_layers: 6, ..config };
+            let [none, attention, block] = choices(&config, &s, 1, DType::F32).unwrap();
+            assert!(none.work == 1.0 && none.work < attention.work && attention.work < block.work);
+            // Backward costs twice as much as forward: once more is a third more at most.
+            assert!(block.work < 4.0 / 3.0, "{}", block.work);
+            assert!(none.bytes > attention.bytes && attention.bytes > block.bytes, "{none:?} {attention:?} {block:?}");
+        }
     }
 
     /// A model that no test machine could hold is estimated in a moment.

@@ -110,18 +110,29 @@ pub struct Subset<D> {
 
 impl<D: Documents> Subset<D> {
     /// Documents with about `tokens` predictions in all, chosen evenly; all of them if `tokens` is `None` or there are
-    /// not more.
+    /// not more. A language gets its share of the tokens, so that every language that is there is measured, also where
+    /// a few long documents of another would come to the number asked for.
     pub fn new(documents: D, tokens: Option<u64>) -> Subset<D> {
         let count = documents.documents();
+        let predictions = |index: u64| {
+            let document = documents.doc(index);
+            (document.lang, document.tokens.len() as u64 + 1)
+        };
+        let mut all = BTreeMap::<Lang, u64>::new();
+        (0..count).map(predictions).for_each(|(lang, n)| *all.entry(lang).or_default() += n);
+        let total: u64 = all.values().sum();
+        let share = tokens.unwrap_or(u64::MAX).min(total) as u128;
+        let part = |n: u64| (u128::from(n) * share).div_ceil(u128::from(total.max(1))) as u64;
+        let mut left: BTreeMap<Lang, u64> = all.into_iter().map(|(lang, n)| (lang, part(n))).collect();
         let order = Permutation::new(count, CHOICE, 0);
-        let mut left = tokens.unwrap_or(u64::MAX);
         let mut chosen = vec![];
         for index in (0..count).map(|i| order.at(i)) {
-            if left == 0 {
-                break;
+            let (lang, n) = predictions(index);
+            let left = left.entry(lang).or_default();
+            if *left > 0 {
+                chosen.push(index);
+                *left = left.saturating_sub(n);
             }
-            chosen.push(index);
-            left = left.saturating_sub(documents.doc(index).tokens.len() as u64 + 1);
         }
         chosen.sort_unstable();
         Subset { documents, chosen }
@@ -184,6 +195,7 @@ mod tests {
     use crate::testing::{VOCAB, documents, tiny_moe, tiny_settings};
     use std::thread;
     use wudao_comm::{Comm, Solo, Threads};
+    use wudao_data::shard::{MemoryDocument, MemoryDocuments};
     use wudao_device::{Cpu, DType, tolerance};
 
     fn measure(comm: &dyn Comm<Cpu>, rows: usize) -> Tally {
@@ -231,5 +243,16 @@ mod tests {
         assert_eq!(Subset::new(&all, None).documents(), 50);
         assert_eq!(Subset::new(&all, Some(u64::MAX)).documents(), 50);
         assert_eq!(Subset::new(&documents(1, 0), Some(5)).documents(), 0);
+    }
+
+    /// Chapters of a Chinese novel and English verses: one chapter is more than all that was asked for.
+    #[test]
+    fn a_subset_holds_every_language() {
+        let document = |lang, tokens: usize| MemoryDocument { tokens: vec![1; tokens], bytes: 3, lang, source: 0 };
+        let chapters = (0..40).map(|_| document(Lang::Zh, 5000));
+        let all = MemoryDocuments(chapters.chain((0..40).map(|_| document(Lang::En, 50))).collect());
+        let subset = Subset::new(&all, Some(4000));
+        let count = |lang| (0..subset.documents()).filter(|&i| subset.doc(i).lang == lang).count();
+        assert_eq!((count(Lang::Zh), count(Lang::En)), (1, 1));
     }
 }

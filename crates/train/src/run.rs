@@ -56,6 +56,9 @@ pub struct Data<'a> {
     pub stamp: TokenizerStamp,
     /// Names of the sources, by number.
     pub sources: Vec<String>,
+    /// What tells this data from other data, such as [`Manifest::fingerprint`](wudao_data::manifest::Manifest::fingerprint);
+    /// `None` if nothing does. A run goes on over the data it began with alone.
+    pub fingerprint: Option<String>,
 }
 
 impl<'a> Data<'a> {
@@ -66,6 +69,7 @@ impl<'a> Data<'a> {
             validation,
             stamp: train.tokenizer().clone(),
             sources: train.manifest().sources.iter().map(|s| s.name.clone()).collect(),
+            fingerprint: Some(train.manifest().fingerprint()),
         }
     }
 }

@@ -130,6 +130,15 @@ pub enum Recompute {
 }
 
 impl Recompute {
+    /// Its name among settings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Recompute::None => "none",
+            Recompute::Attention => "attention",
+            Recompute::Block => "block",
+        }
+    }
+
     pub(crate) fn in_model(self) -> Recomputation {
         match self {
             Recompute::None => Recomputation::None,

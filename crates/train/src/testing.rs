@@ -212,6 +212,7 @@ impl Fixture {
                 validation: &self.validation,
                 stamp: self.tokenizer.stamp().unwrap(),
                 sources: vec!["古文".into(), "english".into()],
+                fingerprint: Some("one".into()),
             },
             tokenizer: &self.tokenizer,
             out,

@@ -24,6 +24,9 @@ pub struct Cli {
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     #[arg(help_heading = "Output")]
     pub threads: Option<u16>,
+    /// Keep each thread on a processor of its own.
+    #[arg(long, global = true, help_heading = "Output")]
+    pub pin_threads: bool,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -38,6 +41,7 @@ pub enum Command {
     Prepare(prepare::Args),
     /// Train, try and compare tokenizers.
     #[command(subcommand)]
+    #[command(after_help = "Example:\n  wudao tokenizer train texts --vocab-size 16000 --out my-tokenizer")]
     Tokenizer(tokenizer::Command),
     /// Train a model on prepared shards.
     Train(train::Args),
@@ -49,6 +53,7 @@ pub enum Command {
     Inspect(inspect::Args),
     /// Measure the speed of this machine and of training on it.
     #[command(subcommand)]
+    #[command(after_help = "Example:\n  wudao bench train --preset small --steps 5")]
     Bench(bench::Command),
     /// Print a script that completes commands and options in a shell.
     Completions(completions::Args),
@@ -75,7 +80,7 @@ mod tests {
             }
             let inner: Vec<_> = command.get_subcommands().filter(|inner| inner.get_name() != "help").collect();
             let example = command.get_after_help().map(|text| text.to_string()).unwrap_or_default();
-            assert!(!inner.is_empty() || example.contains("wudao "), "{path} has no example");
+            assert!(example.contains("wudao "), "{path} has no example");
             inner.into_iter().for_each(|inner| check(inner, &path));
         }
         check(&Cli::command(), "");

@@ -1,6 +1,6 @@
 //! `wudao`: from raw text to a trained bilingual sparse language model, in one binary.
 //!
-//! Arguments are parsed ([`cli`]), resolved with files and environment into settings ([`settings`]), acted on
+//! Arguments are parsed ([`cli`]), resolved with files and environment into settings ([`mod@settings`]), acted on
 //! ([`commands`]), and everything that is shown goes through the [`printer`].
 
 mod cli;
@@ -8,12 +8,12 @@ mod commands;
 mod error;
 mod live;
 mod printer;
-mod settings;
 mod signals;
 mod tui;
 
 use clap::Parser;
 use std::process::ExitCode;
+use wudao::settings;
 
 fn main() -> ExitCode {
     let environment = settings::environment();

@@ -43,8 +43,8 @@ fn start(out: &Path, steps: u64, resume: bool) -> Child {
 #[test]
 fn a_killed_run_always_ends_with_the_same_bits() {
     let rounds: u64 = std::env::var("KILL_ROUNDS").map_or(5, |text| text.parse().expect("KILL_ROUNDS is a number"));
-    // Every round must find work left: about four steps a round is what a killed run gets done.
-    let steps = 40 + 4 * rounds;
+    // About four steps a round is what a killed run gets done; it need not outlast all the rounds.
+    let steps = 40 + 4 * rounds.min(50);
     let dir = tempfile::tempdir().unwrap();
     let (whole, cut) = (dir.path().join("whole"), dir.path().join("cut"));
     let begin = Instant::now();
@@ -53,41 +53,39 @@ fn a_killed_run_always_ends_with_the_same_bits() {
     // What a kill may fall into: from before the first step to a few steps after it.
     let span = (begin.elapsed().as_millis() as u64 * 8 / steps).max(50) + 300;
 
-    let mut random = Random(20_26);
-    let mut kills = 0;
-    for round in 0..10 * rounds {
-        let mut child = start(&cut, steps, cut.exists());
-        let begin = Instant::now();
-        let wait = Duration::from_millis(random.below(span));
-        while begin.elapsed() < wait && child.try_wait().unwrap().is_none() {
-            std::thread::sleep(Duration::from_micros(random.below(2000)));
+    let (mut random, mut kills, mut runs) = (Random(20_26), 0, 0);
+    while kills < rounds {
+        runs += 1;
+        let mut running = true;
+        while running && kills < rounds {
+            let mut child = start(&cut, steps, cut.exists());
+            let begin = Instant::now();
+            let wait = Duration::from_millis(random.below(span));
+            while begin.elapsed() < wait && child.try_wait().unwrap().is_none() {
+                std::thread::sleep(Duration::from_micros(random.below(2000)));
+            }
+            // SIGKILL; a child that has ended by itself is not hurt.
+            child.kill().unwrap();
+            let ended = common::ended(child.wait_with_output().unwrap());
+            match ended.code {
+                None => kills += 1,
+                Some(0) => running = false,
+                Some(code) => panic!("run {runs}, after {kills} kills: exit status {code}\n{}", ended.err),
+            }
         }
-        // SIGKILL; a child that has ended by itself is not hurt.
-        child.kill().unwrap();
-        let ended = common::ended(child.wait_with_output().unwrap());
-        match ended.code {
-            None => kills += 1,
-            Some(0) => break,
-            Some(code) => panic!("round {round}: exit status {code}\n{}", ended.err),
+        if running {
+            let settings = settings(steps);
+            let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+            let base = ["train", "--preset", "tiny", "--data", text(data()), "--out", text(&cut), "--resume"];
+            ok(&[&base[..], &settings].concat());
         }
-        if kills == rounds {
-            break;
+        assert_same_checkpoint(&whole, &cut);
+        // Nothing half-written is left behind.
+        for entry in std::fs::read_dir(cut.join("checkpoints")).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            assert!(name.starts_with("step-"), "{name} was left behind");
         }
-        if round % 20 == 19 {
-            println!("{kills} kills");
-        }
-    }
-    println!("{kills} kills in a run of {steps} steps");
-    assert!(kills >= rounds.min(3), "only {kills} kills before the run ended");
-    let resume: Vec<String> = settings(steps);
-    let resume: Vec<&str> = resume.iter().map(String::as_str).collect();
-    let base = ["train", "--preset", "tiny", "--data", text(data()), "--out", text(&cut), "--resume"];
-    ok(&[&base[..], &resume].concat());
-    assert_same_checkpoint(&whole, &cut);
-
-    // Nothing half-written is left behind.
-    for entry in std::fs::read_dir(cut.join("checkpoints")).unwrap() {
-        let name = entry.unwrap().file_name().into_string().unwrap();
-        assert!(name.starts_with("step-"), "{name} was left behind");
+        std::fs::remove_dir_all(&cut).unwrap();
+        println!("{kills} kills in {runs} runs of {steps} steps, all with the same end");
     }
 }

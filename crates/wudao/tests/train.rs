@@ -113,7 +113,9 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_is_used() {
     let mut bytes = std::fs::read(&weights).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(&weights, bytes).unwrap();
-    let report = json(&["inspect", text(&out), "--json"]);
+    let ended = fails(1, &["inspect", text(&out), "--json"]);
+    assert!(ended.err.contains("step-00000020") && ended.err.contains("goes on from"), "{}", ended.err);
+    let report: serde_json::Value = serde_json::from_str(&ended.out).expect("the answer comes with the failure");
     assert!(report["checkpoints"][1]["fault"].as_str().unwrap().contains("model.safetensors"), "{report}");
     assert!(report["newest"].as_str().unwrap().ends_with("step-00000010"), "{report}");
     fails(1, &["inspect", text(weights.parent().unwrap())]);
@@ -121,6 +123,7 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_is_used() {
     assert!(ended.err.contains("step-00000020"), "{}", ended.err);
     let report = json(&["inspect", text(&out), "--json"]);
     assert!(report["newest"].as_str().unwrap().ends_with("step-00000020"), "{report}");
+    assert_eq!((&report["verified"], &report["model"]["verified"]), (&true.into(), &true.into()), "{report}");
 }
 
 #[test]
@@ -159,8 +162,17 @@ fn a_flipped_bit_in_a_shard_is_found() {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 4;
     std::fs::write(&shard, bytes).unwrap();
+    let name = shard.file_name().unwrap().to_str().unwrap();
     let ended = fails(1, &["inspect", text(dir.path())]);
-    assert!(ended.err.contains(shard.file_name().unwrap().to_str().unwrap()), "{}", ended.err);
+    assert!(ended.err.contains(name), "{}", ended.err);
+    // Nothing is learned from it or measured on it.
+    let out = dir.path().join("run");
+    let train = ["train", "--preset", "tiny", "--data", text(dir.path()), "--out", text(&out), "--steps", "1"];
+    let ended = fails(1, &train);
+    assert!(ended.err.contains(name) && ended.err.contains("is damaged") && !out.exists(), "{}", ended.err);
+    let ended = fails(1, &["eval", "--model", text(trained()), "--data", text(dir.path()), "--split", "train"]);
+    assert!(ended.err.contains(name), "{}", ended.err);
+    ok(&[&train[..], &["--no-verify"]].concat());
 }
 
 #[test]

@@ -151,8 +151,9 @@ impl ShardSet {
     }
 
     /// Reads every byte: compares each shard's SHA-256 with the manifest and checks that every id is in the vocabulary.
-    /// The first shard that differs is named with the recorded and the found sum.
-    pub fn verify(&self) -> Result<(), ShardError> {
+    /// The first shard that differs is named with the recorded and the found sum. `progress` is told the size of each
+    /// shard that was read.
+    pub fn verify(&self, progress: &mut dyn FnMut(u64)) -> Result<(), ShardError> {
         for (shard, info) in self.shards.iter().zip(self.manifest.shards(self.split)) {
             let found = file::hex(&Sha256::digest(shard.data()));
             if found != info.sha256 {
@@ -163,6 +164,7 @@ impl ShardSet {
                 });
             }
             shard.check_ids()?;
+            progress(info.size);
         }
         Ok(())
     }
@@ -195,6 +197,11 @@ impl ShardSet {
     /// Documents, bytes and tokens of this split.
     pub fn counts(&self) -> Counts {
         self.manifest.counts(self.split)
+    }
+
+    /// Bytes of the shard files together.
+    pub fn file_bytes(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.data().len() as u64).sum()
     }
 
     /// Number of documents in this split.
@@ -295,7 +302,7 @@ impl Summary {
         for split in Split::ALL {
             let set = ShardSet::open(dir, split)?;
             if verify {
-                set.verify()?;
+                set.verify(&mut |_| ())?;
             }
             let mut languages = BTreeMap::<Lang, Counts>::new();
             let mut longest_document = 0;
@@ -309,7 +316,7 @@ impl Summary {
                 split,
                 SplitSummary {
                     shards: set.shards.len() as u64,
-                    file_bytes: set.shards.iter().map(|shard| shard.data().len() as u64).sum(),
+                    file_bytes: set.file_bytes(),
                     counts: set.counts(),
                     languages,
                     longest_document,

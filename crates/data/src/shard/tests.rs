@@ -74,7 +74,7 @@ fn documents_come_back_in_order() {
     }
     for (split, expected) in Split::ALL.into_iter().zip(expected) {
         let set = ShardSet::open(dir.path(), split).unwrap();
-        set.verify().unwrap();
+        set.verify(&mut |_| ()).unwrap();
         set.check_tokenizer(&tokenizer(), "it").unwrap();
         assert_eq!(set.documents(), expected.len() as u64);
         assert_eq!(set.counts().tokens, expected.iter().map(|document| document.tokens.len() as u64).sum::<u64>());
@@ -110,6 +110,16 @@ fn same_documents_give_the_same_bytes_also_after_an_interruption() {
     }
     let resumed = writer.finish().unwrap();
     assert_eq!(resumed, manifest.shards(Split::Train).cloned().collect::<Vec<_>>());
+}
+
+#[test]
+fn the_fingerprint_is_that_of_the_contents() {
+    let (_dir, manifest) = data_set();
+    let mut other = manifest.clone();
+    (other.created_by, other.sources[0].name) = ("somebody".into(), "elsewhere".into());
+    assert_eq!(other.fingerprint(), manifest.fingerprint());
+    other.shards[1].sha256 = "ab".repeat(32);
+    assert_ne!(other.fingerprint(), manifest.fingerprint());
 }
 
 #[test]
@@ -150,7 +160,7 @@ fn damaged(damage: impl FnOnce(&Path, &PathBuf)) -> ShardError {
     let (dir, _) = data_set();
     damage(dir.path(), &dir.path().join("train-00001.bin"));
     let opened = ShardSet::open(dir.path(), Split::Train);
-    opened.and_then(|set| set.verify()).expect_err("the damage was not noticed")
+    opened.and_then(|set| set.verify(&mut |_| ())).expect_err("the damage was not noticed")
 }
 
 fn edit(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {

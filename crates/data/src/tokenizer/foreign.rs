@@ -13,8 +13,11 @@ use tokenizers::tokenizer::normalizer::NormalizedString;
 use tokenizers::tokenizer::pre_tokenizer::PreTokenizedString;
 use tokenizers::{Model, Normalizer, OffsetType, PreTokenizer};
 
-/// Ids above this are taken for damage: tables by id would not fit into memory.
+/// Ids from here on are taken for damage.
 const MAX_ID: u64 = 1 << 24;
+/// Ids may have gaps, but tables by id must stay in proportion to the file: so many ids may go without a token, and as
+/// many again as there are tokens.
+const MAX_GAPS: usize = 1 << 16;
 
 /// Id of each byte, and the merges (left, right, merged) in order of rank.
 pub(super) type FastParts = ([u32; 256], Vec<(u32, u32, u32)>);
@@ -55,11 +58,16 @@ impl Spec {
             _ => return Err("its model has no \"vocab\"".to_owned()),
         }
         let mut size = vocab.values().max().map_or(0, |&id| id as usize + 1);
-        for token in json.get("added_tokens").and_then(Value::as_array).into_iter().flatten() {
+        let added = json.get("added_tokens").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        for token in added {
             size = size.max(id_of(&token["id"])? as usize + 1);
         }
         if size == 0 {
             return Err("its vocabulary is empty".to_owned());
+        }
+        let tokens = vocab.len() + added.len();
+        if size > 2 * tokens + MAX_GAPS {
+            return Err(format!("it has {tokens} tokens and the id {}, far beyond what they need", size - 1));
         }
         Ok(Spec { json, vocab, size })
     }

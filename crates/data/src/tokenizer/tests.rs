@@ -324,6 +324,16 @@ fn an_added_token_with_a_number_that_does_not_fit_is_in_the_vocabulary() {
     assert!(error.contains("\"</s>\" would have the id 2, which is that of \"b\""), "{error}");
 }
 
+/// Tables by id stay in proportion to the file.
+#[test]
+fn an_id_far_beyond_the_number_of_tokens_is_refused() {
+    let file =
+        |id: u32| format!(r#"{{"model": {{"type": "WordLevel", "vocab": {{"a": 0, "b": {id}}}, "unk_token": "a"}}}}"#);
+    assert_eq!(Tokenizer::from_bytes(file(50_000).as_bytes()).unwrap().vocab_size(), 50_001);
+    let error = Tokenizer::from_bytes(file((1 << 24) - 1).as_bytes()).unwrap_err().to_string();
+    assert!(error.contains("2 tokens") && error.contains("16777215"), "{error}");
+}
+
 #[test]
 fn damaged_files_are_refused_without_panic() {
     let twice = br#"{"model":{"type":"BPE","vocab":{"a":0,"b":0},"merges":[]}}"#;

@@ -81,8 +81,8 @@ pub(crate) fn adamw<A: Stored>(
 #[cfg(test)]
 mod tests {
     use crate::check::{Random, assert_close};
-    use crate::cpu::testing::{cpu, down, up};
-    use crate::{AdamW, DType, Device};
+    use crate::cpu::testing::{cpu, down, up, up_as};
+    use crate::{AdamW, Cpu, DType, Device, Tensor};
 
     /// The textbook form, with corrected moments written out, over several steps.
     #[test]
@@ -114,5 +114,25 @@ mod tests {
             })
             .collect();
         assert_close("weights", "adamw", DType::F64, &expected, &down(&cpu, &w));
+    }
+
+    /// With a copy the step is the same, to the bit, and the copy is the new weights, rounded.
+    #[test]
+    fn a_copy_gets_the_new_weights() {
+        let (cpu, mut r, n) = (cpu(), Random(4), 70_001);
+        let [g, w, m, v] = [(); 4].map(|()| r.values(n));
+        let a = AdamW { lr: 0.1, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step: 3, grad_scale: 1.0 };
+        let step = |copy: Option<&mut Tensor<Cpu>>| {
+            let single = |x: &[f64]| up_as(&cpu, DType::F32, [n, 1], x);
+            let v: Vec<f64> = v.iter().map(|v| v.abs()).collect();
+            let (g, mut w, mut m, mut v) = (single(&g), single(&w), single(&m), single(&v));
+            let copy = copy.map(Tensor::view_mut);
+            cpu.adamw(&a, g.view(), w.view_mut(), m.view_mut(), v.view_mut(), copy);
+            [w, m, v].map(|x| down(&cpu, &x))
+        };
+        let mut copy = Tensor::new(&cpu, [n, 1], DType::Bf16);
+        let [w, m, v] = step(Some(&mut copy));
+        assert_eq!([&w, &m, &v], step(None).each_ref());
+        assert_eq!(down(&cpu, &copy), w.iter().map(|&w| half::bf16::from_f32(w as f32).to_f64()).collect::<Vec<_>>());
     }
 }

@@ -1,60 +1,87 @@
 //! Kernels that look at one element at a time, and the two sums over everything.
 
 use super::bands::{TASK, bands, bands_sum, piece};
+use super::real::To;
 use super::simd::{fold, join, versions};
-use super::{Pool, Real};
+use super::{Pool, Real, Stored};
 
 /// `y = c`.
 pub(crate) fn fill<T: Copy + Send + Sync>(pool: &Pool, c: T, y: &mut [T]) {
     bands(pool, y.len(), TASK, (y,), |_, (y,)| y.fill(c));
 }
 
-/// `y = x`, same type.
-pub(crate) fn copy<T: Copy + Send + Sync>(pool: &Pool, x: &[T], y: &mut [T]) {
-    bands(pool, y.len(), TASK, (y,), |at, (y,)| y.copy_from_slice(&x[at]));
-}
-
-/// `y = convert(x)`.
-pub(crate) fn convert<A: Copy + Sync, B: Send>(pool: &Pool, x: &[A], y: &mut [B], to: impl Fn(A) -> B + Sync) {
-    bands(pool, y.len(), TASK, (y,), |at, (y,)| {
-        for (y, x) in y.iter_mut().zip(&x[at]) {
-            *y = to(*x);
-        }
-    });
-}
-
-/// `y = a·x + b·y`; with `b == 0` the old `y` is not read.
-pub(crate) fn axpby<R: Real>(pool: &Pool, a: f64, x: &[R], b: f64, y: &mut [R]) {
-    let (a, b, assign) = (R::of(a), R::of(b), b == 0.0);
-    bands(pool, y.len(), TASK, (y,), |at, (y,)| {
-        let x = &x[at];
-        if assign {
-            y.iter_mut().zip(x).for_each(|(y, &x)| *y = a * x);
-        } else {
-            y.iter_mut().zip(x).for_each(|(y, &x)| *y = a * x + b * *y);
-        }
-    });
+/// `y = x`, byte for byte.
+pub(crate) fn copy(pool: &Pool, x: &[u8], y: &mut [u8]) {
+    bands(pool, y.len(), 4 * TASK, (y,), |at, (y,)| y.copy_from_slice(&x[at]));
 }
 
 versions! {
-    fn squares<R, S>(x: &[R]) -> f64 {
-        join(fold(x, 0.0f64, |a, x| S::fma(x.f64(), x.f64(), a)), |a, b| a + b)
+    /// `y = x` on one thread.
+    pub(crate) fn convert<Y: Copy, X: To<Y>; S>(x: &[X], y: &mut [Y]) {
+        y.iter_mut().zip(x).for_each(|(y, x)| *y = x.to());
     }
 
-    fn add_rows<R, S>(x: &[R], sum: &mut [f64]) {
-        for x in x.chunks_exact(sum.len()) {
-            sum.iter_mut().zip(x).for_each(|(s, x)| *s += x.f64());
+    fn scale<X: Stored, Y: Stored<Real = X::Real>; S>(a: X::Real, x: &[X], y: &mut [Y]) {
+        y.iter_mut().zip(x).for_each(|(y, x)| *y = Y::narrow(a * x.widen()));
+    }
+
+    fn combine<X: Stored, Y: Stored<Real = X::Real>; S>(a: X::Real, x: &[X], b: X::Real, y: &mut [Y]) {
+        y.iter_mut().zip(x).for_each(|(y, x)| *y = Y::narrow(a * x.widen() + b * y.widen()));
+    }
+
+    fn squares<A: Stored; S>(x: &[A]) -> f64 {
+        let add = |sum, x: A| { let x = x.widen().f64(); S::fma(x, x, sum) };
+        join(fold(x, 0.0f64, add), |a, b| a + b)
+    }
+
+    /// Four rows at a time, since the sums are the most to load and store.
+    fn add_rows<A: Stored; S>(x: &[A], sum: &mut [f64]) {
+        let width = sum.len();
+        let of = |x: &A| x.widen().f64();
+        let fours = x.chunks_exact(4 * width);
+        let rest = fours.remainder();
+        for x in fours {
+            let ((x0, x1), (x2, x3)) = (x[..2 * width].split_at(width), x[2 * width..].split_at(width));
+            for ((((s, x0), x1), x2), x3) in sum.iter_mut().zip(x0).zip(x1).zip(x2).zip(x3) {
+                *s += (of(x0) + of(x1)) + (of(x2) + of(x3));
+            }
+        }
+        for x in rest.chunks_exact(width) {
+            sum.iter_mut().zip(x).for_each(|(s, x)| *s += of(x));
+        }
+    }
+
+    fn add_to_rows<A: Stored; S>(b: &[A::Real], y: &mut [A]) {
+        for y in y.chunks_exact_mut(b.len()) {
+            y.iter_mut().zip(b).for_each(|(y, &b)| *y = A::narrow(y.widen() + b));
         }
     }
 }
 
+/// `y = x`, converting between types where they differ.
+pub(crate) fn assign<X: To<Y>, Y: Copy + Send>(pool: &Pool, x: &[X], y: &mut [Y]) {
+    bands(pool, y.len(), TASK, (y,), |at, (y,)| convert(&x[at], y));
+}
+
+/// `y = a·x + b·y`; with `b == 0` the old `y` is not read.
+pub(crate) fn axpby<X: Stored, Y: Stored<Real = X::Real>>(pool: &Pool, a: f64, x: &[X], b: f64, y: &mut [Y]) {
+    let [fa, fb] = [a, b].map(X::Real::of);
+    bands(pool, y.len(), TASK, (y,), |at, (y,)| {
+        if b == 0.0 {
+            scale(fa, &x[at], y);
+        } else {
+            combine(fa, &x[at], fb, y);
+        }
+    });
+}
+
 /// `Σ x²` in f64.
-pub(crate) fn sum_of_squares<R: Real>(pool: &Pool, x: &[R]) -> f64 {
+pub(crate) fn sum_of_squares<A: Stored>(pool: &Pool, x: &[A]) -> f64 {
     bands_sum(pool, x.len(), TASK, 1, (), |at, (), sum: &mut [f64]| sum[0] = squares(&x[at]))[0]
 }
 
 /// `Σ_rows x` per column in f64.
-pub(crate) fn column_sums<R: Real>(pool: &Pool, width: usize, x: &[R]) -> Vec<f64> {
+pub(crate) fn column_sums<A: Stored>(pool: &Pool, width: usize, x: &[A]) -> Vec<f64> {
     let rows = x.len().checked_div(width).unwrap_or(0);
     bands_sum(pool, rows, piece(width), width, (), |rows, (), sum: &mut [f64]| {
         add_rows(&x[rows.start * width..rows.end * width], sum);
@@ -62,16 +89,12 @@ pub(crate) fn column_sums<R: Real>(pool: &Pool, width: usize, x: &[R]) -> Vec<f6
 }
 
 /// `y += b` for every row.
-pub(crate) fn add_bias<R: Real>(pool: &Pool, b: &[R], y: &mut [R]) {
+pub(crate) fn add_bias<A: Stored>(pool: &Pool, b: &[A::Real], y: &mut [A]) {
     let n = b.len();
     if n == 0 {
         return;
     }
-    bands(pool, y.len() / n, piece(n), (y,), |_, (y,)| {
-        for y in y.chunks_exact_mut(n) {
-            y.iter_mut().zip(b).for_each(|(y, &b)| *y += b);
-        }
-    });
+    bands(pool, y.len() / n, piece(n), (y,), |_, (y,)| add_to_rows(b, y));
 }
 
 /// `acc += total`, rounded once.

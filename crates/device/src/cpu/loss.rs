@@ -132,6 +132,19 @@ mod tests {
         assert_gradient("cross_entropy", loss, &x, &down(&cpu, &logits));
     }
 
+    /// The gradient goes where it is sent, whatever was there, and is the one that goes over the logits.
+    #[test]
+    fn the_gradient_may_go_to_another_tensor() {
+        let (cpu, (t, v)) = (cpu(), (3, 40));
+        let x = Random(8).values(t * v);
+        let targets = [3, IGNORE, 39];
+        let (mut over, mut losses) = (up(&cpu, [t, v], &x), fresh(&cpu, [t, 1]));
+        cpu.cross_entropy(Some(0.5), &targets, over.view_mut(), losses.view_mut(), None);
+        let (mut logits, mut aside) = (up(&cpu, [t, v], &x), fresh(&cpu, [t, v]));
+        cpu.cross_entropy(Some(0.5), &targets, logits.view_mut(), losses.view_mut(), Some(aside.view_mut()));
+        assert_close("aside", "cross_entropy", DType::F64, &down(&cpu, &over), &down(&cpu, &aside));
+    }
+
     #[test]
     fn large_logits_do_not_overflow() {
         let cpu = cpu();

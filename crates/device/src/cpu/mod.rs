@@ -27,7 +27,7 @@ mod testing;
 
 use crate::{AdamW, DType, Device, Element, Fault, Gemm, Heads, IGNORE, Routing, Score, View, ViewMut};
 use attention::Context;
-use gemm::{Mat, MatMut};
+use gemm::{Data, Mat, MatMut};
 use half::bf16;
 pub(crate) use memory::block_bytes;
 use memory::{Block, Memory};
@@ -47,6 +47,11 @@ impl Cpu {
     /// A device with `threads` threads.
     pub fn new(threads: usize) -> Self {
         Cpu { pool: Arc::new(Pool::new(threads)), memory: Memory::default() }
+    }
+
+    /// As [`Cpu::new`], each thread on a processor of its own: see [`Pool::pinned`].
+    pub fn pinned(threads: usize) -> Self {
+        Cpu { pool: Arc::new(Pool::pinned(threads)), memory: Memory::default() }
     }
 
     /// The threads, for work that is not a kernel.
@@ -83,10 +88,11 @@ fn slice_mut<'a, T: Element>(x: ViewMut<'a, Cpu>) -> &'a mut [T] {
     unsafe { std::slice::from_raw_parts_mut(x.ptr().0.cast(), x.len()) }
 }
 
-/// A view as a matrix to multiply.
-fn mat<'a, T: Element>(x: View<'a, Cpu>) -> Mat<'a, T> {
+/// A view as a matrix to multiply, of bf16 or of the type that products are summed in.
+fn mat<'a, R: Real>(x: View<'a, Cpu>) -> Mat<'a, R> {
     let [rows, cols] = x.shape();
-    Mat::new(slice(x), rows, cols)
+    let data = if x.dtype() == DType::Bf16 { Data::Bf16(slice(x)) } else { Data::Real(slice(x)) };
+    Mat::new(data, rows, cols)
 }
 
 /// An exclusive view as a matrix to write a product to.
@@ -121,6 +127,43 @@ macro_rules! by_stored {
                 $body
             }
             real => by_dtype!(real, $A => $body),
+        }
+    };
+}
+
+/// Runs `$body` with `$T` the type that two operands are multiplied in, and `$C` the type of the result.
+macro_rules! by_product {
+    (@ $t:ty, $c:ty, $T:ident, $C:ident => $body:expr) => {{
+        type $T = $t;
+        type $C = $c;
+        $body
+    }};
+    ($a:expr, $b:expr, $c:expr, $T:ident, $C:ident => $body:expr) => {
+        match ($a, $b, $c) {
+            (DType::Bf16, DType::Bf16, DType::Bf16) => by_product!(@ bf16, bf16, $T, $C => $body),
+            (DType::Bf16, DType::Bf16, DType::F32) => by_product!(@ bf16, f32, $T, $C => $body),
+            (DType::F32, DType::F32 | DType::Bf16, DType::Bf16) | (DType::Bf16, DType::F32, DType::Bf16) => {
+                by_product!(@ f32, bf16, $T, $C => $body)
+            }
+            (DType::F32, DType::F32 | DType::Bf16, DType::F32) | (DType::Bf16, DType::F32, DType::F32) => {
+                by_product!(@ f32, f32, $T, $C => $body)
+            }
+            (DType::F64, DType::F64, DType::F64) => by_product!(@ f64, f64, $T, $C => $body),
+            other => panic!("no product of types {other:?}"),
+        }
+    };
+}
+
+/// Runs `$body` with `$X` and `$Y` the Rust types of two dtypes of which one converts to the other.
+macro_rules! by_conversion {
+    ($x:expr, $y:expr, $X:ident, $Y:ident => $body:expr) => {
+        match $x {
+            DType::U32 => {
+                type $X = u32;
+                type $Y = u32;
+                $body
+            }
+            real => by_stored!(real, $X => by_stored!($y, $Y => $body)),
         }
     };
 }
@@ -183,95 +226,86 @@ impl Device for Cpu {
         match y.dtype() {
             DType::F32 => elementwise::fill(&self.pool, c as f32, slice_mut(y)),
             DType::F64 => elementwise::fill(&self.pool, c, slice_mut(y)),
-            DType::Bf16 => elementwise::fill(&self.pool, bf16::from_f64(c), slice_mut(y)),
+            DType::Bf16 => elementwise::fill(&self.pool, real::nearest(c), slice_mut(y)),
             DType::U32 => elementwise::fill(&self.pool, c as u32, slice_mut(y)),
         }
     }
     fn copy(&self, x: View<Self>, y: ViewMut<Self>) {
         assert_eq!(x.shape(), y.shape(), "shapes of a copy");
-        let pool = &*self.pool;
-        use DType::{Bf16, F32, F64, U32};
-        match (x.dtype(), y.dtype()) {
-            (F32, F32) => elementwise::copy::<f32>(pool, slice(x), slice_mut(y)),
-            (F64, F64) => elementwise::copy::<f64>(pool, slice(x), slice_mut(y)),
-            (Bf16, Bf16) => elementwise::copy::<bf16>(pool, slice(x), slice_mut(y)),
-            (U32, U32) => elementwise::copy::<u32>(pool, slice(x), slice_mut(y)),
-            (F32, F64) => elementwise::convert(pool, slice(x), slice_mut(y), |x: f32| f64::from(x)),
-            (F64, F32) => elementwise::convert(pool, slice(x), slice_mut(y), |x: f64| x as f32),
-            (F32, Bf16) => elementwise::convert(pool, slice(x), slice_mut(y), bf16::from_f32),
-            (F64, Bf16) => elementwise::convert(pool, slice(x), slice_mut(y), bf16::from_f64),
-            (Bf16, F32) => elementwise::convert(pool, slice(x), slice_mut(y), bf16::to_f32),
-            (Bf16, F64) => elementwise::convert(pool, slice(x), slice_mut(y), bf16::to_f64),
-            (from, to) => panic!("no conversion from {from:?} to {to:?}"),
-        }
+        by_conversion!(x.dtype(), y.dtype(), X, Y => elementwise::assign::<X, Y>(&self.pool, slice(x), slice_mut(y)))
     }
     fn axpby(&self, a: f64, x: View<Self>, b: f64, y: ViewMut<Self>) {
         assert_eq!(x.shape(), y.shape(), "shapes of axpby");
-        by_dtype!(y.dtype(), R => elementwise::axpby::<R>(&self.pool, a, slice(x), b, slice_mut(y)))
+        let pool = &*self.pool;
+        match (x.dtype(), y.dtype()) {
+            (DType::Bf16, DType::F32) => elementwise::axpby::<bf16, f32>(pool, a, slice(x), b, slice_mut(y)),
+            (DType::F32, DType::Bf16) => elementwise::axpby::<f32, bf16>(pool, a, slice(x), b, slice_mut(y)),
+            (same, _) => by_stored!(same, A => elementwise::axpby::<A, A>(pool, a, slice(x), b, slice_mut(y))),
+        }
     }
     fn sum_of_squares(&self, x: View<Self>) -> f64 {
-        by_dtype!(x.dtype(), R => elementwise::sum_of_squares::<R>(&self.pool, slice(x)))
+        by_stored!(x.dtype(), A => elementwise::sum_of_squares::<A>(&self.pool, slice(x)))
     }
     fn column_sums(&self, x: View<Self>) -> Vec<f64> {
-        by_dtype!(x.dtype(), R => elementwise::column_sums::<R>(&self.pool, x.shape()[1], slice(x)))
+        by_stored!(x.dtype(), A => elementwise::column_sums::<A>(&self.pool, x.shape()[1], slice(x)))
     }
 
     fn gemm(&self, g: Gemm, a: View<Self>, b: View<Self>, c: ViewMut<Self>) {
-        by_dtype!(c.dtype(), R => gemm::gemm::<R>(&self.pool, g, mat(a), mat(b), mat_mut(c)))
+        by_product!(a.dtype(), b.dtype(), c.dtype(), T, C =>
+            gemm::gemm::<T, C>(&self.pool, g, mat(a), mat(b), mat_mut(c)))
     }
     fn gemm_bands(&self, g: Gemm, bands: &[Range<usize>], a: View<Self>, b: &[View<Self>], c: ViewMut<Self>) {
-        by_dtype!(c.dtype(), R => {
-            let b: Vec<Mat<R>> = b.iter().map(|b| mat(*b)).collect();
-            gemm::gemm_bands::<R>(&self.pool, g, bands, mat(a), &b, mat_mut(c))
+        let dtype = b.first().map_or(a.dtype(), View::dtype);
+        assert!(b.iter().all(|b| b.dtype() == dtype), "dtypes of B");
+        by_product!(a.dtype(), dtype, c.dtype(), T, C => {
+            let b: Vec<_> = b.iter().map(|b| mat(*b)).collect();
+            gemm::gemm_bands::<T, C>(&self.pool, g, bands, mat(a), &b, mat_mut(c))
         })
     }
     fn gemm_bands_outer(&self, bands: &[Range<usize>], a: View<Self>, b: View<Self>, acc_c: Vec<ViewMut<Self>>) {
-        by_dtype!(a.dtype(), R => {
-            let c: Vec<MatMut<R>> = acc_c.into_iter().map(mat_mut).collect();
-            gemm::gemm_bands_outer::<R>(&self.pool, bands, mat(a), mat(b), c)
+        let dtype = acc_c.first().map_or(a.dtype(), ViewMut::dtype);
+        by_product!(a.dtype(), b.dtype(), dtype, T, C => {
+            let c: Vec<MatMut<C>> = acc_c.into_iter().map(mat_mut).collect();
+            gemm::gemm_bands_outer::<T, C>(&self.pool, bands, mat(a), mat(b), c)
         })
     }
 
     fn gather(&self, index: &[u32], x: View<Self>, y: ViewMut<Self>) {
         let [rows, width] = x.shape();
         shapes!(y: [index.len(), width]);
-        assert_eq!(x.dtype(), y.dtype(), "dtypes of a gather");
         assert!(index.iter().all(|&i| (i as usize) < rows), "a row of a gather is beyond {rows}");
-        match x.dtype() {
-            DType::F64 => rows::gather::<f64>(&self.pool, index, width, slice(x), slice_mut(y)),
-            DType::F32 => rows::gather::<f32>(&self.pool, index, width, slice(x), slice_mut(y)),
-            DType::Bf16 => rows::gather::<bf16>(&self.pool, index, width, slice(x), slice_mut(y)),
-            DType::U32 => rows::gather::<u32>(&self.pool, index, width, slice(x), slice_mut(y)),
-        }
+        by_conversion!(x.dtype(), y.dtype(), X, Y => {
+            rows::gather::<X, Y>(&self.pool, index, width, slice(x), slice_mut(y))
+        })
     }
     fn gather_backward(&self, index: &[u32], dy: View<Self>, acc_dx: ViewMut<Self>) {
         let [rows, width] = acc_dx.shape();
         shapes!(dy: [index.len(), width]);
         assert!(index.iter().all(|&i| (i as usize) < rows), "a row of a gather is beyond {rows}");
-        by_dtype!(dy.dtype(), R => rows::gather_backward::<R>(&self.pool, index, width, slice(dy), slice_mut(acc_dx)))
+        by_stored!(dy.dtype(), A => rows::gather_backward::<A>(&self.pool, index, width, slice(dy), slice_mut(acc_dx)))
     }
     fn gather_sum(&self, k: usize, index: &[u32], x: View<Self>, acc_y: ViewMut<Self>) {
         let ([rows, width], t) = (x.shape(), acc_y.shape()[0]);
         shapes!(acc_y: [t, width]);
         assert_eq!(index.len(), t * k, "rows of a sum");
         assert!(index.iter().all(|&i| (i as usize) < rows), "a row of a gather is beyond {rows}");
-        by_dtype!(x.dtype(), R => rows::gather_sum::<R>(&self.pool, k, index, width, slice(x), slice_mut(acc_y)))
+        by_stored!(x.dtype(), A => rows::gather_sum::<A>(&self.pool, k, index, width, slice(x), slice_mut(acc_y)))
     }
 
     fn add_bias(&self, b: View<Self>, y: ViewMut<Self>) {
         shapes!(b: [1, y.shape()[1]]);
-        by_dtype!(y.dtype(), R => elementwise::add_bias::<R>(&self.pool, slice(b), slice_mut(y)))
+        by_stored!(y.dtype(), A => elementwise::add_bias::<A>(&self.pool, slice(b), slice_mut(y)))
     }
     fn add_bias_backward(&self, dy: View<Self>, acc_db: ViewMut<Self>) {
         shapes!(acc_db: [1, dy.shape()[1]]);
         let db = self.column_sums(dy);
-        by_dtype!(dy.dtype(), R => elementwise::accumulate::<R>(&db, slice_mut(acc_db)))
+        by_dtype!(acc_db.dtype(), R => elementwise::accumulate::<R>(&db, slice_mut(acc_db)))
     }
 
     fn rms_norm(&self, eps: f64, x: View<Self>, w: View<Self>, y: ViewMut<Self>, rstd: ViewMut<Self>) {
         let [n, d] = x.shape();
         shapes!(w: [1, d], y: [n, d], rstd: [n, 1]);
-        by_dtype!(x.dtype(), R => norm::rms_norm::<R>(
+        by_stored!(y.dtype(), A => norm::rms_norm::<A>(
             &self.pool, eps, slice(x), slice(w), slice_mut(y), slice_mut(rstd),
         ))
     }
@@ -286,7 +320,7 @@ impl Device for Cpu {
     ) {
         let [n, d] = x.shape();
         shapes!(w: [1, d], rstd: [n, 1], dy: [n, d], acc_dx: [n, d], acc_dw: [1, d]);
-        by_dtype!(dy.dtype(), R => norm::rms_norm_backward::<R>(
+        by_stored!(dy.dtype(), A => norm::rms_norm_backward::<A>(
             &self.pool, slice(x), slice(w), slice(rstd), slice(dy), slice_mut(acc_dx), slice_mut(acc_dw),
         ))
     }
@@ -303,7 +337,7 @@ impl Device for Cpu {
         let (t, normed) = (x.shape()[0], heads.q + heads.kv);
         check_heads(&heads);
         shapes!(x: [t, heads.width()], wq: [1, heads.dim], wk: [1, heads.dim], y: [t, heads.width()], rstd: [t, normed]);
-        by_dtype!(x.dtype(), R => norm::qk_norm::<R>(
+        by_stored!(x.dtype(), A => norm::qk_norm::<A>(
             &self.pool, heads, eps, slice(x), slice(wq), slice(wk), slice_mut(y), slice_mut(rstd),
         ))
     }
@@ -323,7 +357,7 @@ impl Device for Cpu {
         check_heads(&heads);
         shapes!(x: [t, width], wq: [1, dim], wk: [1, dim], rstd: [t, heads.q + heads.kv]);
         shapes!(dy: [t, width], dx: [t, width], acc_dwq: [1, dim], acc_dwk: [1, dim]);
-        by_dtype!(x.dtype(), R => norm::qk_norm_backward::<R>(
+        by_stored!(x.dtype(), A => norm::qk_norm_backward::<A>(
             &self.pool, heads, slice(x), slice(wq), slice(wk), slice(rstd), slice(dy),
             slice_mut(dx), slice_mut(acc_dwq), slice_mut(acc_dwk),
         ))
@@ -335,7 +369,7 @@ impl Device for Cpu {
         shapes!(qkv: [positions.len(), heads.width()]);
         assert!(r.is_multiple_of(2) && r <= heads.dim, "{r} rotated columns in heads of {}", heads.dim);
         assert!(positions.iter().all(|&p| (p as usize) < known), "a position is beyond the table's {known}");
-        by_dtype!(qkv.dtype(), R => rope::rope::<R>(
+        by_stored!(qkv.dtype(), A => rope::rope::<A>(
             &self.pool, heads, r, slice(table), positions, inverse, slice_mut(qkv),
         ))
     }
@@ -353,7 +387,7 @@ impl Device for Cpu {
         check_heads(&heads);
         check_segments(segments, t);
         shapes!(qkv: [t, heads.width()], out: [t, heads.q * heads.dim], lse: [t, heads.q]);
-        by_dtype!(qkv.dtype(), R => attention::attention::<R>(
+        by_stored!(qkv.dtype(), A => attention::attention::<A>(
             Context::new(&self.pool, &self.memory), heads, scale, segments, slice(qkv), slice_mut(out), slice_mut(lse),
         ))
     }
@@ -372,7 +406,7 @@ impl Device for Cpu {
         check_heads(&heads);
         check_segments(segments, t);
         shapes!(qkv: [t, width], out: [t, wide], lse: [t, heads.q], dout: [t, wide], dqkv: [t, width]);
-        by_dtype!(qkv.dtype(), R => attention::attention_backward::<R>(
+        by_stored!(qkv.dtype(), A => attention::attention_backward::<A>(
             Context::new(&self.pool, &self.memory), heads, scale, segments, (slice(qkv), slice(out), slice(lse)), slice(dout), slice_mut(dqkv),
         ))
     }
@@ -390,7 +424,7 @@ impl Device for Cpu {
         check_heads(&heads);
         shapes!(qkv: [n, heads.width()], k_cache: [capacity, kv], v_cache: [capacity, kv], out: [n, heads.q * heads.dim]);
         assert!(past + n <= capacity, "{past} + {n} rows in a cache of {capacity}");
-        by_dtype!(qkv.dtype(), R => attention::attention_cached::<R>(
+        by_stored!(qkv.dtype(), A => attention::attention_cached::<A>(
             Context::new(&self.pool, &self.memory), heads, scale, past, slice(qkv), (slice_mut(k_cache), slice_mut(v_cache)), slice_mut(out),
         ))
     }
@@ -401,7 +435,7 @@ impl Device for Cpu {
         if let Some(w) = w {
             shapes!(w: [n, 1]);
         }
-        by_dtype!(y.dtype(), R => swiglu::swiglu::<R>(&self.pool, f, slice(gate_up), w.map(slice), slice_mut(y)))
+        by_stored!(y.dtype(), A => swiglu::swiglu::<A>(&self.pool, f, slice(gate_up), w.map(slice), slice_mut(y)))
     }
     fn swiglu_backward(
         &self,
@@ -416,9 +450,9 @@ impl Device for Cpu {
         if let (Some(w), Some(dw)) = (&w, &dw) {
             shapes!(w: [n, 1], dw: [n, 1]);
         }
-        by_dtype!(dy.dtype(), R => {
+        by_stored!(dy.dtype(), A => {
             let dw = dw.map(slice_mut).unwrap_or_default();
-            swiglu::swiglu_backward::<R>(&self.pool, f, w.map(slice), slice_mut(gate_up), slice_mut(dy), dw)
+            swiglu::swiglu_backward::<A>(&self.pool, f, w.map(slice), slice_mut(gate_up), slice_mut(dy), dw)
         })
     }
 

@@ -4,15 +4,17 @@
 
 use super::bands::{bands, bands_sum, piece};
 use super::elementwise::accumulate;
-use super::simd::{Isa, LANES, dot, join, versions};
-use super::{Pool, Real};
+use super::simd::{Isa, fold, fold3, join, versions};
+use super::{Pool, Real, Stored};
 use crate::Heads;
 
 #[inline(always)]
-fn row<R: Real, S: Isa>(eps: f64, x: &[R], w: &[R], y: &mut [R]) -> R {
-    let rstd = R::ONE / (dot::<R, S>(x, x) / R::of(x.len() as f64) + R::of(eps)).sqrt();
-    for ((y, &x), &w) in y.iter_mut().zip(x).zip(w) {
-        *y = x * rstd * w;
+fn row<R: Real, X: Stored<Real = R>, Y: Stored<Real = R>, S: Isa>(eps: f64, x: &[X], w: &[R], y: &mut [Y]) -> R {
+    let add = |sum, x: X| S::fma(x.widen(), x.widen(), sum);
+    let squares = join(fold(x, R::ZERO, add), |a, b| a + b);
+    let rstd = R::ONE / (squares / R::of(x.len() as f64) + R::of(eps)).sqrt();
+    for ((y, x), &w) in y.iter_mut().zip(x).zip(w) {
+        *y = Y::narrow(x.widen() * rstd * w);
     }
     rstd
 }
@@ -20,51 +22,46 @@ fn row<R: Real, S: Isa>(eps: f64, x: &[R], w: &[R], y: &mut [R]) -> R {
 /// Gives `dx` of a row, element by element, to `put`; its part of `dw` is added to `dw`, which may be in another place for
 /// every head.
 #[inline(always)]
-fn row_backward<R: Real, S: Isa>(
-    x: &[R],
+fn row_backward<R: Real, X: Stored<Real = R>, Y: Stored<Real = R>, S: Isa>(
+    x: &[X],
     w: &[R],
     rstd: R,
-    dy: &[R],
-    dx: &mut [R],
+    dy: &[Y],
+    dx: &mut [X],
     dw: &mut [R],
-    put: impl Fn(&mut R, R),
+    put: impl Fn(&mut X, R),
 ) {
-    let total = dot3::<R, S>(dy, w, x);
+    let add = |sum, dy: Y, w: R, x: X| S::fma(dy.widen() * w, x.widen(), sum);
+    let total = join(fold3(dy, w, x, R::ZERO, add), |a, b| a + b);
     let c = rstd * rstd * (total / R::of(x.len() as f64));
-    for ((((dx, dw), &x), &w), &dy) in dx.iter_mut().zip(dw).zip(x).zip(w).zip(dy) {
+    for ((((dx, dw), x), &w), dy) in dx.iter_mut().zip(dw).zip(x).zip(w).zip(dy) {
+        let (x, dy) = (x.widen(), dy.widen());
         put(dx, rstd * (dy * w - x * c));
         *dw = S::fma(x * rstd, dy, *dw);
     }
 }
 
-/// `Σ dy·w·x`
-#[inline(always)]
-fn dot3<R: Real, S: Isa>(dy: &[R], w: &[R], x: &[R]) -> R {
-    let mut lanes = [R::ZERO; LANES];
-    for ((dy, w), x) in dy.chunks(LANES).zip(w.chunks(LANES)).zip(x.chunks(LANES)) {
-        for (((lane, &dy), &w), &x) in lanes.iter_mut().zip(dy).zip(w).zip(x) {
-            *lane = S::fma(dy * w, x, *lane);
-        }
-    }
-    join(lanes, |a, b| a + b)
-}
-
 versions! {
-    fn rms_rows<R, S>(eps: f64, x: &[R], w: &[R], y: &mut [R], rstd: &mut [R]) {
+    fn rms_rows<A: Stored; S>(eps: f64, x: &[A::Real], w: &[A::Real], y: &mut [A], rstd: &mut [A::Real]) {
         let d = w.len();
         for ((x, y), rstd) in x.chunks_exact(d).zip(y.chunks_exact_mut(d)).zip(rstd) {
-            *rstd = row::<R, S>(eps, x, w, y);
+            *rstd = row::<_, _, _, S>(eps, x, w, y);
         }
     }
 
-    fn rms_rows_backward<R, S>(x: &[R], w: &[R], rstd: &[R], dy: &[R], dx: &mut [R], dw: &mut [R]) {
+    fn rms_rows_backward<A: Stored; S>(
+        x: &[A::Real], w: &[A::Real], rstd: &[A::Real], dy: &[A], acc_dx: &mut [A::Real], dw: &mut [A::Real],
+    ) {
         let d = w.len();
-        for (((x, dy), dx), &rstd) in x.chunks_exact(d).zip(dy.chunks_exact(d)).zip(dx.chunks_exact_mut(d)).zip(rstd) {
-            row_backward::<R, S>(x, w, rstd, dy, dx, dw, |dx, d| *dx += d);
+        let rows = x.chunks_exact(d).zip(dy.chunks_exact(d)).zip(acc_dx.chunks_exact_mut(d));
+        for (((x, dy), dx), &rstd) in rows.zip(rstd) {
+            row_backward::<_, _, _, S>(x, w, rstd, dy, dx, dw, |dx, d| *dx += d);
         }
     }
 
-    fn qk_rows<R, S>(heads: Heads, eps: f64, x: &[R], wq: &[R], wk: &[R], y: &mut [R], rstd: &mut [R]) {
+    fn qk_rows<A: Stored; S>(
+        heads: Heads, eps: f64, x: &[A], wq: &[A::Real], wk: &[A::Real], y: &mut [A], rstd: &mut [A::Real],
+    ) {
         let (width, dim, normed) = (heads.width(), heads.dim, heads.q + heads.kv);
         let rows = x.chunks_exact(width).zip(y.chunks_exact_mut(width));
         for ((x, y), rstd) in rows.zip(rstd.chunks_exact_mut(normed)) {
@@ -72,14 +69,15 @@ versions! {
             let (heads_y, copies) = y.split_at_mut(normed * dim);
             let pairs = heads_x.chunks_exact(dim).zip(heads_y.chunks_exact_mut(dim));
             for (h, ((x, y), rstd)) in pairs.zip(rstd).enumerate() {
-                *rstd = row::<R, S>(eps, x, if h < heads.q { wq } else { wk }, y);
+                *rstd = row::<_, _, _, S>(eps, x, if h < heads.q { wq } else { wk }, y);
             }
             copies.copy_from_slice(values);
         }
     }
 
-    fn qk_rows_backward<R, S>(
-        heads: Heads, x: &[R], wq: &[R], wk: &[R], rstd: &[R], dy: &[R], dx: &mut [R], dw: &mut [R],
+    fn qk_rows_backward<A: Stored; S>(
+        heads: Heads, x: &[A], wq: &[A::Real], wk: &[A::Real], rstd: &[A::Real], dy: &[A], dx: &mut [A],
+        dw: &mut [A::Real],
     ) {
         let (width, dim, normed) = (heads.width(), heads.dim, heads.q + heads.kv);
         let (dwq, dwk) = dw.split_at_mut(dim);
@@ -88,11 +86,8 @@ versions! {
             for (h, &rstd) in rstd.iter().enumerate() {
                 let at = h * dim..(h + 1) * dim;
                 let (x, dy, dx) = (&x[at.clone()], &dy[at.clone()], &mut dx[at]);
-                if h < heads.q {
-                    row_backward::<R, S>(x, wq, rstd, dy, dx, dwq, |dx, d| *dx = d);
-                } else {
-                    row_backward::<R, S>(x, wk, rstd, dy, dx, dwk, |dx, d| *dx = d);
-                }
+                let (w, dw) = if h < heads.q { (wq, &mut *dwq) } else { (wk, &mut *dwk) };
+                row_backward::<_, _, _, S>(x, w, rstd, dy, dx, dw, |dx, d| *dx = A::narrow(d));
             }
             dx[normed * dim..].copy_from_slice(&dy[normed * dim..]);
         }
@@ -100,10 +95,17 @@ versions! {
 }
 
 /// `y = x·rstd·w` per row.
-pub(crate) fn rms_norm<R: Real>(pool: &Pool, eps: f64, x: &[R], w: &[R], y: &mut [R], rstd: &mut [R]) {
+pub(crate) fn rms_norm<A: Stored>(
+    pool: &Pool,
+    eps: f64,
+    x: &[A::Real],
+    w: &[A::Real],
+    y: &mut [A],
+    rstd: &mut [A::Real],
+) {
     let d = w.len();
     if d == 0 {
-        return rstd.fill(R::of(1.0 / eps.sqrt()));
+        return rstd.fill(A::Real::of(1.0 / eps.sqrt()));
     }
     bands(pool, rstd.len(), piece(d), (y, rstd), |at, (y, rstd)| {
         rms_rows(eps, &x[at.start * d..at.end * d], w, y, rstd);
@@ -111,33 +113,33 @@ pub(crate) fn rms_norm<R: Real>(pool: &Pool, eps: f64, x: &[R], w: &[R], y: &mut
 }
 
 /// `acc_dx` and `acc_dw` accumulated.
-pub(crate) fn rms_norm_backward<R: Real>(
+pub(crate) fn rms_norm_backward<A: Stored>(
     pool: &Pool,
-    x: &[R],
-    w: &[R],
-    rstd: &[R],
-    dy: &[R],
-    acc_dx: &mut [R],
-    acc_dw: &mut [R],
+    x: &[A::Real],
+    w: &[A::Real],
+    rstd: &[A::Real],
+    dy: &[A],
+    acc_dx: &mut [A::Real],
+    acc_dw: &mut [A::Real],
 ) {
     let d = w.len();
-    let dw = bands_sum(pool, rstd.len(), piece(d), d, (acc_dx,), |at, (dx,), dw| {
+    let dw = bands_sum(pool, rstd.len(), piece(d), d, (acc_dx,), |at, (acc_dx,), dw| {
         let elements = at.start * d..at.end * d;
-        rms_rows_backward(&x[elements.clone()], w, &rstd[at], &dy[elements], dx, dw);
+        rms_rows_backward(&x[elements.clone()], w, &rstd[at], &dy[elements], acc_dx, dw);
     });
     accumulate(&dw, acc_dw);
 }
 
 /// The norm of every query head with `wq` and every key head with `wk`; values are copied.
-pub(crate) fn qk_norm<R: Real>(
+pub(crate) fn qk_norm<A: Stored>(
     pool: &Pool,
     heads: Heads,
     eps: f64,
-    x: &[R],
-    wq: &[R],
-    wk: &[R],
-    y: &mut [R],
-    rstd: &mut [R],
+    x: &[A],
+    wq: &[A::Real],
+    wk: &[A::Real],
+    y: &mut [A],
+    rstd: &mut [A::Real],
 ) {
     let width = heads.width();
     bands(pool, x.len() / width, piece(width), (y, rstd), |at, (y, rstd)| {
@@ -146,17 +148,17 @@ pub(crate) fn qk_norm<R: Real>(
 }
 
 /// Gradient of [`qk_norm`].
-pub(crate) fn qk_norm_backward<R: Real>(
+pub(crate) fn qk_norm_backward<A: Stored>(
     pool: &Pool,
     heads: Heads,
-    x: &[R],
-    wq: &[R],
-    wk: &[R],
-    rstd: &[R],
-    dy: &[R],
-    dx: &mut [R],
-    acc_dwq: &mut [R],
-    acc_dwk: &mut [R],
+    x: &[A],
+    wq: &[A::Real],
+    wk: &[A::Real],
+    rstd: &[A::Real],
+    dy: &[A],
+    dx: &mut [A],
+    acc_dwq: &mut [A::Real],
+    acc_dwk: &mut [A::Real],
 ) {
     let (width, dim, normed) = (heads.width(), heads.dim, heads.q + heads.kv);
     let dw = bands_sum(pool, x.len() / width, piece(width), 2 * dim, (dx,), |at, (dx,), dw| {

@@ -100,13 +100,32 @@ pub struct Pool {
 impl Pool {
     /// A pool of `threads` threads (at least one: the caller of [`Pool::run`]).
     pub fn new(threads: usize) -> Self {
+        Self::on(threads, &[])
+    }
+
+    /// A pool whose threads stay on processors of their own: thread i, the calling thread being the first, on the i-th of
+    /// those that the process may use (modulo their number). On a machine that others use too this can be slower, since the
+    /// system may then not move a thread away from a busy processor. Where the system has no such thing, as [`Pool::new`].
+    pub fn pinned(threads: usize) -> Self {
+        let processors = affinity::allowed();
+        if let Some(&first) = processors.first() {
+            affinity::stay_on(first);
+        }
+        Self::on(threads, &processors)
+    }
+
+    fn on(threads: usize, processors: &[usize]) -> Self {
         let shared = Arc::new(Shared::default());
         let workers = (1..threads)
             .map(|i| {
                 let shared = shared.clone();
+                let processor = processors.get(i % processors.len().max(1)).copied();
                 std::thread::Builder::new()
                     .name(format!("wudao-{i}"))
-                    .spawn(move || shared.work())
+                    .spawn(move || {
+                        processor.into_iter().for_each(affinity::stay_on);
+                        shared.work()
+                    })
                     .expect("cannot start a worker thread")
             })
             .collect();
@@ -256,6 +275,42 @@ impl Drop for Pool {
     }
 }
 
+/// Which processors a thread may run on.
+#[cfg(target_os = "linux")]
+mod affinity {
+    /// Those that the calling thread may use, ascending; none if the system does not say.
+    pub fn allowed() -> Vec<usize> {
+        let mut set = empty();
+        // SAFETY: the kernel writes at most as many bytes as it is told the set has; 0 is the calling thread.
+        let known = unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set) } == 0;
+        // SAFETY: the numbers are below the size of the set.
+        (0..libc::CPU_SETSIZE as usize).filter(|&i| known && unsafe { libc::CPU_ISSET(i, &set) }).collect()
+    }
+
+    /// Keeps the calling thread on one processor; a refusal does no harm.
+    pub fn stay_on(processor: usize) {
+        let mut set = empty();
+        // SAFETY: the number came from `allowed`, hence is below the size of the set, which is ours.
+        unsafe {
+            libc::CPU_SET(processor, &mut set);
+            libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set);
+        }
+    }
+
+    fn empty() -> libc::cpu_set_t {
+        // SAFETY: a set of bits, for which all zeros is a value: the empty set.
+        unsafe { std::mem::zeroed() }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod affinity {
+    pub fn allowed() -> Vec<usize> {
+        vec![]
+    }
+    pub fn stay_on(_: usize) {}
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -264,6 +319,26 @@ mod tests {
 
     fn counters(n: usize) -> Vec<AtomicUsize> {
         (0..n).map(|_| AtomicUsize::new(0)).collect()
+    }
+
+    /// In a thread of its own, which may then be left where it was put.
+    #[test]
+    #[cfg(all(target_os = "linux", not(miri)))]
+    fn pinned_threads_stay_where_they_were_put() {
+        let places = std::thread::spawn(|| {
+            let before = affinity::allowed();
+            let pool = Pool::pinned(3);
+            let places = Mutex::new(std::collections::BTreeSet::new());
+            pool.run(64, |_| {
+                std::thread::sleep(Duration::from_micros(200));
+                let now = affinity::allowed();
+                assert_eq!(now.len(), 1);
+                places.lock().unwrap().insert(now[0]);
+            });
+            (before, places.into_inner().unwrap())
+        });
+        let (before, places) = places.join().unwrap();
+        assert!(places.iter().all(|p| before.contains(p)) && places.contains(&before[0]), "{places:?} of {before:?}");
     }
 
     #[test]

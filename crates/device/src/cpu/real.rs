@@ -1,5 +1,7 @@
 //! The numbers that kernels compute in, `f32` and `f64`, behind one small trait, so that a kernel is written once: in
-//! `f64` its gradient is proven, in `f32` it is used.
+//! `f64` its gradient is proven, in `f32` it is used. A second trait, [`Stored`], adds the type that is only stored: a
+//! kernel generic over it reads and writes `bf16` and computes in `f32`, and for `f32` and `f64` themselves it is the
+//! same text with nothing to convert.
 
 use super::simd::Isa;
 use crate::Element;
@@ -32,6 +34,45 @@ impl Stored for bf16 {
         let kept = if x.is_nan() { bits | 0x0040_0000 } else { rounded };
         bf16::from_bits((kept >> 16) as u16)
     }
+}
+
+/// The bf16 nearest to an f64, ties to even. By way of an f32 that is rounded to odd (Boldo & Melquiond 2008): its last bit
+/// says whether anything was cut off, so that the second rounding sees a tie only where there is one. (`bf16::from_f64`
+/// forgets the lower half of its argument.)
+#[inline(always)]
+pub(crate) fn nearest(x: f64) -> bf16 {
+    let single = x as f32;
+    let bits = single.to_bits();
+    let toward_zero = bits - u32::from(f64::from(single).abs() > x.abs());
+    let inexact = u32::from(f64::from(single) != x && !x.is_nan());
+    bf16::narrow(f32::from_bits(toward_zero | inexact))
+}
+
+/// Converts to the nearest `Y`.
+pub(crate) trait To<Y>: Element {
+    fn to(self) -> Y;
+}
+macro_rules! to {
+    ($($x:ident to $y:ident: $convert:expr;)+) => {$(
+        impl To<$y> for $x {
+            #[inline(always)]
+            fn to(self) -> $y {
+                $convert(self)
+            }
+        }
+    )+};
+}
+to! {
+    u32 to u32: std::convert::identity;
+    f32 to f32: std::convert::identity;
+    f32 to f64: f64::from;
+    f32 to bf16: bf16::narrow;
+    f64 to f32: Real::of;
+    f64 to f64: std::convert::identity;
+    f64 to bf16: nearest;
+    bf16 to f32: bf16::widen;
+    bf16 to f64: |x: bf16| f64::from(x.widen());
+    bf16 to bf16: std::convert::identity;
 }
 
 /// A floating-point type that kernels compute in.
@@ -133,3 +174,41 @@ real!(f32, i32, mantissa 23, bias 127, exp from -104.0 to 89.0, ln2 355.0 / 512.
 real!(f64, i64, mantissa 52, bias 1023, exp from -746.0 to 710.0, ln2 0.693_147_180_369_123_8, 1.908_214_929_270_587_7e-10,
     taylor 1 / 6_227_020_800.0 479_001_600.0 39_916_800.0 3_628_800.0 362_880.0 40_320.0 5040.0 720.0 120.0 24.0 6.0 2.0
     1.0 1.0);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every upper half, with the lower halves around which rounding changes; against the `half` crate.
+    #[test]
+    fn bf16_is_rounded_to_the_nearest_even() {
+        for upper in 0..=u16::MAX {
+            for lower in [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff] {
+                let x = f32::from_bits(u32::from(upper) << 16 | lower);
+                let (got, expected) = (bf16::narrow(x), bf16::from_f32(x));
+                assert_eq!(got.is_nan(), x.is_nan());
+                assert!(x.is_nan() || got.to_bits() == expected.to_bits(), "{x:e}: {got} instead of {expected}");
+            }
+            let x = bf16::from_bits(upper);
+            assert_eq!(x.widen().to_bits(), u32::from(upper) << 16);
+        }
+    }
+
+    /// Just beside every tie, by less than an f32 can tell.
+    #[test]
+    fn an_f64_is_rounded_once() {
+        for upper in (0..0x7f7f).chain(0x8000..0xff7f) {
+            let [low, high] = [upper, upper + 1].map(bf16::from_bits);
+            let tie = (low.to_f64() + high.to_f64()) / 2.0;
+            let [below, above] = [1.0 - 1e-15, 1.0 + 1e-15].map(|factor| nearest(tie * factor).to_bits());
+            assert_eq!((below, above), (low.to_bits(), high.to_bits()), "around {tie:e}");
+            assert_eq!(nearest(tie).to_bits() & 1, 0, "{tie:e} is a tie");
+            assert_eq!(nearest(low.to_f64()), low);
+        }
+        assert_eq!(
+            [1e300, -1e300, 1e-300, -f64::INFINITY].map(|x| nearest(x).to_f64()),
+            [f64::INFINITY, -f64::INFINITY, 0.0, -f64::INFINITY]
+        );
+        assert!(nearest(f64::NAN).is_nan());
+    }
+}

@@ -3,38 +3,38 @@
 
 use super::bands::{bands, piece};
 use super::simd::versions;
-use super::{Pool, Real};
+use super::{Pool, Real, Stored};
 use crate::Heads;
 
 versions! {
-    fn rotate<R, S>(dim: usize, cos: &[R], sin: &[R], sign: R, heads: &mut [R]) {
+    fn rotate<A: Stored; S>(dim: usize, cos: &[A::Real], sin: &[A::Real], sign: A::Real, heads: &mut [A]) {
         let half = cos.len();
         for head in heads.chunks_exact_mut(dim) {
             let (a, b) = head[..2 * half].split_at_mut(half);
             for (((a, b), &c), &s) in a.iter_mut().zip(b).zip(cos).zip(sin) {
-                let (x, y, s) = (*a, *b, sign * s);
-                *a = x * c - y * s;
-                *b = y * c + x * s;
+                let (x, y, s) = (a.widen(), b.widen(), sign * s);
+                *a = A::narrow(x * c - y * s);
+                *b = A::narrow(y * c + x * s);
             }
         }
     }
 }
 
 /// Rotates the first `r` columns of every query and key head of every row by its position.
-pub(crate) fn rope<R: Real>(
+pub(crate) fn rope<A: Stored>(
     pool: &Pool,
     heads: Heads,
     r: usize,
-    table: &[R],
+    table: &[A::Real],
     positions: &[u32],
     inverse: bool,
-    qkv: &mut [R],
+    qkv: &mut [A],
 ) {
     let (width, dim) = (heads.width(), heads.dim);
     if r == 0 {
         return;
     }
-    let sign = if inverse { -R::ONE } else { R::ONE };
+    let sign = if inverse { -A::Real::ONE } else { A::Real::ONE };
     bands(pool, positions.len(), piece(width), (qkv,), |at, (qkv,)| {
         for (&p, row) in positions[at].iter().zip(qkv.chunks_exact_mut(width)) {
             let (cos, sin) = table[p as usize * r..][..r].split_at(r / 2);

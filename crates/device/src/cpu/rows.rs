@@ -1,25 +1,36 @@
 //! Rows moved and combined: gathering, its gradient, and the sum of a token's expert outputs where they lie.
 
 use super::bands::{bands, piece};
+use super::elementwise::convert;
+use super::real::To;
 use super::simd::versions;
-use super::{Pool, Real, Stored};
+use super::{Pool, Stored};
+
+versions! {
+    /// Adds the rows `rows` of `x` to one row, one after another.
+    fn add_rows<A: Stored; S>(rows: &[u32], x: &[A], acc: &mut [A::Real]) {
+        let width = acc.len();
+        for &i in rows {
+            acc.iter_mut().zip(&x[i as usize * width..][..width]).for_each(|(a, x)| *a += x.widen());
+        }
+    }
+}
 
 /// `y[i] = x[index[i]]` for rows of `width` elements.
-pub(crate) fn gather<T: Copy + Send + Sync>(pool: &Pool, index: &[u32], width: usize, x: &[T], y: &mut [T]) {
+pub(crate) fn gather<X: To<Y>, Y: Copy + Send>(pool: &Pool, index: &[u32], width: usize, x: &[X], y: &mut [Y]) {
     if width == 0 {
         return;
     }
     bands(pool, index.len(), piece(width), (y,), |at, (y,)| {
         for (&i, y) in index[at].iter().zip(y.chunks_exact_mut(width)) {
-            let i = i as usize * width;
-            y.copy_from_slice(&x[i..i + width]);
+            convert(&x[i as usize * width..][..width], y);
         }
     });
 }
 
 /// `acc_dx[index[i]] += dy[i]` in the order of i. Several rows may go to one place, so a task owns some places, and a
 /// stable counting sort by place tells it which rows come there.
-pub(crate) fn gather_backward<R: Real>(pool: &Pool, index: &[u32], width: usize, dy: &[R], acc_dx: &mut [R]) {
+pub(crate) fn gather_backward<A: Stored>(pool: &Pool, index: &[u32], width: usize, dy: &[A], acc_dx: &mut [A::Real]) {
     if width == 0 {
         return;
     }
@@ -39,18 +50,10 @@ pub(crate) fn gather_backward<R: Real>(pool: &Pool, index: &[u32], width: usize,
     bands(pool, places, piece(width), (acc_dx,), |at, (acc,)| {
         let mut first = if at.start == 0 { 0 } else { ends[at.start - 1] as usize };
         for (&end, acc) in ends[at].iter().zip(acc.chunks_exact_mut(width)) {
-            for &i in &rows[first..end as usize] {
-                acc.iter_mut().zip(&dy[i as usize * width..]).for_each(|(a, &d)| *a += d);
-            }
+            add_rows(&rows[first..end as usize], dy, acc);
             first = end as usize;
         }
     });
-}
-
-versions! {
-    fn add<A: Stored; S>(x: &[A], acc: &mut [A::Real]) {
-        acc.iter_mut().zip(x).for_each(|(a, x)| *a += x.widen());
-    }
 }
 
 /// `acc_y[t] += Σ_c x[index[t·k + c]]`, one after another.
@@ -67,9 +70,7 @@ pub(crate) fn gather_sum<A: Stored>(
     }
     bands(pool, acc_y.len() / width, piece(width * (k + 1)), (acc_y,), |at, (acc,)| {
         for (t, acc) in at.zip(acc.chunks_exact_mut(width)) {
-            for &i in &index[t * k..(t + 1) * k] {
-                add(&x[i as usize * width..][..width], acc);
-            }
+            add_rows(&index[t * k..(t + 1) * k], x, acc);
         }
     });
 }

@@ -45,11 +45,11 @@ macro_rules! versions {
     };
     ($(
         $(#[$doc:meta])*
-        fn $name:ident<$($A:ident: $bound:path),+; $S:ident>($($arg:ident: $t:ty),* $(,)?) $(-> $ret:ty)? $body:block
+        $vis:vis fn $name:ident<$($A:ident: $bound:path),+; $S:ident>($($arg:ident: $t:ty),* $(,)?) $(-> $ret:ty)? $body:block
     )+) => {$(
         $(#[$doc])*
         #[allow(clippy::too_many_arguments)]
-        fn $name<$($A: $bound),+>($($arg: $t),*) $(-> $ret)? {
+        $vis fn $name<$($A: $bound),+>($($arg: $t),*) $(-> $ret)? {
             #[inline(always)]
             fn body<$($A: $bound,)+ $S: $crate::cpu::simd::Isa>($($arg: $t),*) $(-> $ret)? $body
 
@@ -67,7 +67,7 @@ macro_rules! versions {
                     && is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vl");
                 if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
                     // SAFETY: the machine has just said that it has these instructions.
-                    return unsafe { if wide { avx512($($arg),*) } else { avx2($($arg),*) } };
+                    return unsafe { if wide { avx512::<$($A),+>($($arg),*) } else { avx2::<$($A),+>($($arg),*) } };
                 }
             }
             body::<$($A,)+ $crate::cpu::simd::Baseline>($($arg),*)
@@ -87,7 +87,7 @@ pub(crate) const LANES: usize = 16;
 
 /// Folds a slice into [`LANES`] partial results: element `i` goes to lane `i mod LANES`, in order.
 #[inline(always)]
-pub(crate) fn fold<A: Copy, R: Real>(x: &[R], start: A, f: impl Fn(A, R) -> A) -> [A; LANES] {
+pub(crate) fn fold<A: Copy, T: Copy>(x: &[T], start: A, f: impl Fn(A, T) -> A) -> [A; LANES] {
     let mut lanes = [start; LANES];
     let (whole, rest) = x.as_chunks::<LANES>();
     for x in whole {
@@ -103,7 +103,7 @@ pub(crate) fn fold<A: Copy, R: Real>(x: &[R], start: A, f: impl Fn(A, R) -> A) -
 
 /// [`fold`] over two slices of one length.
 #[inline(always)]
-pub(crate) fn fold2<A: Copy, R: Real>(x: &[R], y: &[R], start: A, f: impl Fn(A, R, R) -> A) -> [A; LANES] {
+pub(crate) fn fold2<A: Copy, T: Copy, U: Copy>(x: &[T], y: &[U], start: A, f: impl Fn(A, T, U) -> A) -> [A; LANES] {
     let mut lanes = [start; LANES];
     let ((whole_x, rest_x), (whole_y, rest_y)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
     for (x, y) in whole_x.iter().zip(whole_y) {
@@ -113,6 +113,29 @@ pub(crate) fn fold2<A: Copy, R: Real>(x: &[R], y: &[R], start: A, f: impl Fn(A, 
     }
     for ((lane, &x), &y) in lanes.iter_mut().zip(rest_x).zip(rest_y) {
         *lane = f(*lane, x, y);
+    }
+    lanes
+}
+
+/// [`fold`] over three slices of one length.
+#[inline(always)]
+pub(crate) fn fold3<A: Copy, T: Copy, U: Copy, V: Copy>(
+    x: &[T],
+    y: &[U],
+    z: &[V],
+    start: A,
+    f: impl Fn(A, T, U, V) -> A,
+) -> [A; LANES] {
+    let mut lanes = [start; LANES];
+    let ((whole_x, rest_x), (whole_y, rest_y)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
+    let (whole_z, rest_z) = z.as_chunks::<LANES>();
+    for ((x, y), z) in whole_x.iter().zip(whole_y).zip(whole_z) {
+        for l in 0..LANES {
+            lanes[l] = f(lanes[l], x[l], y[l], z[l]);
+        }
+    }
+    for (((lane, &x), &y), &z) in lanes.iter_mut().zip(rest_x).zip(rest_y).zip(rest_z) {
+        *lane = f(*lane, x, y, z);
     }
     lanes
 }

@@ -86,8 +86,8 @@ pub(crate) fn swiglu_backward<A: Stored>(
 #[cfg(test)]
 mod tests {
     use crate::check::{Random, assert_close, assert_gradient};
-    use crate::cpu::testing::{cpu, dot, down, fresh, up};
-    use crate::{DType, Device, Tensor};
+    use crate::cpu::testing::{cpu, dot, down, fresh, up, up_as};
+    use crate::{Cpu, DType, Device, Tensor};
     use proptest::prelude::*;
 
     proptest! {
@@ -115,14 +115,18 @@ mod tests {
         #[test]
         fn the_backward_pass_leaves_y(n in 0usize..9, f in 0usize..40, weighted: bool, seed: u64) {
             let (cpu, mut r) = (cpu(), Random(seed));
-            let (mut x, mut dy) = (up(&cpu, [n, 2 * f], &r.values(n * 2 * f)), up(&cpu, [n, f], &r.values(n * f)));
-            let w = weighted.then(|| up(&cpu, [n, 1], &r.values(n)));
-            let mut dw = weighted.then(|| fresh(&cpu, [n, 1]));
-            let w = w.as_ref().map(Tensor::view);
-            let mut y = fresh(&cpu, [n, f]);
-            cpu.swiglu(x.view(), w, y.view_mut());
-            cpu.swiglu_backward(w, x.view_mut(), dy.view_mut(), dw.as_mut().map(Tensor::view_mut));
-            prop_assert_eq!(down(&cpu, &y), down(&cpu, &dy));
+            for dtype in [DType::F32, DType::F64, DType::Bf16] {
+                let sums = Cpu::statistics(dtype);
+                let mut x = up_as(&cpu, dtype, [n, 2 * f], &r.values(n * 2 * f));
+                let mut dy = up_as(&cpu, dtype, [n, f], &r.values(n * f));
+                let w = weighted.then(|| up_as(&cpu, sums, [n, 1], &r.values(n)));
+                let mut dw = weighted.then(|| Tensor::new(&cpu, [n, 1], sums));
+                let w = w.as_ref().map(Tensor::view);
+                let mut y = Tensor::new(&cpu, [n, f], dtype);
+                cpu.swiglu(x.view(), w, y.view_mut());
+                cpu.swiglu_backward(w, x.view_mut(), dy.view_mut(), dw.as_mut().map(Tensor::view_mut));
+                prop_assert_eq!(down(&cpu, &y), down(&cpu, &dy));
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! What the tests of the kernels share: tensors from plain vectors and back, all in f64.
 
-use crate::{Cpu, DType, Tensor};
+use crate::{Cpu, DType, Device, Tensor};
 
 /// Two threads, so that tasks really run side by side.
 pub(crate) fn cpu() -> Cpu {
@@ -9,6 +9,13 @@ pub(crate) fn cpu() -> Cpu {
 
 pub(crate) fn up(cpu: &Cpu, shape: [usize; 2], values: &[f64]) -> Tensor<Cpu> {
     Tensor::from_host(cpu, shape, values)
+}
+
+/// [`up`] in another type.
+pub(crate) fn up_as(cpu: &Cpu, dtype: DType, shape: [usize; 2], values: &[f64]) -> Tensor<Cpu> {
+    let mut x = Tensor::new(cpu, shape, dtype);
+    cpu.copy(up(cpu, shape, values).view(), x.view_mut());
+    x
 }
 
 pub(crate) fn fresh(cpu: &Cpu, shape: [usize; 2]) -> Tensor<Cpu> {

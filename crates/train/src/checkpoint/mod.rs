@@ -68,6 +68,9 @@ pub struct State {
     pub plan: Plan,
     /// SHA-256 of the tokenizer.
     pub tokenizer: String,
+    /// Fingerprint of the data, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<String>,
     /// The settings the run has had.
     pub settings: TrainSettings,
 }

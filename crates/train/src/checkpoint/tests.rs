@@ -18,6 +18,7 @@ fn state(step: u64) -> State {
         guard: Guard::default(),
         best: None,
         plan: Plan::new(&tiny_settings(), 0),
+        data: Some("ab".into()),
         tokenizer: "ab".repeat(32),
         settings: tiny_settings(),
     }

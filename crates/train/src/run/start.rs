@@ -1,7 +1,7 @@
 //! From a job to a run: every check that can be made before the first step, and what it begins with.
 
 use super::{AnyDocuments, Data, Files, Init, Job, KEPT, Run, agree, pace};
-use crate::checkpoint::{self, Broken, FORMAT_VERSION, Found, OPTIMIZER, State, Writer};
+use crate::checkpoint::{self, CheckpointError, FORMAT_VERSION, Found, OPTIMIZER, State, Writer};
 use crate::error::{Difference, TrainError};
 use crate::estimate;
 use crate::evaluate::Subset;
@@ -76,6 +76,7 @@ impl<'a, D: Device> Run<'a, D> {
                     best: None,
                     plan: Plan::new(settings, 1),
                     tokenizer: job.tokenizer.hash().into(),
+                    data: job.data.fingerprint.clone(),
                     settings: settings.clone(),
                 }
             }
@@ -224,13 +225,14 @@ fn take_folder<D: Device>(
     }
     let found = match checkpoint::find(out)? {
         Ok(found) => found,
-        Err(broken) => {
-            set_aside(&broken, "the run begins anew", observer)?;
-            if broken.is_empty() {
-                let text = format!("{} has no checkpoint to go on from: the run begins anew", out.display());
-                observer.on(&Event::Warning(text));
-            }
+        Err(broken) if broken.is_empty() => {
+            let text = format!("{} has no checkpoint to go on from: the run begins anew", out.display());
+            observer.on(&Event::Warning(text));
             return Ok((Some(lock), None));
+        }
+        // To begin anew would end the record of what was learned; that is for a person to decide.
+        Err(broken) => {
+            return Err(CheckpointError::NoneUsable { folder: out.join(checkpoint::CHECKPOINTS), broken }.into());
         }
     };
     // First whether the run may go on at all; nothing is moved for one that may not.
@@ -240,16 +242,22 @@ fn take_folder<D: Device>(
         let (given, recorded) = (job.tokenizer.hash().to_owned(), found.state.tokenizer.clone());
         return Err(TrainError::Tokenizer { given, recorded });
     }
-    set_aside(&found.broken, &format!("the run goes on from {}", found.path.display()), observer)?;
+    if let (Some(then), Some(now)) = (&found.state.data, &job.data.fingerprint)
+        && then != now
+    {
+        return Err(TrainError::OtherData { path: found.path, then: then.clone(), now: now.clone() });
+    }
+    set_aside(&found, observer)?;
     Ok((Some(lock), Some(found)))
 }
 
-/// Names the checkpoints that are not whole and takes them out of the way.
-fn set_aside(broken: &[Broken], then: &str, observer: &mut dyn Observer) -> Result<(), TrainError> {
-    for b in broken {
+/// Names the newer checkpoints that are not whole and takes them out of the way.
+fn set_aside(found: &Found, observer: &mut dyn Observer) -> Result<(), TrainError> {
+    for b in &found.broken {
         let kept = checkpoint::set_aside(b)?;
         let kept = kept.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        observer.on(&Event::Warning(format!("{b}; it is now called {kept}, and {then}")));
+        let good = found.path.display();
+        observer.on(&Event::Warning(format!("{b}; it is now called {kept}, and the run goes on from {good}")));
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 use super::*;
 use crate::checkpoint::{CHECKPOINTS, newest, verify};
-use crate::settings::{OptimizerKind, ScheduleKind};
+use crate::settings::{OptimizerKind, Precision, ScheduleKind};
 use crate::testing::Fixture;
 use std::collections::BTreeMap;
 use std::fs;
@@ -109,12 +109,19 @@ fn a_run_leaves_all_that_it_promises() {
     assert!(!checkpoint(&out, 7).exists(), "only the last two are kept");
 }
 
-/// Run 20 is run 10, stop, resume 10, byte for byte; with other numbers of threads; with each optimizer.
+/// Run 20 is run 10, stop, resume 10, byte for byte; with other numbers of threads; with each optimizer, in each
+/// precision.
 #[test]
 fn an_interrupted_run_ends_in_the_same_bytes() {
     let mut f = Fixture::new();
-    for optimizer in [OptimizerKind::Muon, OptimizerKind::AdamW] {
-        f.settings.optimizer = optimizer;
+    let kinds = [
+        (OptimizerKind::Muon, Precision::F32),
+        (OptimizerKind::AdamW, Precision::F32),
+        (OptimizerKind::Muon, Precision::Bf16),
+        (OptimizerKind::AdamW, Precision::Bf16),
+    ];
+    for (optimizer, dtype) in kinds {
+        (f.settings.optimizer, f.settings.dtype) = (optimizer, dtype);
         let whole = straight(&f);
         let out = tempfile::tempdir().unwrap();
         let first = go(&f, out.path(), Init::Fresh, 10, 2).0.unwrap();
@@ -178,6 +185,77 @@ fn resume_without_a_checkpoint_begins_anew_and_a_new_run_spares_an_old_one() {
     let error = go(&f, out.path(), Init::Fresh, 0, 1).0.unwrap_err();
     assert!(matches!(error, TrainError::Occupied { checkpoints: 1, .. }), "{error}");
     assert_eq!(newest(out.path()).unwrap().state.step, 3);
+}
+
+/// What was learned is not thrown away because no checkpoint of it can be read here and now.
+#[test]
+fn resume_with_damaged_checkpoints_alone_touches_nothing() {
+    let f = Fixture::new();
+    let out = straight(&f);
+    let folder = out.path().join(CHECKPOINTS);
+    let names = || fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name()).collect::<Vec<_>>();
+    for name in names() {
+        fs::write(folder.join(name).join("state.json"), "{}").unwrap();
+    }
+    let (before, record) = (names(), fs::read(out.path().join("metrics.jsonl")).unwrap());
+    let error = go(&f, out.path(), Init::Resume, 0, 1).0.unwrap_err().to_string();
+    assert!(error.contains("no usable checkpoint") && error.contains("state.json has 2 bytes"), "{error}");
+    assert_eq!((names(), fs::read(out.path().join("metrics.jsonl")).unwrap()), (before, record));
+}
+
+#[test]
+fn a_run_goes_on_only_over_its_data() {
+    let f = Fixture::new();
+    let out = tempfile::tempdir().unwrap();
+    go(&f, out.path(), Init::Fresh, 10, 1).0.unwrap();
+    let resume = |fingerprint: Option<&str>| {
+        let (cpu, stop) = (Cpu::new(1), AtomicBool::new(false));
+        let mut observer = Stopper { events: vec![], at: 11, stop: &stop };
+        let mut job = f.job(&cpu, &Solo, out.path(), Init::Resume);
+        job.data.fingerprint = fingerprint.map(str::to_owned);
+        run(&job, &mut observer, &stop)
+    };
+    let error = resume(Some("two")).unwrap_err();
+    assert!(matches!(&error, TrainError::OtherData { then, now, .. } if then == "one" && now == "two"), "{error}");
+    assert_eq!(newest(out.path()).unwrap().state.step, 10);
+    assert_eq!(resume(Some("one")).unwrap().step, 11);
+}
+
+/// An error on one rank, before the first meeting or in the middle, ends the run on all.
+#[test]
+fn a_rank_that_fails_does_not_leave_the_others_waiting() {
+    let f = Fixture::new();
+    for (memory, stumble) in [(Some(1000), false), (None, true)] {
+        let out = tempfile::tempdir().unwrap();
+        let results: Vec<Result<Outcome, TrainError>> = thread::scope(|s| {
+            let one = |comm: Threads| {
+                let (f, out) = (&f, out.path());
+                s.spawn(move || {
+                    let cpu = Cpu::new(1);
+                    let mut job = f.job(&cpu, &comm, out, Init::Fresh);
+                    let second = Comm::<Cpu>::rank(&comm) == 1;
+                    if second {
+                        job.available_memory = memory;
+                    }
+                    // Held-out text that no vocabulary has.
+                    let mut held_out = f.validation.clone();
+                    held_out.0.iter_mut().for_each(|document| document.tokens.fill(u32::MAX));
+                    if second && stumble {
+                        job.data.validation = &held_out;
+                    }
+                    run(
+                        &job,
+                        &mut Stopper { events: vec![], at: 0, stop: &AtomicBool::new(false) },
+                        &AtomicBool::new(false),
+                    )
+                })
+            };
+            Threads::world(2).into_iter().map(one).collect::<Vec<_>>().into_iter().map(|h| h.join().unwrap()).collect()
+        });
+        let first = crate::error::chain(results[0].as_ref().unwrap_err());
+        assert!(first.contains("another rank failed"), "{first}");
+        assert!(!crate::error::chain(results[1].as_ref().unwrap_err()).contains("another rank"));
+    }
 }
 
 #[test]

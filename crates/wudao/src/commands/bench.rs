@@ -3,7 +3,7 @@
 //! Medians, and ratios within one run: a shared machine makes single absolute times worthless.
 
 use super::Context;
-use crate::printer::{Unit, bytes, columns, duration, short};
+use crate::printer::{Unit, bytes, columns, short};
 use crate::settings::{self, Origin, SettingsArgs};
 use anyhow::Context as _;
 use serde::Serialize;
@@ -187,6 +187,7 @@ fn train(args: &TrainArgs, cx: &Context) -> anyhow::Result<()> {
             validation: &MemoryDocuments(vec![]),
             stamp: tokenizer.stamp()?,
             sources: vec!["random".to_owned()],
+            fingerprint: None,
         },
         tokenizer: &tokenizer,
         out: &folder.path().join("run"),
@@ -228,10 +229,7 @@ fn train(args: &TrainArgs, cx: &Context) -> anyhow::Result<()> {
     let rows = [
         ("parameters", parameters),
         ("tokens a step", tokens_per_step.to_string()),
-        (
-            "time of a step",
-            format!("{} (median of {})", duration(tokens_per_step as f64 / tokens_per_second), found.steps),
-        ),
+        ("time of a step", format!("{:.3} s (median of {})", tokens_per_step as f64 / tokens_per_second, found.steps)),
         ("tokens a second", format!("{tokens_per_second:.0}")),
         (
             "arithmetic",

@@ -7,6 +7,7 @@ use super::Context;
 use super::generate::open;
 use super::texts::{self, TextArgs};
 use super::tokenizer::language;
+use super::train::verify;
 use crate::error::Advice;
 use crate::printer::{Unit, columns, duration, grouped};
 use crate::settings::{self, EvalSettings, SettingsArgs};
@@ -151,6 +152,7 @@ fn read(args: &Args, checkpoint: &Checkpoint<Cpu>, cx: &Context) -> anyhow::Resu
         };
         let set = ShardSet::open(path, split)?;
         set.check_tokenizer(&checkpoint.tokenizer, &args.model.display().to_string())?;
+        verify(&[&set], cx)?;
         let first = u16::try_from(sources.names.len())?;
         sources.names.extend(set.manifest().sources.iter().map(|source| source.name.clone()));
         sources.sets.push((set, first));

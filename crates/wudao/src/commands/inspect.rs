@@ -6,6 +6,7 @@
 use super::Context;
 use crate::error::Advice;
 use crate::printer::{bytes, columns, grouped, short};
+use crate::settings::SettingsArgs;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -16,39 +17,46 @@ use wudao_data::tokenizer::{Tokenizer, TokenizerSummary};
 use wudao_model::counts::{Counts, Parts};
 use wudao_model::weights::{self, TensorInfo};
 use wudao_model::{Config, MoeConfig};
-use wudao_train::checkpoint;
+use wudao_train::checkpoint::{self, CheckpointError, State};
 
 /// Arguments of `wudao inspect`.
 #[derive(clap::Args, Debug)]
-#[command(after_help = "Examples:\n  wudao inspect runs/quickstart\n  wudao inspect data --json")]
+#[command(after_help = "Examples:\n  wudao inspect runs/quickstart\n  wudao inspect data --json\n  \
+    wudao inspect --preset small --set train.dtype=bf16")]
 pub struct Args {
-    /// A checkpoint, run, data set or tokenizer folder, a tokenizer.json or a .safetensors file.
-    #[arg(value_name = "PATH")]
-    path: PathBuf,
+    /// A checkpoint, run, data set or tokenizer folder, a tokenizer.json or a .safetensors file. Without it, a run before
+    /// it starts: its size, its memory, and what each way of recomputation costs.
+    #[arg(value_name = "PATH", required_unless_present_any = ["config", "preset", "set"])]
+    path: Option<PathBuf>,
     /// Do not read everything to compare checksums.
     #[arg(long)]
     no_verify: bool,
     /// Print it as JSON.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    settings: SettingsArgs,
 }
 
 /// Shows what is at the path.
 pub fn run(args: Args, cx: &Context) -> anyhow::Result<()> {
-    let path = &args.path;
-    let found = Found::at(path)?;
+    let Some(path) = &args.path else { return super::plan::run(&args.settings, args.json, cx) };
+    let shown = Shown::read(path, !args.no_verify)?;
     if args.json {
-        return cx.printer.json(&found.json(path, !args.no_verify)?);
-    }
-    let text = found.text(path, !args.no_verify)?;
-    for (number, (heading, body)) in text.into_iter().enumerate() {
-        if number > 0 {
-            cx.printer.answer("\n")?;
+        cx.printer.json(&shown.json(path)?)?;
+    } else {
+        for (number, (heading, body)) in shown.text(path).into_iter().enumerate() {
+            if number > 0 {
+                cx.printer.answer("\n")?;
+            }
+            cx.printer.heading(heading)?;
+            cx.printer.answer(&body)?;
         }
-        cx.printer.heading(heading)?;
-        cx.printer.answer(&body)?;
     }
-    Ok(())
+    match &shown {
+        Shown::Run(run) => run.intact(),
+        _ => Ok(()),
+    }
 }
 
 enum Found {
@@ -84,32 +92,50 @@ impl Found {
             }
         })
     }
+}
 
-    fn json(&self, path: &Path, verify: bool) -> anyhow::Result<Value> {
-        Ok(match self {
-            Found::Data => tagged("data", path, &Summary::read(path, verify)?)?,
-            Found::Run => tagged("run", path, &Run::read(path, verify)?)?,
-            Found::Checkpoint => tagged("checkpoint", path, &Checkpoint::read(path, verify)?)?,
-            Found::Tokenizer => tagged("tokenizer", path, &Tokenizer::load(path)?.summary())?,
-            Found::Weights => {
-                let rows = weights::tensors(path)?;
-                let rows: Vec<Value> = rows
-                    .iter()
-                    .map(|t| json!({ "name": t.name, "dtype": t.dtype, "shape": t.shape, "bytes": t.bytes }))
-                    .collect();
-                tagged("weights", path, &json!({ "tensors": rows }))?
-            }
+/// What was found.
+enum Shown {
+    Data(Summary),
+    Run(Box<Run>),
+    Checkpoint(Box<Checkpoint>),
+    Tokenizer(TokenizerSummary),
+    Weights(Vec<TensorInfo>),
+}
+
+impl Shown {
+    fn read(path: &Path, verify: bool) -> anyhow::Result<Shown> {
+        Ok(match Found::at(path)? {
+            Found::Data => Shown::Data(Summary::read(path, verify)?),
+            Found::Run => Shown::Run(Box::new(Run::read(path, verify)?)),
+            Found::Checkpoint => Shown::Checkpoint(Checkpoint::read(path, verify)?.into()),
+            Found::Tokenizer => Shown::Tokenizer(Tokenizer::load(path)?.summary()),
+            Found::Weights => Shown::Weights(weights::tensors(path)?),
         })
     }
 
-    fn text(&self, path: &Path, verify: bool) -> anyhow::Result<Sections> {
-        Ok(match self {
-            Found::Data => data(&Summary::read(path, verify)?),
-            Found::Run => Run::read(path, verify)?.text(),
-            Found::Checkpoint => Checkpoint::read(path, verify)?.text(),
-            Found::Tokenizer => vec![tokenizer(&Tokenizer::load(path)?.summary())],
-            Found::Weights => vec![(path.display().to_string(), tensors(&weights::tensors(path)?))],
-        })
+    fn json(&self, path: &Path) -> anyhow::Result<Value> {
+        match self {
+            Shown::Data(summary) => tagged("data", path, summary),
+            Shown::Run(run) => tagged("run", path, run),
+            Shown::Checkpoint(checkpoint) => tagged("checkpoint", path, checkpoint),
+            Shown::Tokenizer(summary) => tagged("tokenizer", path, summary),
+            Shown::Weights(rows) => {
+                let row =
+                    |t: &TensorInfo| json!({ "name": t.name, "dtype": t.dtype, "shape": t.shape, "bytes": t.bytes });
+                tagged("weights", path, &json!({ "tensors": rows.iter().map(row).collect::<Vec<_>>() }))
+            }
+        }
+    }
+
+    fn text(&self, path: &Path) -> Sections {
+        match self {
+            Shown::Data(summary) => data(summary),
+            Shown::Run(run) => run.text(),
+            Shown::Checkpoint(checkpoint) => checkpoint.text(),
+            Shown::Tokenizer(summary) => vec![tokenizer(summary)],
+            Shown::Weights(rows) => vec![(path.display().to_string(), tensors(rows))],
+        }
     }
 }
 
@@ -187,14 +213,19 @@ impl Parameters {
 
 impl Checkpoint {
     fn read(dir: &Path, verify: bool) -> anyhow::Result<Checkpoint> {
+        let ours = dir.join(checkpoint::CHECKSUMS).exists();
+        let state = if ours && verify { Some(checkpoint::verify(dir)?) } else { None };
+        Checkpoint::with(dir, state)
+    }
+
+    /// `state` if every checksum was compared and right.
+    fn with(dir: &Path, state: Option<State>) -> anyhow::Result<Checkpoint> {
         let config = weights::read_config(dir)?;
         let all: Vec<TensorInfo> = weights::tensors(dir)?;
         let mut dtypes = BTreeMap::new();
         for tensor in &all {
             *dtypes.entry(tensor.dtype.clone()).or_insert(0) += tensor.bytes;
         }
-        let ours = dir.join(checkpoint::CHECKSUMS).exists();
-        let state = if ours && verify { Some(checkpoint::verify(dir)?) } else { None };
         let has_tokenizer = dir.join(TOKENIZER_FILE).exists();
         let tokenizer = if has_tokenizer { Some(Tokenizer::load(dir)?.summary()) } else { None };
         let parameters = Parameters::of(&config);
@@ -248,6 +279,8 @@ struct Run {
     /// Its settings, as it began.
     settings: Option<Value>,
     checkpoints: Vec<Saved>,
+    /// Whether every checksum was right; `null` if they were not compared.
+    verified: Option<bool>,
     /// What a resumed run would begin from.
     newest: Option<PathBuf>,
     model: Option<Checkpoint>,
@@ -259,6 +292,8 @@ struct Run {
 struct Saved {
     name: String,
     bytes: u64,
+    /// Whether an earlier `--resume` found it damaged and renamed it.
+    set_aside: bool,
     /// What is wrong with it.
     fault: Option<String>,
 }
@@ -267,29 +302,61 @@ impl Run {
     fn read(dir: &Path, verify: bool) -> anyhow::Result<Run> {
         let mut checkpoints = Vec::new();
         let folder = dir.join(checkpoint::CHECKPOINTS);
+        let mut good = None;
         for file in folders(&folder)? {
-            let fault = if verify { checkpoint::verify(&file).err().map(|error| error.to_string()) } else { None };
             let bytes = files(&file)?.iter().map(|file| file.bytes).sum();
             let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            checkpoints.push(Saved { name, bytes, fault });
+            let set_aside = !name.starts_with("step-");
+            let fault = if set_aside || !verify {
+                good = if set_aside { good } else { Some((file, None)) };
+                None
+            } else {
+                match checkpoint::verify(&file) {
+                    Ok(state) => {
+                        good = Some((file, Some(state)));
+                        None
+                    }
+                    Err(CheckpointError::Broken(broken)) => Some(broken.reason),
+                    Err(error) => Some(wudao_train::error::chain(&error)),
+                }
+            };
+            checkpoints.push(Saved { name, bytes, set_aside, fault });
         }
-        let good = checkpoints.iter().rev().find(|saved| saved.fault.is_none());
-        let newest = good.map(|saved| folder.join(&saved.name));
-        // The loop above has compared the checksums.
-        let model = newest.as_ref().map(|dir| Checkpoint::read(dir, false)).transpose()?;
+        let newest = good.as_ref().map(|(dir, _)| dir.clone());
+        let model = good.map(|(dir, state)| Checkpoint::with(&dir, state)).transpose()?;
         let settings = std::fs::read_to_string(dir.join(super::train::RUN_FILE)).ok();
         let settings = settings.and_then(|text| toml::from_str(&text).ok());
-        Ok(Run { settings, checkpoints, newest, model, path: dir.to_owned() })
+        let verified = verify.then_some(checkpoints.iter().all(|saved| saved.fault.is_none()));
+        Ok(Run { settings, checkpoints, verified, newest, model, path: dir.to_owned() })
     }
 
-    fn text(self) -> Sections {
+    /// Fails if a checkpoint that a resumed run could begin from is damaged.
+    fn intact(&self) -> anyhow::Result<()> {
+        let damaged: Vec<&str> =
+            self.checkpoints.iter().filter(|saved| saved.fault.is_some()).map(|saved| saved.name.as_str()).collect();
+        if damaged.is_empty() {
+            return Ok(());
+        }
+        let then = match &self.newest {
+            Some(path) => format!("`wudao train --resume` goes on from {}", path.display()),
+            None => "there is none to go on from".to_owned(),
+        };
+        Err(anyhow::anyhow!("{}: damaged: {}", self.path.display(), damaged.join(", "))).help(then)
+    }
+
+    fn text(&self) -> Sections {
         let rows = self.checkpoints.iter().map(|saved| {
-            let state = saved.fault.clone().map_or("good".into(), |fault| format!("DAMAGED: {fault}"));
+            let state = match &saved.fault {
+                Some(fault) => format!("DAMAGED: {fault}"),
+                None if saved.set_aside => "set aside".to_owned(),
+                None if self.verified.is_some() => "all right".to_owned(),
+                None => "not compared".to_owned(),
+            };
             vec![saved.name.clone(), bytes(saved.bytes), state]
         });
         let table = columns(&["checkpoint", "size", "state"], &rows.collect::<Vec<_>>());
         let mut sections = vec![(format!("Run {}", self.path.display()), table)];
-        sections.extend(self.model.into_iter().flat_map(|model| model.text()));
+        sections.extend(self.model.iter().flat_map(|model| model.text()));
         sections
     }
 }

@@ -5,6 +5,7 @@ pub mod completions;
 pub mod eval;
 pub mod generate;
 pub mod inspect;
+pub mod plan;
 pub mod prepare;
 pub mod quickstart;
 pub mod texts;
@@ -23,6 +24,8 @@ pub struct Context<'a> {
     pub printer: &'a Printer,
     /// Threads to compute with.
     pub threads: usize,
+    /// Each on a processor of its own.
+    pub pinned: bool,
     /// The environment variables that are ours.
     pub environment: Vec<(String, String)>,
 }
@@ -30,7 +33,7 @@ pub struct Context<'a> {
 impl Context<'_> {
     /// The machine.
     pub fn cpu(&self) -> Cpu {
-        Cpu::new(self.threads)
+        if self.pinned { Cpu::pinned(self.threads) } else { Cpu::new(self.threads) }
     }
 }
 
@@ -47,7 +50,7 @@ pub fn run(cli: Cli, printer: &Printer, environment: Vec<(String, String)>) -> a
         },
         (None, None) => std::thread::available_parallelism().map_or(1, usize::from),
     };
-    let cx = Context { printer, threads, environment };
+    let cx = Context { printer, threads, pinned: cli.pin_threads, environment };
     match cli.command {
         Command::Quickstart(args) => quickstart::run(args, &cx),
         Command::Prepare(args) => prepare::run(args, &cx),

@@ -81,7 +81,7 @@ pub fn run(args: Args, cx: &Context) -> anyhow::Result<()> {
 
     let already = checkpoint::newest(out).ok();
     let init = if already.is_some() { Init::Resume } else { Init::Fresh };
-    let run = Run { resolved, data: &data, out, init, full_screen: args.tui };
+    let run = Run { resolved, data: &data, out, init, full_screen: args.tui, verify: true };
     let outcome = run
         .train(cx, stop.clone())
         .help(format!("another --out begins anew, and so does this after `rm -r {shown}`"))?;

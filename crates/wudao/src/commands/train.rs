@@ -3,7 +3,7 @@
 use super::Context;
 use crate::error::{Advice, Usage};
 use crate::live::Live;
-use crate::printer::bytes;
+use crate::printer::{Unit, bytes};
 use crate::settings::{self, DataSettings, Layers, Origin, Resolved, SettingsArgs, SettingsError};
 use crate::signals;
 use crate::tui::Tui;
@@ -50,6 +50,9 @@ pub struct Args {
     /// Show the run on the whole terminal.
     #[arg(long)]
     tui: bool,
+    /// Do not read the whole data set to compare checksums before the start.
+    #[arg(long)]
+    no_verify: bool,
     /// Stop after this many steps.
     #[arg(long, value_name = "N")]
     steps: Option<u64>,
@@ -123,7 +126,7 @@ pub fn run(mut args: Args, cx: &Context) -> anyhow::Result<()> {
         None => Init::Fresh,
     };
     let stop = signals::stop_flag()?;
-    let run = Run { resolved, data: &data, out: &args.out, init, full_screen: args.tui };
+    let run = Run { resolved, data: &data, out: &args.out, init, full_screen: args.tui, verify: !args.no_verify };
     let outcome = run.train(cx, stop)?;
     if args.json {
         let Outcome { step, tokens, last, best, report, evaluation, .. } = &outcome;
@@ -161,6 +164,8 @@ pub struct Run<'a> {
     pub init: Init<'a>,
     /// Whether to show it on the whole terminal.
     pub full_screen: bool,
+    /// Whether to compare the checksums of the data first.
+    pub verify: bool,
 }
 
 impl Run<'_> {
@@ -168,6 +173,9 @@ impl Run<'_> {
     pub fn train(mut self, cx: &Context, stop: Arc<AtomicBool>) -> anyhow::Result<Outcome> {
         let train = ShardSet::open(self.data, Split::Train)?;
         let validation = ShardSet::open(self.data, Split::Validation)?;
+        if self.verify {
+            verify(&[&train, &validation], cx)?;
+        }
         let tokenizer = Tokenizer::load(self.data)?;
         let layers = &mut self.resolved.layers;
         layers.fill(&facts(&train, &tokenizer), &Origin::Data)?;
@@ -216,6 +224,20 @@ impl Run<'_> {
     }
 }
 
+/// Reads every byte of prepared data and compares it with the manifest: a damaged shard is told before it is learned from.
+pub fn verify(sets: &[&ShardSet], cx: &Context) -> anyhow::Result<()> {
+    let total = sets.iter().map(|set| set.file_bytes()).sum();
+    let progress = cx.printer.progress("Verifying", Some(total), Unit::Bytes);
+    let mut done = 0;
+    for set in sets {
+        set.verify(&mut |bytes| {
+            done += bytes;
+            progress.set(done);
+        })?;
+    }
+    Ok(())
+}
+
 /// Facts of the data set that the model must share.
 fn facts(set: &ShardSet, tokenizer: &Tokenizer) -> Table {
     let stamp = set.tokenizer();
@@ -242,9 +264,11 @@ fn advise(error: TrainError, out: &Path) -> anyhow::Error {
         TrainError::Occupied { .. } => {
             format!("`wudao train --resume --out {out}` goes on; --out names another folder")
         }
-        TrainError::Memory(_) => {
-            "lower train.micro_batch_size or train.seq_len, or set train.recompute=block".to_owned()
+        TrainError::Checkpoint(checkpoint::CheckpointError::NoneUsable { .. }) => {
+            "the folder is as it was: restore one of them, move them away to begin anew, or give another --out"
+                .to_owned()
         }
+        TrainError::OtherData { .. } => format!("{out}/{RUN_FILE} names the data set it began with"),
         _ => return error.into(),
     };
     let result: anyhow::Result<()> = Err(error).help(help);

@@ -192,6 +192,8 @@ impl Layers {
             let lines: Vec<String> = rows.iter().map(|(name, value, _)| format!("{name} = {value}")).collect();
             let width = lines.iter().map(|line| line.chars().count()).max().unwrap_or(0).min(40);
             for (line, (.., origin)) in lines.iter().zip(&rows) {
+                // A file's name may hold anything, a comment may not.
+                let origin = origin.to_string().replace(char::is_control, " ");
                 let _ = writeln!(text, "{line:<width$}  # {origin}");
             }
         }

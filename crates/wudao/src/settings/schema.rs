@@ -90,14 +90,20 @@ impl Schema {
         self.keys.range(below.clone()..).next().is_some_and(|(key, _)| key.starts_with(&below))
     }
 
-    /// The known path most like an unknown one. A path whose last word alone is right (`lr` for `train.lr`) is near.
+    /// The known path most like an unknown one, a section's too. A path whose last word alone is right (`lr` for
+    /// `train.lr`) is near, and so is one that abbreviates it (`train.lr` for `train.learning_rate`).
     pub fn nearest(&self, unknown: &str) -> Option<&str> {
+        let last = |path: &str| path.rsplit('.').next().unwrap_or_default().to_owned();
+        let initials: String = last(unknown).split('_').filter_map(|word| word.chars().next()).collect();
         let score = |known: &str| {
-            let last = |path: &str| path.rsplit('.').next().unwrap_or_default().to_owned();
+            let name = last(known);
             let whole = strsim::normalized_damerau_levenshtein(unknown, known);
-            whole.max(0.95 * strsim::normalized_damerau_levenshtein(&last(unknown), &last(known)))
+            let abbreviated = if name == initials { 0.9 } else { 0.0 };
+            whole.max(0.95 * strsim::normalized_damerau_levenshtein(&last(unknown), &name)).max(abbreviated)
         };
-        let best = self.paths().map(|known| (known, score(known))).max_by(|a, b| a.1.total_cmp(&b.1))?;
+        let sections = self.paths().flat_map(|path| path.match_indices('.').map(|(end, _)| &path[..end]));
+        let all = self.paths().chain(sections);
+        let best = all.map(|known| (known, score(known))).max_by(|a, b| a.1.total_cmp(&b.1))?;
         (best.1 > 0.4).then_some(best.0)
     }
 }
@@ -309,6 +315,13 @@ mod tests {
 
     #[derive(Deserialize)]
     #[expect(dead_code, reason = "only its shape is looked at")]
+    struct Short {
+        lr: f64,
+        decay_ratio: f64,
+    }
+
+    #[derive(Deserialize)]
+    #[expect(dead_code, reason = "only its shape is looked at")]
     struct Inner {
         name: String,
         on: bool,
@@ -340,6 +353,8 @@ mod tests {
         assert_eq!(schema.nearest("stps"), Some("steps"));
         assert_eq!(schema.nearest("name"), Some("inner.name"));
         assert_eq!(schema.nearest("iner.name"), Some("inner.name"));
+        assert_eq!(schema.nearest("inenr"), Some("inner"));
+        assert_eq!(Schema::of::<Short>().unwrap().nearest("learning_rate"), Some("lr"));
         assert_eq!(schema.nearest("zzzzzzzz"), None);
     }
 

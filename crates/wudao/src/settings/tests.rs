@@ -137,6 +137,8 @@ fn every_key_has_its_own_variable_and_is_read_from_it() {
 #[test]
 fn saved_settings_reproduce_themselves() {
     let resolved = resolve(&args(None, Some("tiny"), &["train.lr=0.5", "prepare.languages=zh"]), &[], &[]).unwrap();
+    let mut resolved = resolved;
+    resolved.layers.add_text("train.seed", "3", &Origin::File("two\nlines.toml".into())).unwrap();
     let (_dir, path) = file(&resolved.layers.to_toml(&["model", "train", "prepare"]));
     let again = resolve(&args(Some(&path), None, &[]), &[], &[]).unwrap();
     assert_eq!(train(&again), train(&resolved));

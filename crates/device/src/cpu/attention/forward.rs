@@ -1,25 +1,27 @@
 //! The forward pass.
 
+use super::number::Number;
 use super::{Context, Head, Scratch, block, key_head, spans, turn, value_head, with_lanes};
 use crate::Heads;
-use crate::cpu::Real;
 use crate::cpu::bands::Scattered;
-use crate::cpu::gemm::GemmScalar;
+use crate::cpu::gemm::Micro;
+use crate::cpu::real::Real;
 use crate::cpu::simd::{Isa, larger, versions};
+use std::f64::consts::{LN_2, LOG2_E};
 use std::ops::Range;
 
 /// Queries of a task: enough that packing all keys before them costs little beside.
-const QUERIES: usize = 256;
+const QUERIES: usize = 512;
 /// Most columns of any micro-kernel.
 const MOST_LANES: usize = 32;
 
 /// What a task computes: some queries of all heads that share a key head.
-pub(super) struct Task<'a, R> {
+pub(super) struct Task<'a, A> {
     pub scale: f64,
     /// Key heads and value heads, and one query head after another.
-    pub keys: Head<'a, R>,
-    pub values: Head<'a, R>,
-    pub queries: Vec<Head<'a, R>>,
+    pub keys: Head<'a, A>,
+    pub values: Head<'a, A>,
+    pub queries: Vec<Head<'a, A>>,
     /// Rows of the query heads to compute.
     pub rows: Range<usize>,
     /// Query row i sees the keys `0..=past + i`.
@@ -27,14 +29,14 @@ pub(super) struct Task<'a, R> {
 }
 
 /// `out = softmax(scale·q·kᵀ)·v` and the log of the softmax's denominator.
-pub(crate) fn attention<R: Real + GemmScalar>(
-    cx: Context<R>,
+pub(crate) fn attention<A: Number>(
+    cx: Context<A>,
     heads: Heads,
     scale: f64,
     segments: &[u32],
-    qkv: &[R],
-    out: &mut [R],
-    lse: &mut [R],
+    qkv: &[A],
+    out: &mut [A],
+    lse: &mut [A::Real],
 ) {
     let (width, dim, group) = (heads.width(), heads.dim, heads.q / heads.kv);
     // The longest first, so that the threads finish together.
@@ -44,7 +46,8 @@ pub(crate) fn attention<R: Real + GemmScalar>(
             tasks.extend((0..heads.kv).map(|kv| (segment.clone(), first, kv)));
         }
     }
-    tasks.sort_by_key(|t| std::cmp::Reverse(t.1));
+    let pairs = |first: usize, end: usize| (end - first) * (first + end);
+    tasks.sort_by_key(|(s, first, _)| std::cmp::Reverse(pairs(*first, s.len().min(first + QUERIES))));
     let (out, lse) = (Scattered::new(out), Scattered::new(lse));
     cx.pool.run(tasks.len(), |i| {
         let (segment, first, kv) = &tasks[i];
@@ -58,7 +61,7 @@ pub(crate) fn attention<R: Real + GemmScalar>(
             past: 0,
         };
         let at = |row: usize, head: usize| (segment.start + row) * heads.q + kv * group + head;
-        let put = |row, head, column, x: &[R]| {
+        let put = |row, head, column, x: &[A]| {
             // SAFETY: each (row, head) belongs to one task.
             unsafe { out.run(at(row, head) * dim + column, x.len()) }.copy_from_slice(x);
         };
@@ -70,48 +73,50 @@ pub(crate) fn attention<R: Real + GemmScalar>(
 
 /// Computes a task. Hands over every output in parts, as `put(row, head within the group, first column, elements)`, and the
 /// log of every softmax's denominator, as `denominator(row, head within the group, log)`.
-pub(super) fn compute<R: Real + GemmScalar>(
-    cx: Context<R>,
-    task: &Task<R>,
-    put: impl Fn(usize, usize, usize, &[R]),
-    denominator: impl Fn(usize, usize, R),
+pub(super) fn compute<A: Number>(
+    cx: Context<A>,
+    task: &Task<A>,
+    put: impl Fn(usize, usize, usize, &[A]),
+    denominator: impl Fn(usize, usize, A::Real),
 ) {
     let Context { memory, micro, .. } = cx;
     let (mr, nr, dim) = (micro.rows(), micro.cols(), task.keys.dim);
     let (all, block) = (task.past + task.rows.end, block(mr));
-    let scale = R::of(task.scale);
-    let mut key_panels = Scratch::new(memory, all.next_multiple_of(mr) * dim);
-    let mut value_panels = Scratch::new(memory, dim.next_multiple_of(mr) * all);
+    // Elements of a lane of a panel over all columns, and over all keys.
+    let (deep, long) = (Micro::<A>::panel(1, dim), Micro::<A>::panel(1, all));
+    let scale = A::Real::of(task.scale * LOG2_E);
+    let mut key_panels = Scratch::new(memory, all.next_multiple_of(mr) * deep);
+    let mut value_panels = Scratch::new(memory, dim.next_multiple_of(mr) * long);
     let (keys, values) = (key_panels.slice(), value_panels.slice());
     micro.pack_rows(task.keys.by_row(), 0..all, task.keys.columns(), keys);
     micro.pack_rows(task.values.by_column(), task.values.columns(), 0..all, values);
 
-    let (mut queries, mut scores) = (Scratch::new(memory, dim * nr), Scratch::new(memory, block * nr));
-    let (mut sums, mut turned) = (Scratch::new(memory, dim * nr), Scratch::new(memory, nr * nr));
-    let (queries, scores, sums, turned) = (queries.slice(), scores.slice(), sums.slice(), turned.slice());
+    let (mut queries, mut scores) = (Scratch::new(memory, deep * nr), Scratch::new(memory, block * nr));
+    let (mut sums, mut weights) = (Scratch::new(memory, dim * nr), Scratch::new(memory, block * nr));
+    let (queries, scores, sums, weights) = (queries.slice(), scores.slice(), sums.slice(), weights.slice());
     for (h, head) in task.queries.iter().enumerate() {
         for first in task.rows.clone().step_by(nr) {
             let tile = first..(first + nr).min(task.rows.end);
             micro.pack_cols(head.by_row(), tile.clone(), head.columns(), queries);
-            queries.iter_mut().for_each(|q| *q *= scale);
             let mut running = Running::new();
-            for key in (0..task.past + tile.end).step_by(block) {
-                let n = block.min(task.past + tile.end - key);
+            // Whole groups of keys while there are any.
+            let seen = Micro::<A>::panel(1, task.past + tile.end).min(all);
+            for key in (0..seen).step_by(block) {
+                let n = block.min(seen - key);
                 let scores = &mut scores[..n * nr];
-                micro.multiply([n, nr, dim], &keys[key * dim..], mr * dim, queries, scores, nr, false);
-                exponentials(nr, key, task.past + first, scores, &mut running);
+                micro.multiply([n, nr, dim], &keys[key * deep..], mr * deep, queries, scores, nr, false);
+                exponentials::<A>(nr, key, task.past + first, scale, scores, &mut running);
                 if key > 0 {
                     rescale(nr, sums, &running.factor);
                 }
-                micro.multiply([dim, nr, n], &values[key * mr..], mr * all, scores, sums, nr, key > 0);
+                let weights = A::panel(micro, scores, weights);
+                micro.multiply([dim, nr, n], &values[key * mr..], mr * long, weights, sums, nr, key > 0);
             }
-            turn(micro, sums, dim, tile.len(), turned, |l, columns, x| {
-                let factor = R::ONE / running.sum[l];
-                x.iter_mut().for_each(|x| *x *= factor);
-                put(first + l, h, columns.start, x);
-            });
+            rescale(nr, sums, &running.sum.map(|sum| A::Real::ONE / sum));
+            // The scores are done with, and leave their space.
+            turn(cx, sums, dim, tile.len(), (scores, weights), |l, columns, x| put(first + l, h, columns.start, x));
             for (l, row) in tile.enumerate() {
-                denominator(row, h, running.max[l] + running.sum[l].ln());
+                denominator(row, h, running.max[l] * A::Real::of(LN_2) + running.sum[l].ln());
             }
         }
     }
@@ -119,6 +124,7 @@ pub(super) fn compute<R: Real + GemmScalar>(
 
 /// The softmax so far, for every query of a tile.
 struct Running<R> {
+    /// The largest score, with all scales.
     max: [R; MOST_LANES],
     /// Sum of the exponentials of the scores less the maximum.
     sum: [R; MOST_LANES],
@@ -134,11 +140,15 @@ impl<R: Real> Running<R> {
 
 versions! {
     /// Scores `[keys, lanes]` of the keys from `key` on for the queries from `query` on become exponentials; the keys after
-    /// a query become 0.
-    fn exponentials<R, S>(lanes: usize, key: usize, query: usize, scores: &mut [R], running: &mut Running<R>) {
-        with_lanes!(lanes, exponentials_of::<R, S>(key, query, scores, running))
+    /// a query become 0. `scale` is that of scores as exponents of two.
+    fn exponentials<A: Number; S>(
+        lanes: usize, key: usize, query: usize, scale: A::Real, scores: &mut [A::Real], running: &mut Running<A::Real>,
+    ) {
+        with_lanes!(lanes, exponentials_of::<A, S>(key, query, scale, scores, running))
     }
+}
 
+versions! {
     fn rescale<R, S>(lanes: usize, sums: &mut [R], factor: &[R; MOST_LANES]) {
         for row in sums.chunks_exact_mut(lanes) {
             row.iter_mut().zip(factor).for_each(|(x, &f)| *x *= f);
@@ -147,35 +157,37 @@ versions! {
 }
 
 #[inline(always)]
-fn exponentials_of<R: Real, S: Isa, const N: usize>(
+fn exponentials_of<A: Number, S: Isa, const N: usize>(
     key: usize,
     query: usize,
-    scores: &mut [R],
-    running: &mut Running<R>,
+    scale: A::Real,
+    scores: &mut [A::Real],
+    running: &mut Running<A::Real>,
 ) {
     let (rows, _) = scores.as_chunks_mut::<N>();
     let hidden_from = (query + 1).saturating_sub(key).min(rows.len());
     for (i, row) in rows[hidden_from..].iter_mut().enumerate() {
         // This key is 1 + i places after the first query, if that is in the block at all.
         let hidden = key + hidden_from + i - query;
-        row[..hidden.min(N)].fill(R::NEG_INFINITY);
+        row[..hidden.min(N)].fill(A::Real::NEG_INFINITY);
     }
-    let old: [R; N] = *running.max.first_chunk().expect("lanes");
-    let mut max = old;
+    let mut top = [A::Real::NEG_INFINITY; N];
     for row in &*rows {
         for l in 0..N {
-            max[l] = larger(max[l], row[l]);
+            top[l] = larger(top[l], row[l]);
         }
     }
-    let mut sum = [R::ZERO; N];
+    let old: [A::Real; N] = *running.max.first_chunk().expect("lanes");
+    let max: [A::Real; N] = std::array::from_fn(|l| larger(old[l], top[l] * scale));
+    let mut sum = [A::Real::ZERO; N];
     for row in rows {
         for l in 0..N {
-            row[l] = (row[l] - max[l]).exp::<S>();
+            row[l] = A::exp2::<S>(S::fma(row[l], scale, -max[l]));
             sum[l] += row[l];
         }
     }
     for l in 0..N {
-        let factor = (old[l] - max[l]).exp::<S>();
+        let factor = A::exp2::<S>(old[l] - max[l]);
         running.factor[l] = factor;
         running.sum[l] = S::fma(running.sum[l], factor, sum[l]);
         running.max[l] = max[l];

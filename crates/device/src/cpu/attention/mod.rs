@@ -5,11 +5,15 @@
 //! the backward pass computes the probabilities again from the saved log-sum-exp.
 //!
 //! All products are made by the micro-kernel of the matrix product. It multiplies a packed panel of rows by a packed
-//! panel of columns, and a packed panel of columns is nothing but a small row-major matrix with that many columns. So
-//! the tile of scores that one product leaves in the first cache is, as it lies, the right operand of the next. That
-//! decides which way round everything is: forward, lanes are queries and scores stand as `[keys, queries]`;
-//! backward, lanes are keys and scores stand as `[queries, keys]`. In both, softmax runs along the lanes with no
-//! sums across a vector, and only the gradient of the queries needs its operand transposed.
+//! panel of columns, and a packed panel of columns is nothing but a small row-major matrix with that many columns (in
+//! bf16, with pairs of rows interleaved). So the tile of scores that one product leaves in the first cache is, as it lies
+//! or nearly so, the right operand of the next. That decides which way round everything is: forward, lanes are queries
+//! and scores stand as `[keys, queries]`; backward, lanes are keys and scores stand as `[queries, keys]`. In both, softmax
+//! runs along the lanes with no sums across a vector, and only the gradient of the queries needs its operand transposed.
+//!
+//! Operands may be bf16: then products are summed and softmax is made in f32, and what is multiplied again
+//! (probabilities, gradients of scores) is rounded to bf16 first. Factors that scale a product are applied to its sums,
+//! never to an operand, which they would round.
 //!
 //! What a task is depends on the sizes alone, and a segment's tasks on that segment alone; nothing is added to from two
 //! tasks. So neither threads nor other segments change a bit.
@@ -17,6 +21,8 @@
 mod backward;
 mod cached;
 mod forward;
+mod number;
+mod round;
 #[cfg(test)]
 mod tests;
 
@@ -25,9 +31,11 @@ pub(crate) use cached::attention_cached;
 pub(crate) use forward::attention;
 
 use super::Pool;
-use super::gemm::{GemmScalar, Micro, Operand};
+use super::gemm::{Micro, Operand};
 use super::memory::{Block, Memory};
+use super::simd::versions;
 use crate::{Element, Heads};
+use number::Number;
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -41,15 +49,18 @@ fn block(rows: usize) -> usize {
 
 /// What the kernels run on.
 #[derive(Clone, Copy)]
-pub(crate) struct Context<'a, R: 'static> {
+pub(crate) struct Context<'a, A: Number> {
     pool: &'a Pool,
     memory: &'a Memory,
-    micro: Micro<R>,
+    /// Multiplies.
+    micro: Micro<A>,
+    /// Transposes sums.
+    turner: Micro<A::Real>,
 }
 
-impl<'a, R: GemmScalar> Context<'a, R> {
+impl<'a, A: Number> Context<'a, A> {
     pub fn new(pool: &'a Pool, memory: &'a Memory) -> Self {
-        Context { pool, memory, micro: Micro::best() }
+        Context { pool, memory, micro: Micro::best(), turner: Micro::best() }
     }
 }
 
@@ -97,6 +108,7 @@ impl<'a, T> Head<'a, T> {
     fn new(x: &'a [T], pitch: usize, h: usize, dim: usize) -> Self {
         Head { data: x, pitch, column: h * dim, dim }
     }
+    #[inline(always)]
     fn row(&self, i: usize) -> &'a [T] {
         &self.data[i * self.pitch + self.column..][..self.dim]
     }
@@ -123,23 +135,30 @@ fn value_head(heads: &Heads, kv: usize) -> usize {
     heads.q + heads.kv + kv
 }
 
-/// Calls `put(lane, columns, elements)` for every lane of sums that stand as `[dim, lanes]`. Packing is a transposition;
-/// `space` has room for a square of the micro-kernel's columns.
-fn turn<T: GemmScalar>(
-    micro: Micro<T>,
-    sums: &[T],
+/// Calls `put(lane, columns, elements)` for every lane of sums that stand as `[dim, lanes]`, one lane after another for
+/// some columns. Packing is a transposition; both spaces have room for a square of the micro-kernel's columns.
+fn turn<A: Number>(
+    cx: Context<A>,
+    sums: &[A::Real],
     dim: usize,
     lanes: usize,
-    space: &mut [T],
-    put: impl Fn(usize, Range<usize>, &mut [T]),
+    (turned, rounded): (&mut [A::Real], &mut [A]),
+    put: impl Fn(usize, Range<usize>, &[A]),
 ) {
-    let nr = micro.cols();
-    for columns in pieces(0..dim, nr) {
-        let rows = Operand { data: sums, pitch: nr, lanes_adjacent: false };
-        micro.pack_cols(rows, columns.clone(), 0..lanes, space);
-        for (i, row) in space.chunks_exact_mut(nr).take(lanes).enumerate() {
-            put(i, columns.clone(), &mut row[..columns.len()]);
+    let Context { micro, turner, .. } = cx;
+    for columns in pieces(0..dim, turner.cols()) {
+        let rows = Operand { data: sums, pitch: micro.cols(), lanes_adjacent: false };
+        turner.pack_cols(rows, columns.clone(), 0..lanes, turned);
+        let rows = A::operands(&turned[..lanes * turner.cols()], rounded);
+        for (i, row) in rows.chunks_exact(turner.cols()).enumerate() {
+            put(i, columns.clone(), &row[..columns.len()]);
         }
+    }
+}
+
+versions! {
+    fn scale<R, S>(factor: R, x: &mut [R]) {
+        x.iter_mut().for_each(|x| *x *= factor);
     }
 }
 
@@ -154,13 +173,13 @@ fn spans(segments: &[u32]) -> impl Iterator<Item = Range<usize>> {
     segments.windows(2).map(|s| s[0] as usize..s[1] as usize).filter(|s| !s.is_empty())
 }
 
-/// Runs `$function::<R, S, N>(arguments)` with `N` the micro-kernel's number of columns, which the compiler must know.
+/// Runs `$function::<A, S, N>(arguments)` with `N` the micro-kernel's number of columns, which the compiler must know.
 macro_rules! with_lanes {
-    ($lanes:expr, $function:ident::<$R:ident, $S:ident>($($argument:expr),*)) => {
+    ($lanes:expr, $function:ident::<$A:ident, $S:ident>($($argument:expr),*)) => {
         match $lanes {
-            32 => $function::<$R, $S, 32>($($argument),*),
-            16 => $function::<$R, $S, 16>($($argument),*),
-            8 => $function::<$R, $S, 8>($($argument),*),
+            32 => $function::<$A, $S, 32>($($argument),*),
+            16 => $function::<$A, $S, 16>($($argument),*),
+            8 => $function::<$A, $S, 8>($($argument),*),
             lanes => unreachable!("a micro-kernel with {lanes} columns"),
         }
     };

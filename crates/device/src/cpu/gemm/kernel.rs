@@ -1,11 +1,17 @@
 //! Micro-kernels: a tile of C in registers, and the choice of the best one for this machine.
 
 use super::pack::{self, Side};
-use crate::Element;
+use super::put::{self, Put};
+use crate::cpu::real::{Real, Stored};
+use crate::cpu::simd::{Baseline, Isa};
+use half::bf16;
 use std::ops::Range;
 
-/// A type that matrices can be multiplied in.
-pub(crate) trait GemmScalar: Element {
+/// A type of packed operands; products are summed in its [`Stored::Real`].
+pub(crate) trait GemmScalar: Stored {
+    /// Steps of k that lie together in a panel, lane by lane. Panels hold a whole number of groups, the last one with
+    /// zeros.
+    const GROUP: usize;
     /// Micro-kernels, best first; the last one works on any machine.
     const KERNELS: &'static [Kernel<Self>];
 
@@ -13,17 +19,67 @@ pub(crate) trait GemmScalar: Element {
     fn kernel() -> &'static Kernel<Self> {
         Self::KERNELS.iter().find(|k| (k.supported)()).expect("the portable kernel is always supported")
     }
+
+    /// Elements to pack, into panels of this type or another.
+    fn data(x: &[Self]) -> Data<'_, Self::Real>;
+
+    /// The elements, if no conversion is needed to pack them into panels of this type.
+    fn own(data: Data<'_, Self::Real>) -> Option<&[Self]>;
+
+    /// Widens, where it must be.
+    fn from_bf16(x: bf16) -> Self;
+}
+
+/// Elements of an operand as they are stored. What panels hold is another matter: packing converts.
+#[derive(Clone, Copy)]
+pub(crate) enum Data<'a, R> {
+    Real(&'a [R]),
+    Bf16(&'a [bf16]),
+}
+
+impl<'a, R> Data<'a, R> {
+    pub(super) fn part(self, range: Range<usize>) -> Self {
+        match self {
+            Data::Real(x) => Data::Real(&x[range]),
+            Data::Bf16(x) => Data::Bf16(&x[range]),
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Data::Real(x) => x.len(),
+            Data::Bf16(x) => x.len(),
+        }
+    }
+}
+
+/// Rows of A, whose groups the micro-kernel broadcasts one at a time: they may lie packed, or as they came.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<'a, T> {
+    /// From the first group of the first row on.
+    pub data: &'a [T],
+    /// Elements from one row to the next.
+    pub row: usize,
+    /// Elements from one group of steps to the next.
+    pub group: usize,
+}
+
+impl<'a, T: GemmScalar> Rows<'a, T> {
+    /// A packed panel of `width` rows.
+    pub fn packed(data: &'a [T], width: usize) -> Self {
+        Rows { data, row: T::GROUP, group: width * T::GROUP }
+    }
 }
 
 /// Packs a panel: operand, lanes, steps of k, and the panel.
-pub(super) type Pack<T> = unsafe fn(&Side<T>, Range<usize>, Range<usize>, &mut [T]);
+pub(super) type Pack<T> = unsafe fn(&Side<<T as Stored>::Real>, Range<usize>, Range<usize>, &mut [T]);
 
-/// `C[rows, cols] (+)= A·B` for packed panels: `[rows, cols, steps of k]`, A, B, C, elements from one row of C to the
-/// next, and whether to accumulate. The chain of additions is as the module above says, in every kernel.
-pub(super) type MicroKernel<T> = unsafe fn([usize; 3], *const T, *const T, *mut T, usize, bool);
+/// `C[rows, cols] (+)= A·B`: `[rows, cols, steps of k]`, A, B packed, C, elements from one row of C to the next, and
+/// whether to accumulate. The chain of additions is as the module above says, in every kernel.
+pub(super) type MicroKernel<T> = unsafe fn([usize; 3], Rows<T>, *const T, *mut <T as Stored>::Real, usize, bool);
 
 /// A micro-kernel, and the packing that belongs to it.
-pub(crate) struct Kernel<T: 'static> {
+pub(crate) struct Kernel<T: GemmScalar> {
     pub(crate) name: &'static str,
     /// Whether this machine has the instructions; the functions below must not be called where it does not.
     pub(super) supported: fn() -> bool,
@@ -32,9 +88,12 @@ pub(crate) struct Kernel<T: 'static> {
     pub(super) pack_rows: Pack<T>,
     pub(super) pack_cols: Pack<T>,
     pub(super) tile: MicroKernel<T>,
+    pub(super) put: Put<T::Real>,
+    /// As `put`, rounding; where sums are f32.
+    pub(super) put_rounded: Option<Put<bf16>>,
 }
 
-impl<T> Kernel<T> {
+impl<T: GemmScalar> Kernel<T> {
     /// Most rows of a tile.
     pub(super) fn rows(&self) -> usize {
         self.size[0]
@@ -45,92 +104,82 @@ impl<T> Kernel<T> {
         self.size[1]
     }
 
+    /// Columns of one vector.
+    pub(super) fn lanes(&self) -> usize {
+        self.cols() / 2
+    }
+
     /// Packs a panel of rows of op(A).
-    pub(super) fn pack_rows(&self, side: &Side<T>, lanes: Range<usize>, steps: Range<usize>, panel: &mut [T]) {
-        check_panel(side, &lanes, &steps, self.rows(), panel.len());
+    pub(super) fn pack_rows(&self, side: &Side<T::Real>, lanes: Range<usize>, steps: Range<usize>, panel: &mut [T]) {
+        check_panel::<T>(side, &lanes, &steps, self.rows(), panel.len());
         // SAFETY: a kernel is only handed out where it is supported, and the panel has just been checked.
         unsafe { (self.pack_rows)(side, lanes, steps, panel) }
     }
 
     /// Packs a panel of columns of op(B).
-    pub(super) fn pack_cols(&self, side: &Side<T>, lanes: Range<usize>, steps: Range<usize>, panel: &mut [T]) {
-        check_panel(side, &lanes, &steps, self.cols(), panel.len());
+    pub(super) fn pack_cols(&self, side: &Side<T::Real>, lanes: Range<usize>, steps: Range<usize>, panel: &mut [T]) {
+        check_panel::<T>(side, &lanes, &steps, self.cols(), panel.len());
         // SAFETY: as above.
         unsafe { (self.pack_cols)(side, lanes, steps, panel) }
     }
 
-    /// Multiplies two packed panels into `rows × cols` elements at `c`, whose rows are `pitch` apart.
+    /// Multiplies rows by a packed panel into `rows × cols` elements at `c`, whose rows are `pitch` apart.
     ///
     /// # Safety
     /// These elements of C may be written.
     pub(super) unsafe fn tile(
         &self,
         [rows, cols, steps]: [usize; 3],
-        a: &[T],
+        a: Rows<T>,
         b: &[T],
-        c: *mut T,
+        c: *mut T::Real,
         pitch: usize,
         accumulate: bool,
     ) {
-        assert!((1..=self.rows()).contains(&rows) && (1..=self.cols()).contains(&cols));
-        assert!(a.len() >= self.rows() * steps && b.len() >= self.cols() * steps);
-        // SAFETY: the panels have been checked; for C the caller answers.
-        unsafe { (self.tile)([rows, cols, steps], a.as_ptr(), b.as_ptr(), c, pitch, accumulate) }
+        assert!((1..=self.rows()).contains(&rows) && (1..=self.cols()).contains(&cols) && steps > 0);
+        let groups = steps.div_ceil(T::GROUP);
+        assert!(a.data.len() >= (rows - 1) * a.row + (groups - 1) * a.group + T::GROUP);
+        assert!(b.len() >= self.cols() * groups * T::GROUP);
+        // SAFETY: the operands have been checked; for C the caller answers.
+        unsafe { (self.tile)([rows, cols, steps], a, b.as_ptr(), c, pitch, accumulate) }
     }
 }
 
-fn check_panel<T>(side: &Side<T>, lanes: &Range<usize>, steps: &Range<usize>, width: usize, len: usize) {
+fn check_panel<T: GemmScalar>(
+    side: &Side<T::Real>,
+    lanes: &Range<usize>,
+    steps: &Range<usize>,
+    width: usize,
+    len: usize,
+) {
     assert!(lanes.start < lanes.end && lanes.len() <= width && lanes.end <= side.lanes());
     assert!(steps.start < steps.end && steps.end <= side.steps());
-    assert!(side.data.len() == side.rows * side.pitch && len == width * steps.len());
+    assert!(side.data.len() == side.rows * side.pitch && len == width * steps.len().next_multiple_of(T::GROUP));
 }
-
-/// Arithmetic of the portable kernel.
-pub(super) trait Scalar: Copy + bytemuck::Zeroable + std::ops::Add<Output = Self> {
-    fn multiply_add(self, b: Self, c: Self) -> Self;
-}
-
-macro_rules! scalar {
-    ($t:ty) => {
-        impl Scalar for $t {
-            #[inline(always)]
-            fn multiply_add(self, b: Self, c: Self) -> Self {
-                // Without the instruction, `mul_add` would be a library call a hundred times slower.
-                if cfg!(any(target_feature = "fma", target_arch = "aarch64")) {
-                    self.mul_add(b, c)
-                } else {
-                    self * b + c
-                }
-            }
-        }
-    };
-}
-scalar!(f32);
-scalar!(f64);
 
 const PORTABLE_ROWS: usize = 4;
 
-/// The portable micro-kernel; the compiler vectorises over the columns.
-unsafe fn portable<T: Scalar, const N: usize>(
+/// The portable micro-kernel; the compiler vectorises over the columns. `G` is the group.
+unsafe fn portable<T: GemmScalar, const N: usize, const G: usize>(
     [rows, cols, steps]: [usize; 3],
-    a: *const T,
+    a: Rows<T>,
     b: *const T,
-    c: *mut T,
+    c: *mut T::Real,
     pitch: usize,
     accumulate: bool,
 ) {
-    // SAFETY: the caller passes packed panels of this many steps.
-    let (a, b) = unsafe {
-        (
-            std::slice::from_raw_parts(a.cast::<[T; PORTABLE_ROWS]>(), steps),
-            std::slice::from_raw_parts(b.cast::<[T; N]>(), steps),
-        )
-    };
-    let mut sums = [[T::zeroed(); N]; PORTABLE_ROWS];
-    for (a, b) in a.iter().zip(b) {
-        for (sums, &a) in sums.iter_mut().zip(a) {
-            for (sum, &b) in sums.iter_mut().zip(b) {
-                *sum = a.multiply_add(b, *sum);
+    // SAFETY: the caller passes a packed panel of this many steps.
+    let b = unsafe { std::slice::from_raw_parts(b.cast::<[[T; G]; N]>(), steps.div_ceil(G)) };
+    let mut sums = [[T::Real::ZERO; N]; PORTABLE_ROWS];
+    for (i, b) in b.iter().enumerate() {
+        for (r, sums) in sums.iter_mut().enumerate() {
+            let a: &[T; G] = a.data[i * a.group + r.min(rows - 1) * a.row..].first_chunk().expect("a group");
+            for g in (0..G).rev() {
+                let a = a[g].widen();
+                for (sum, b) in sums.iter_mut().zip(b) {
+                    // Without the instruction, a fused one would be a library call a hundred times slower.
+                    *sum = Baseline::fma(a, b[g].widen(), *sum);
+                }
             }
         }
     }
@@ -143,29 +192,46 @@ unsafe fn portable<T: Scalar, const N: usize>(
     }
 }
 
-const fn portable_kernel<T: Scalar, const N: usize>() -> Kernel<T> {
-    Kernel {
-        name: "portable",
-        supported: || true,
-        size: [PORTABLE_ROWS, N],
-        pack_rows: pack::pack::<T, PORTABLE_ROWS>,
-        pack_cols: pack::pack::<T, N>,
-        tile: portable::<T, N>,
-    }
+/// A type of packed operands: its kernels.
+macro_rules! gemm_scalar {
+    (
+        $t:ident, group $group:literal, $data:ident, $from_bf16:expr,
+        [$($x86:ident)*], portable $cols:literal, $rounded:expr
+    ) => {
+        impl GemmScalar for $t {
+            const GROUP: usize = $group;
+            const KERNELS: &'static [Kernel<$t>] = &[
+                $(#[cfg(target_arch = "x86_64")] super::x86::$x86::KERNEL,)*
+                Kernel {
+                    name: "portable",
+                    supported: || true,
+                    size: [PORTABLE_ROWS, $cols],
+                    pack_rows: pack::pack::<$t, PORTABLE_ROWS, $group>,
+                    pack_cols: pack::pack::<$t, $cols, $group>,
+                    tile: portable::<$t, $cols, $group>,
+                    put: put::put::<_, $cols>,
+                    put_rounded: $rounded,
+                },
+            ];
+            fn data(x: &[$t]) -> Data<'_, Self::Real> {
+                Data::$data(x)
+            }
+            fn own(data: Data<'_, Self::Real>) -> Option<&[$t]> {
+                match data {
+                    Data::$data(x) => Some(x),
+                    _ => None,
+                }
+            }
+            #[inline(always)]
+            fn from_bf16(x: bf16) -> $t {
+                $from_bf16(x)
+            }
+        }
+    };
 }
-
-impl GemmScalar for f32 {
-    #[cfg(target_arch = "x86_64")]
-    const KERNELS: &'static [Kernel<f32>] =
-        &[super::x86::f32_avx512::KERNEL, super::x86::f32_avx2::KERNEL, portable_kernel::<f32, 16>()];
-    #[cfg(not(target_arch = "x86_64"))]
-    const KERNELS: &'static [Kernel<f32>] = &[portable_kernel::<f32, 16>()];
-}
-
-impl GemmScalar for f64 {
-    #[cfg(target_arch = "x86_64")]
-    const KERNELS: &'static [Kernel<f64>] =
-        &[super::x86::f64_avx512::KERNEL, super::x86::f64_avx2::KERNEL, portable_kernel::<f64, 8>()];
-    #[cfg(not(target_arch = "x86_64"))]
-    const KERNELS: &'static [Kernel<f64>] = &[portable_kernel::<f64, 8>()];
-}
+gemm_scalar!(f32, group 1, Real, Stored::widen, [f32_avx512 f32_avx2], portable 16, Some(put::put::<bf16, 16>));
+gemm_scalar!(f64, group 1, Real, f64::from, [f64_avx512 f64_avx2], portable 8, None);
+gemm_scalar!(
+    bf16, group 2, Bf16, std::convert::identity, [bf16_avx512_bf16 bf16_avx512 bf16_avx2], portable 16,
+    Some(put::put::<bf16, 16>)
+);

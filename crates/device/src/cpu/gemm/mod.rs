@@ -20,13 +20,14 @@
 //! has a fused multiply-add.
 //!
 //! Another type of operand is another [`kernel::Kernel`]: its packed form is known to its two packing functions and its
-//! micro-kernel only (bf16 would lie there in pairs of steps, for `vdpbf16ps`). What bf16 adds beyond an entry in the
-//! type's list is a type for C that differs from the operands', and panels of an even number of steps.
+//! micro-kernel only. bf16 lies there in pairs of steps, as `vdpbf16ps` takes them, and its sums are f32: C may be either
+//! ([`put`]).
 
 mod kernel;
 mod pack;
 mod panels;
 mod plan;
+mod put;
 #[cfg(test)]
 mod tests;
 #[cfg(target_arch = "x86_64")]
@@ -35,51 +36,60 @@ mod transpose;
 mod x86;
 
 use super::pool::Pool;
+use super::real::{Real, Stored};
 use crate::Gemm;
-pub(crate) use kernel::GemmScalar;
-use kernel::Kernel;
+pub(crate) use kernel::{Data, GemmScalar};
+use kernel::{Kernel, Rows};
 use pack::Side;
 pub(in crate::cpu) use panels::{Micro, Operand};
 use plan::{Size, Tile};
+use put::Target;
 use std::cell::RefCell;
 use std::ops::Range;
 
-/// Steps of k that are summed in registers. Part of the order of additions: changing it changes results' last bits.
-const K_BLOCK: usize = 512;
+/// Groups of steps of k that are summed in registers. Part of the order of additions: changing it changes results' last
+/// bits.
+const BLOCK_GROUPS: usize = 512;
 
-/// Bytes of A that a thread packs at a time: what stays in a second-level cache beside the panel of B, about.
-const A_BLOCK: usize = 1 << 20;
+/// Bytes of the broadcast operand that a thread goes through at a time: what stays in a second-level cache beside the
+/// panel of the other, about.
+const ROWS_BYTES: usize = 1 << 20;
+
+/// Steps of k that are summed in registers.
+const fn block<T: GemmScalar>() -> usize {
+    BLOCK_GROUPS * T::GROUP
+}
 
 /// A dense row-major matrix to read.
 #[derive(Clone, Copy)]
-pub(crate) struct Mat<'a, T> {
-    data: &'a [T],
+pub(crate) struct Mat<'a, R> {
+    data: Data<'a, R>,
     rows: usize,
     cols: usize,
 }
 
 /// A dense row-major matrix to write.
-pub(crate) struct MatMut<'a, T> {
-    data: &'a mut [T],
+pub(crate) struct MatMut<'a, C> {
+    data: &'a mut [C],
     rows: usize,
     cols: usize,
 }
 
-impl<'a, T: Copy> Mat<'a, T> {
-    /// Panics if the slice does not have `rows · cols` elements.
-    pub fn new(data: &'a [T], rows: usize, cols: usize) -> Self {
+impl<'a, R: Copy> Mat<'a, R> {
+    /// Panics if there are not `rows · cols` elements.
+    pub fn new(data: Data<'a, R>, rows: usize, cols: usize) -> Self {
         assert_eq!(data.len(), rows * cols, "elements of a {rows}×{cols} matrix");
         Mat { data, rows, cols }
     }
 
     fn band(self, band: &Range<usize>) -> Self {
-        Mat::new(&self.data[band.start * self.cols..band.end * self.cols], band.len(), self.cols)
+        Mat::new(self.data.part(band.start * self.cols..band.end * self.cols), band.len(), self.cols)
     }
 }
 
-impl<'a, T> MatMut<'a, T> {
+impl<'a, C> MatMut<'a, C> {
     /// Panics if the slice does not have `rows · cols` elements.
-    pub fn new(data: &'a mut [T], rows: usize, cols: usize) -> Self {
+    pub fn new(data: &'a mut [C], rows: usize, cols: usize) -> Self {
         assert_eq!(data.len(), rows * cols, "elements of a {rows}×{cols} matrix");
         MatMut { data, rows, cols }
     }
@@ -91,41 +101,20 @@ impl<'a, T> MatMut<'a, T> {
     }
 }
 
-/// `C[M,N] (+)= op(A)[M,K] · op(B)[K,N]`; K may be 0. Panics if the shapes do not fit.
-pub(crate) fn gemm<T: GemmScalar>(pool: &Pool, g: Gemm, a: Mat<T>, b: Mat<T>, c: MatMut<T>) {
+/// `C[M,N] (+)= op(A)[M,K] · op(B)[K,N]`, multiplied in `T`; K may be 0. Panics if the shapes do not fit.
+pub(crate) fn gemm<T: GemmScalar, C: Target<T>>(pool: &Pool, g: Gemm, a: Mat<T::Real>, b: Mat<T::Real>, c: MatMut<C>) {
     multiply(pool, T::kernel(), g.accumulate, &mut [Product::new(g, a, b, c)]);
 }
 
 /// For every expert e: `C[band_e] (+)= A[band_e] · op(B_e)`. Bands ascend, are disjoint, and cover the rows of A and C.
-pub(crate) fn gemm_bands<T: GemmScalar>(
+pub(crate) fn gemm_bands<T: GemmScalar, C: Target<T>>(
     pool: &Pool,
     g: Gemm,
     bands: &[Range<usize>],
-    a: Mat<T>,
-    b: &[Mat<T>],
-    c: MatMut<T>,
+    a: Mat<T::Real>,
+    b: &[Mat<T::Real>],
+    c: MatMut<C>,
 ) {
-    multiply(pool, T::kernel(), g.accumulate, &mut by_bands(g, bands, a, b, c));
-}
-
-/// For every expert e: `acc_C_e[M,N] += A[band_e]ᵀ · B[band_e]`; empty bands leave `C_e`.
-pub(crate) fn gemm_bands_outer<T: GemmScalar>(
-    pool: &Pool,
-    bands: &[Range<usize>],
-    a: Mat<T>,
-    b: Mat<T>,
-    acc_c: Vec<MatMut<T>>,
-) {
-    multiply(pool, T::kernel(), true, &mut by_bands_outer(bands, a, b, acc_c));
-}
-
-fn by_bands<'a, T: GemmScalar>(
-    g: Gemm,
-    bands: &[Range<usize>],
-    a: Mat<'a, T>,
-    b: &[Mat<'a, T>],
-    c: MatMut<'a, T>,
-) -> Vec<Product<'a, T>> {
     assert!(!g.ta, "bands are rows of A as stored");
     assert_eq!(bands.len(), b.len(), "one B for every band");
     assert_eq!(a.rows, c.rows, "rows of A and C");
@@ -138,53 +127,115 @@ fn by_bands<'a, T: GemmScalar>(
         rest = tail;
         Product::new(g, a.band(band), *b, own)
     });
-    let products = products.collect();
+    let mut products: Vec<_> = products.collect();
     assert_eq!(at, a.rows, "bands cover all rows");
-    products
+    multiply(pool, T::kernel(), g.accumulate, &mut products);
 }
 
-fn by_bands_outer<'a, T: GemmScalar>(
+/// For every expert e: `acc_C_e[M,N] += A[band_e]ᵀ · B[band_e]`; empty bands leave `C_e`.
+pub(crate) fn gemm_bands_outer<T: GemmScalar, C: Target<T>>(
+    pool: &Pool,
     bands: &[Range<usize>],
-    a: Mat<'a, T>,
-    b: Mat<'a, T>,
-    acc_c: Vec<MatMut<'a, T>>,
-) -> Vec<Product<'a, T>> {
+    a: Mat<T::Real>,
+    b: Mat<T::Real>,
+    acc_c: Vec<MatMut<C>>,
+) {
     assert_eq!(bands.len(), acc_c.len(), "one C for every band");
-    bands.iter().zip(acc_c).map(|(band, c)| Product::new(Gemm::TN_ACC, a.band(band), b.band(band), c)).collect()
+    let products = bands.iter().zip(acc_c).map(|(band, c)| Product::new(Gemm::TN_ACC, a.band(band), b.band(band), c));
+    multiply(pool, T::kernel(), true, &mut products.collect::<Vec<_>>());
 }
 
-/// One product of a call: `C (+)= op(A) · op(B)`, the operands as the packing sees them.
-struct Product<'a, T> {
+/// One product of a call: `C (+)= op(A) · op(B)`, and how it is computed.
+struct Product<'a, R, C> {
     size: Size,
-    a: Side<'a, T>,
-    b: Side<'a, T>,
-    c: &'a mut [T],
+    /// The operand whose elements are broadcast.
+    rows: Side<'a, R>,
+    /// The operand that is packed into vectors.
+    lanes: Side<'a, R>,
+    /// Whether these are the columns and the rows of C, in this order.
+    turned: bool,
+    c: &'a mut [C],
+    /// Columns of C.
+    pitch: usize,
 }
 
-impl<'a, T: GemmScalar> Product<'a, T> {
-    fn new(g: Gemm, a: Mat<'a, T>, b: Mat<'a, T>, c: MatMut<'a, T>) -> Self {
-        let a = Side { data: a.data, pitch: a.cols, rows: a.rows, lanes_adjacent: g.ta };
-        let b = Side { data: b.data, pitch: b.cols, rows: b.rows, lanes_adjacent: !g.tb };
-        assert_eq!(a.steps(), b.steps(), "inner size of a product");
-        assert_eq!((a.lanes(), b.lanes()), (c.rows, c.cols), "shape of a product");
-        Product { size: Size { m: c.rows, n: c.cols, k: a.steps() }, a, b, c: c.data }
+impl<'a, R: Real, C: Stored<Real = R>> Product<'a, R, C> {
+    fn new(g: Gemm, a: Mat<'a, R>, b: Mat<'a, R>, c: MatMut<'a, C>) -> Self {
+        let rows = Side { data: a.data, pitch: a.cols, rows: a.rows, lanes_adjacent: g.ta };
+        let lanes = Side { data: b.data, pitch: b.cols, rows: b.rows, lanes_adjacent: !g.tb };
+        assert_eq!(rows.steps(), lanes.steps(), "inner size of a product");
+        assert_eq!((rows.lanes(), lanes.lanes()), (c.rows, c.cols), "shape of a product");
+        let size = Size { m: c.rows, n: c.cols, k: rows.steps(), packing: [0.0; 2], putting: 0.0 };
+        Product { size, rows, lanes, turned: false, c: c.data, pitch: c.cols }
+    }
+
+    /// Chooses the cheaper way round.
+    fn plan<T: GemmScalar<Real = R>>(&mut self, kernel: &Kernel<T>)
+    where
+        C: Target<T>,
+    {
+        self.estimate::<T>();
+        let straight = self.size.cost(kernel.lanes());
+        self.turn::<T>();
+        if self.size.cost(kernel.lanes()) >= straight {
+            self.turn::<T>();
+        }
+    }
+
+    /// Exchanges the roles of the operands.
+    fn turn<T: GemmScalar<Real = R>>(&mut self)
+    where
+        C: Target<T>,
+    {
+        std::mem::swap(&mut self.rows, &mut self.lanes);
+        std::mem::swap(&mut self.size.m, &mut self.size.n);
+        self.turned = !self.turned;
+        self.estimate::<T>();
+    }
+
+    /// What there is to do beside multiplying.
+    fn estimate<T: GemmScalar<Real = R>>(&mut self)
+    where
+        C: Target<T>,
+    {
+        let in_place = self.rows.rows_in_place::<T>(0, &(0..self.size.k)).is_some();
+        let blocks = if C::EXACT { self.size.k.div_ceil(block::<T>()) } else { 1 };
+        // A group is transposed as quickly as an element of that size, but lanes that lie side by side must be interleaved.
+        let packing = |side: &Side<R>| plan::PACKING * if side.lanes_adjacent { T::GROUP as f64 } else { 1.0 };
+        self.size.packing = [if in_place { 0.0 } else { packing(&self.rows) }, packing(&self.lanes)];
+        self.size.putting = if self.turned || !C::EXACT { plan::PUTTING * (blocks * T::GROUP) as f64 } else { 0.0 };
     }
 }
 
 /// C of one product, which threads write disjoint rectangles of.
-struct Out<T>(*mut T);
+struct Out<C>(*mut C);
 // SAFETY: tiles of a plan are disjoint, so no two threads touch the same element.
-unsafe impl<T: Send> Sync for Out<T> {}
+unsafe impl<C: Send> Sync for Out<C> {}
+
+fn multiply<T: GemmScalar, C: Target<T>>(
+    pool: &Pool,
+    kernel: &Kernel<T>,
+    accumulate: bool,
+    products: &mut [Product<T::Real, C>],
+) {
+    products.iter_mut().for_each(|p| p.plan(kernel));
+    run(pool, kernel, accumulate, products);
+}
 
 /// All products of a call in one hand-off.
-fn multiply<T: GemmScalar>(pool: &Pool, kernel: &Kernel<T>, accumulate: bool, products: &mut [Product<T>]) {
+fn run<T: GemmScalar, C: Target<T>>(
+    pool: &Pool,
+    kernel: &Kernel<T>,
+    accumulate: bool,
+    products: &mut [Product<T::Real, C>],
+) {
     if !accumulate {
-        products.iter_mut().filter(|p| p.size.k == 0).for_each(|p| p.c.fill(T::zeroed()));
+        products.iter_mut().filter(|p| p.size.k == 0).for_each(|p| p.c.fill(C::zeroed()));
     }
     let sizes: Vec<Size> = products.iter().map(|p| p.size).collect();
-    let most_rows = (A_BLOCK / size_of::<T>() / K_BLOCK).next_multiple_of(kernel.rows()) - kernel.rows();
+    let most_rows = (ROWS_BYTES / size_of::<T>() / block::<T>()).next_multiple_of(kernel.rows()) - kernel.rows();
     let tiles = plan::tiles(&sizes, [kernel.rows(), kernel.cols()], most_rows, pool.threads());
-    let outs: Vec<Out<T>> = products.iter_mut().map(|p| Out(p.c.as_mut_ptr())).collect();
+    let outs: Vec<Out<C>> = products.iter_mut().map(|p| Out(p.c.as_mut_ptr())).collect();
     let products = &*products;
     pool.run(tiles.len(), |i| {
         let tile = &tiles[i];
@@ -200,20 +251,22 @@ fn multiply<T: GemmScalar>(pool: &Pool, kernel: &Kernel<T>, accumulate: bool, pr
 struct Line([u8; 64]);
 
 thread_local! {
-    /// A thread's packing buffer, kept between calls.
+    /// A thread's working space, kept between calls.
     static BUFFER: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Calls `f` with two buffers of `n` and `m` elements.
-fn with_buffers<T: GemmScalar>(n: usize, m: usize, f: impl FnOnce(&mut [T], &mut [T])) {
-    let lines = |n: usize| (n * size_of::<T>()).div_ceil(size_of::<Line>());
+/// Calls `f` with buffers of `n`, `m` and `sums` elements.
+fn with_buffers<T: GemmScalar>([n, m, sums]: [usize; 3], f: impl FnOnce(&mut [T], &mut [T], &mut [T::Real])) {
+    let [n, m] = [n, m].map(|n| (n * size_of::<T>()).div_ceil(size_of::<Line>()));
+    let sums = (sums * size_of::<T::Real>()).div_ceil(size_of::<Line>());
     BUFFER.with_borrow_mut(|buffer| {
-        let need = lines(n) + lines(m);
-        if buffer.len() < need {
-            *buffer = vec![Line([0; 64]); need];
+        if buffer.len() < n + m + sums {
+            *buffer = vec![Line([0; 64]); n + m + sums];
         }
-        let (first, second) = buffer[..need].split_at_mut(lines(n));
-        f(bytemuck::cast_slice_mut(first), bytemuck::cast_slice_mut(second));
+        let (first, rest) = buffer.split_at_mut(n);
+        let (second, rest) = rest.split_at_mut(m);
+        use bytemuck::cast_slice_mut as cast;
+        f(cast(first), cast(second), cast(&mut rest[..sums]));
     });
 }
 
@@ -221,40 +274,76 @@ fn with_buffers<T: GemmScalar>(n: usize, m: usize, f: impl FnOnce(&mut [T], &mut
 ///
 /// # Safety
 /// `c` is the address of the product's C, `tile` lies within it, and nobody else touches these elements meanwhile.
-unsafe fn compute<T: GemmScalar>(kernel: &Kernel<T>, accumulate: bool, p: &Product<T>, c: *mut T, tile: &Tile) {
-    let [mr, nr] = kernel.size;
-    let Size { n, k, .. } = p.size;
-    let k_block = k.min(K_BLOCK);
+unsafe fn compute<T: GemmScalar, C: Target<T>>(
+    kernel: &Kernel<T>,
+    accumulate: bool,
+    p: &Product<T::Real, C>,
+    c: *mut C,
+    tile: &Tile,
+) {
+    let ([mr, nr], k, block, panel) = (kernel.size, p.size.k, block::<T>(), Micro::<T>::panel);
     let row_panels = tile.rows.len().div_ceil(mr);
-    with_buffers(row_panels * mr * k_block, nr * k_block, |a_block, b_panel| {
-        for steps in pieces(0..k, K_BLOCK) {
-            let accumulate = accumulate || steps.start > 0;
-            let a_panels = || pieces(tile.rows.clone(), mr).zip(pieces(0..usize::MAX, mr * steps.len()));
-            for (rows, at) in a_panels() {
-                kernel.pack_rows(&p.a, rows, steps.clone(), &mut a_block[at]);
+    // Sums that must be rounded once, but are not complete after one block, wait in `sums`.
+    let direct = C::EXACT && !p.turned;
+    let waiting = !C::EXACT && k > block;
+    let tiles = if waiting { row_panels * tile.cols.len().div_ceil(nr) } else { usize::from(!direct) };
+    let packed_rows = if p.rows.rows_in_place::<T>(0, &(0..k)).is_some() { 0 } else { row_panels };
+    let sizes = [packed_rows * panel(mr, k.min(block)), panel(nr, k.min(block)), tiles * mr * nr];
+    with_buffers::<T>(sizes, |a_block, b_panel, sums| {
+        for steps in pieces(0..k, block) {
+            let (first, last) = (steps.start == 0, steps.end == k);
+            let a_panels = || pieces(tile.rows.clone(), mr).zip(pieces(0..usize::MAX, panel(mr, steps.len())));
+            if packed_rows > 0 {
+                for (rows, at) in a_panels() {
+                    kernel.pack_rows(&p.rows, rows, steps.clone(), &mut a_block[at]);
+                }
             }
-            for cols in pieces(tile.cols.clone(), nr) {
+            for (j, cols) in pieces(tile.cols.clone(), nr).enumerate() {
                 // Meanwhile the next panel is fetched from memory, a part with each piece of work: with many rows they
                 // are the products of panels, with few rows there are not enough of those, and packing is the work.
                 let next = cols.end..(cols.end + nr).min(tile.cols.end);
-                let fetch = |part, parts| p.b.prefetch(next.clone(), steps.clone(), part, parts);
+                let fetch = |part, parts| p.lanes.prefetch(next.clone(), steps.clone(), part, parts);
                 let few = row_panels < 3;
-                let piece = if few { 16 } else { K_BLOCK };
+                let piece = if few { 32 } else { block };
                 for (i, some) in pieces(steps.clone(), piece).enumerate() {
                     if few {
                         fetch(i, steps.len().div_ceil(piece));
                     }
-                    let at = nr * (some.start - steps.start)..nr * (some.end - steps.start);
-                    kernel.pack_cols(&p.b, cols.clone(), some, &mut b_panel[at]);
+                    let at = panel(nr, some.start - steps.start)..panel(nr, some.end - steps.start);
+                    kernel.pack_cols(&p.lanes, cols.clone(), some, &mut b_panel[at]);
                 }
                 for (i, (rows, at)) in a_panels().enumerate() {
                     if !few {
                         fetch(i, row_panels);
                     }
-                    // SAFETY: the rectangle `rows × cols` lies within the tile, hence within C, whose rows are n apart.
+                    let size = [rows.len(), cols.len(), steps.len()];
+                    let a = match p.rows.rows_in_place(rows.start, &steps) {
+                        Some(rows) => rows,
+                        None => Rows::packed(&a_block[at], mr),
+                    };
+                    // SAFETY: the rectangle `rows × cols` lies within the tile, hence within C, whose rows are `pitch`
+                    // apart.
                     unsafe {
-                        let c = c.add(rows.start * n + cols.start);
-                        kernel.tile([rows.len(), cols.len(), steps.len()], &a_block[at], b_panel, c, n, accumulate);
+                        let to = if p.turned { [cols.start, rows.start] } else { [rows.start, cols.start] };
+                        let c = c.add(to[0] * p.pitch + to[1]);
+                        if direct {
+                            kernel.tile(size, a, b_panel, c.cast(), p.pitch, accumulate || !first);
+                        } else {
+                            let at = if waiting { j * row_panels + i } else { 0 };
+                            let sums = &mut sums[at * mr * nr..][..mr * nr];
+                            kernel.tile(size, a, b_panel, sums.as_mut_ptr(), nr, waiting && !first);
+                            if last || !waiting {
+                                let put = C::put(kernel);
+                                put(
+                                    sums.as_ptr(),
+                                    [size[0], size[1]],
+                                    p.turned,
+                                    c,
+                                    p.pitch,
+                                    accumulate || !waiting && !first,
+                                );
+                            }
+                        }
                     }
                 }
             }

@@ -1,16 +1,17 @@
 //! Packing: copying a strip of an operand into the order in which the micro-kernel reads it.
 //!
-//! A panel is `width` lanes (rows of op(A), or columns of op(B)) over some steps of k, stored step by step:
-//! `panel[step · width + lane]`, zero where the operand has no more lanes. Operands come either with the lanes of a step
-//! adjacent in memory, which is a copy, or with the steps of a lane adjacent, which is a transposition.
+//! A panel is `width` lanes (rows of op(A), or columns of op(B)) over some steps of k, stored by groups of steps (one
+//! step; a pair in bf16): `panel[group · width + lane][step within the group]`, zero where the operand has no more lanes
+//! or steps. Operands come either with the lanes of a step adjacent in memory, which is a copy, or with the steps of a
+//! lane adjacent, which is a transposition. An operand of the type's other type is converted on the way.
 
-use bytemuck::Zeroable;
+use super::kernel::{Data, GemmScalar, Rows};
+use half::bf16;
 use std::ops::Range;
 
 /// An operand: a row-major matrix, and which of its directions is k.
-#[derive(Clone, Copy)]
-pub(super) struct Side<'a, T> {
-    pub data: &'a [T],
+pub(super) struct Side<'a, R> {
+    pub data: Data<'a, R>,
     /// Elements from one row to the next: the matrix's columns.
     pub pitch: usize,
     pub rows: usize,
@@ -18,18 +19,33 @@ pub(super) struct Side<'a, T> {
     pub lanes_adjacent: bool,
 }
 
-impl<T> Side<'_, T> {
+impl<R> Side<'_, R> {
     /// Asks for part `part` of `parts` of a panel to be brought into the second cache, for packing it soon.
     pub fn prefetch(&self, lanes: Range<usize>, steps: Range<usize>, part: usize, parts: usize) {
         let (rows, cols) = if self.lanes_adjacent { (steps, lanes) } else { (lanes, steps) };
         let share = |i: usize| rows.start + rows.len() * i / parts;
-        let line = 64 / size_of::<T>();
+        let (address, size) = match self.data {
+            Data::Real(x) => (x.as_ptr().cast::<u8>(), size_of::<R>()),
+            Data::Bf16(x) => (x.as_ptr().cast(), size_of::<bf16>()),
+        };
         for row in share(part)..share(part + 1) {
             let start = row * self.pitch;
-            for at in (start + cols.start..start + cols.end).step_by(line) {
-                fetch(self.data.as_ptr().wrapping_add(at));
+            for at in (start + cols.start..start + cols.end).step_by(64 / size) {
+                fetch(address.wrapping_add(at * size));
             }
         }
+    }
+
+    /// These rows as they are, if the micro-kernel can read them so: groups lie together, and lines of neighbouring rows
+    /// do not all compete for the same places of the first cache.
+    pub fn rows_in_place<T: GemmScalar<Real = R>>(&self, first: usize, steps: &Range<usize>) -> Option<Rows<'_, T>>
+    where
+        R: Copy,
+    {
+        let data = T::own(self.data)?;
+        let apart = !(self.pitch * size_of::<T>()).is_multiple_of(4096);
+        let fits = !self.lanes_adjacent && steps.len().is_multiple_of(T::GROUP) && apart;
+        fits.then(|| Rows { data: &data[first * self.pitch + steps.start..], row: self.pitch, group: T::GROUP })
     }
 
     pub fn lanes(&self) -> usize {
@@ -52,39 +68,61 @@ fn fetch<T>(address: *const T) {
     let _ = address;
 }
 
-/// Packs the panel of `W` lanes that begins with `lanes`. For any machine: the compiler vectorises the copies.
+/// Packs the panel of `W` lanes that begins with `lanes`, in groups of `G` steps.
 #[inline(always)]
-pub(super) fn pack<T: Copy + Zeroable, const W: usize>(
-    side: &Side<T>,
+pub(super) fn pack<T: GemmScalar, const W: usize, const G: usize>(
+    side: &Side<T::Real>,
     lanes: Range<usize>,
     steps: Range<usize>,
     panel: &mut [T],
 ) {
-    assert!(lanes.len() <= W && panel.len() == W * steps.len());
-    let (panel, _) = panel.as_chunks_mut::<W>();
+    match (T::own(side.data), side.data) {
+        (Some(x), _) => pack_as::<T, T, W, G>(side, x, |x| x, lanes, steps, panel),
+        (None, Data::Real(x)) => pack_as::<T, T::Real, W, G>(side, x, T::narrow, lanes, steps, panel),
+        (None, Data::Bf16(x)) => pack_as::<T, bf16, W, G>(side, x, T::from_bf16, lanes, steps, panel),
+    }
+}
+
+/// For any machine: the compiler vectorises the copies.
+#[inline(always)]
+fn pack_as<T: GemmScalar, X: Copy, const W: usize, const G: usize>(
+    side: &Side<T::Real>,
+    data: &[X],
+    convert: impl Fn(X) -> T,
+    lanes: Range<usize>,
+    steps: Range<usize>,
+    panel: &mut [T],
+) {
+    assert!(lanes.len() <= W && panel.len() == W * steps.len().next_multiple_of(G));
+    let (panel, _) = panel.as_chunks_mut::<G>().0.as_chunks_mut::<W>();
     if lanes.len() < W {
-        panel.fill([T::zeroed(); W]);
+        panel.fill([[T::zeroed(); G]; W]);
+    } else if let Some(last) = panel.last_mut() {
+        *last = [[T::zeroed(); G]; W];
     }
     if side.lanes_adjacent {
-        let rows = side.data[steps.start * side.pitch..].chunks(side.pitch).map(|row| &row[lanes.clone()]);
-        if lanes.len() == W {
-            for (row, out) in rows.zip(panel) {
-                *out = *row.first_chunk().expect("W lanes");
-            }
-        } else {
-            for (row, out) in rows.zip(panel) {
-                out[..row.len()].copy_from_slice(row);
+        let mut rows =
+            data[steps.start * side.pitch..].chunks(side.pitch).take(steps.len()).map(|row| &row[lanes.clone()]);
+        for out in panel {
+            let rows: [&[X]; G] = std::array::from_fn(|_| rows.next().unwrap_or(&[]));
+            if rows.iter().all(|row| row.len() == W) {
+                let rows: [&[X; W]; G] = rows.map(|row| row.first_chunk().expect("W lanes"));
+                *out = std::array::from_fn(|lane| std::array::from_fn(|g| convert(rows[g][lane])));
+            } else {
+                for (g, row) in rows.iter().enumerate() {
+                    out.iter_mut().zip(*row).for_each(|(out, &x)| out[g] = convert(x));
+                }
             }
         }
     } else {
         // A few steps of all lanes at a time, so that the lines that are written stay in the first cache.
         const AT_ONCE: usize = 16;
         let first = lanes.start;
-        for (out, at) in panel.chunks_mut(AT_ONCE).zip((steps.start..).step_by(AT_ONCE)) {
+        for (out, at) in panel.chunks_mut(AT_ONCE / G).zip(steps.clone().step_by(AT_ONCE)) {
             for lane in lanes.clone() {
-                let row = &side.data[lane * side.pitch + at..][..out.len()];
-                for (x, out) in row.iter().zip(&mut *out) {
-                    out[lane - first] = *x;
+                let row = &data[lane * side.pitch + at..lane * side.pitch + (at + AT_ONCE).min(steps.end)];
+                for (x, out) in row.chunks(G).zip(&mut *out) {
+                    x.iter().zip(&mut out[lane - first]).for_each(|(&x, out)| *out = convert(x));
                 }
             }
         }

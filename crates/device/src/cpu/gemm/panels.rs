@@ -3,7 +3,7 @@
 //! Attention is such a kernel: the tile of scores that one product leaves in the first cache is the packed operand of the
 //! next one, so nothing but the outermost operands is ever packed.
 
-use super::kernel::{GemmScalar, Kernel};
+use super::kernel::{GemmScalar, Kernel, Rows};
 use super::pack::Side;
 use super::pieces;
 use std::ops::Range;
@@ -19,22 +19,22 @@ pub(in crate::cpu) struct Operand<'a, T> {
     pub lanes_adjacent: bool,
 }
 
-impl<'a, T> Operand<'a, T> {
-    fn side(&self) -> Side<'a, T> {
+impl<'a, X: GemmScalar> Operand<'a, X> {
+    fn side(&self) -> Side<'a, X::Real> {
         let rows = self.data.len() / self.pitch;
-        Side { data: self.data, pitch: self.pitch, rows, lanes_adjacent: self.lanes_adjacent }
+        Side { data: X::data(self.data), pitch: self.pitch, rows, lanes_adjacent: self.lanes_adjacent }
     }
 }
 
 /// A micro-kernel.
-pub(in crate::cpu) struct Micro<T: 'static>(&'static Kernel<T>);
+pub(in crate::cpu) struct Micro<T: GemmScalar>(&'static Kernel<T>);
 
-impl<T> Clone for Micro<T> {
+impl<T: GemmScalar> Clone for Micro<T> {
     fn clone(&self) -> Self {
         *self
     }
 }
-impl<T> Copy for Micro<T> {}
+impl<T: GemmScalar> Copy for Micro<T> {}
 
 impl<T: GemmScalar> Micro<T> {
     /// The best one for this machine.
@@ -58,29 +58,50 @@ impl<T: GemmScalar> Micro<T> {
         self.0.cols()
     }
 
-    /// Packs `lanes` as rows of A: panels of [`Micro::rows`] lanes (zeros after the last lane), one after another.
-    pub fn pack_rows(&self, x: Operand<T>, lanes: Range<usize>, steps: Range<usize>, panels: &mut [T]) {
-        let (side, size) = (x.side(), self.rows() * steps.len());
+    /// Elements of a panel of `lanes` lanes and `steps` steps: whole groups of [`GemmScalar::GROUP`] steps.
+    pub fn panel(lanes: usize, steps: usize) -> usize {
+        lanes * steps.next_multiple_of(T::GROUP)
+    }
+
+    /// Packs `lanes` as rows of A: panels of [`Micro::rows`] lanes (zeros after the last lane), one after another. The
+    /// operand is of the panels' type, or one that is converted to it (sums of bf16 products are rounded).
+    pub fn pack_rows<X: GemmScalar<Real = T::Real>>(
+        &self,
+        x: Operand<X>,
+        lanes: Range<usize>,
+        steps: Range<usize>,
+        panels: &mut [T],
+    ) {
+        let (side, size) = (x.side(), Self::panel(self.rows(), steps.len()));
         for (i, lanes) in pieces(lanes, self.rows()).enumerate() {
             self.0.pack_rows(&side, lanes, steps.clone(), &mut panels[i * size..(i + 1) * size]);
         }
     }
 
-    /// Packs up to [`Micro::cols`] lanes as the columns of one panel of B, with zeros after the last lane.
-    pub fn pack_cols(&self, x: Operand<T>, lanes: Range<usize>, steps: Range<usize>, panel: &mut [T]) {
-        let size = self.cols() * steps.len();
+    /// Packs up to [`Micro::cols`] lanes as the columns of one panel of B, with zeros after the last lane. In bf16 the
+    /// panel holds pairs: lane l of step s is element `(s / 2 · cols + l)·2 + s mod 2`, and zero for a step that makes
+    /// up the last pair.
+    pub fn pack_cols<X: GemmScalar<Real = T::Real>>(
+        &self,
+        x: Operand<X>,
+        lanes: Range<usize>,
+        steps: Range<usize>,
+        panel: &mut [T],
+    ) {
+        let size = Self::panel(self.cols(), steps.len());
         self.0.pack_cols(&x.side(), lanes, steps, &mut panel[..size]);
     }
 
-    /// `C[m, n] (+)= A[m, k] · B[k, n]`. `a` begins with the first wanted step of the first panel, and panels are `panel`
-    /// elements apart; `b` is one panel, so `n` is at most [`Micro::cols`]; rows of `c` are `pitch` apart.
+    /// `C[m, n] (+)= A[m, k] · B[k, n]`. `a` begins with the first wanted step of the first panel (the first of a group),
+    /// and panels are `panel` elements apart; if k ends within a group, then so do the panels. `b` is one panel, so `n`
+    /// is at most [`Micro::cols`]; rows of `c` are `pitch` apart.
     pub fn multiply(
         &self,
         [m, n, k]: [usize; 3],
         a: &[T],
         panel: usize,
         b: &[T],
-        c: &mut [T],
+        c: &mut [T::Real],
         pitch: usize,
         accumulate: bool,
     ) {
@@ -89,7 +110,7 @@ impl<T: GemmScalar> Micro<T> {
             // SAFETY: rows `rows` of C are inside the slice, as asserted, and it is borrowed exclusively.
             unsafe {
                 let c = c.as_mut_ptr().add(rows.start * pitch);
-                self.0.tile([rows.len(), n, k], &a[i * panel..], b, c, pitch, accumulate);
+                self.0.tile([rows.len(), n, k], Rows::packed(&a[i * panel..], self.rows()), b, c, pitch, accumulate);
             }
         }
     }

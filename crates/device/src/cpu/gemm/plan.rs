@@ -12,26 +12,36 @@
 use std::cmp::Ordering;
 use std::ops::Range;
 
-/// Cost of packing one element of an operand, in multiply-adds.
-const PACKING: f64 = 16.0;
+/// Cost of packing a step of a lane, and of putting a sum that is turned or rounded, in multiply-adds of the time of f32.
+pub(super) const PACKING: f64 = 8.0;
+/// As [`PACKING`].
+pub(super) const PUTTING: f64 = 8.0;
 /// Rectangles per thread, if the work is enough: of several products, and of one.
 const SHARES: [f64; 2] = [8.0, 4.0];
 /// Least cost of a rectangle that is worth cutting off, in multiply-adds: about 10 µs.
 const LEAST: f64 = 1e6;
 
-/// Size of one product: C is m×n, k is summed over.
+/// Size of one product, and what there is to do beside multiplying.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Size {
+    /// Rows that are broadcast.
     pub m: usize,
+    /// Lanes of vectors.
     pub n: usize,
+    /// Steps that are summed over.
     pub k: usize,
+    /// Cost of packing an element of either operand.
+    pub packing: [f64; 2],
+    /// Cost of putting an element of C.
+    pub putting: f64,
 }
 
 impl Size {
-    /// Estimated time, in multiply-adds.
-    fn cost(&self) -> f64 {
+    /// Estimated time, in multiply-adds, with vectors of `lanes`. Fewer than three rows do not keep the multipliers busy.
+    pub fn cost(&self, lanes: usize) -> f64 {
         let [m, n, k] = [self.m, self.n, self.k].map(|x| x as f64);
-        k * (m * n + PACKING * (m + n))
+        let busy = self.m.max(3) * self.n.next_multiple_of(lanes);
+        k * (busy as f64 + self.packing[0] * m + self.packing[1] * n) + self.putting * m * n
     }
 }
 
@@ -46,7 +56,8 @@ pub(super) struct Tile {
 /// Covers every product with m, n, k > 0 by disjoint rectangles whose sides are multiples of the micro-kernel's
 /// `[rows, columns]` (except at the ends) and which have at most `most_rows` rows.
 pub(super) fn tiles(products: &[Size], micro: [usize; 2], most_rows: usize, threads: usize) -> Vec<Tile> {
-    let total: f64 = products.iter().map(Size::cost).sum();
+    let lanes = micro[1] / 2;
+    let total: f64 = products.iter().map(|p| p.cost(lanes)).sum();
     // One product alone is cut into equal parts: their number should then be a multiple of the threads.
     let (shares, even) = if products.len() == 1 { (SHARES[1], threads) } else { (SHARES[0], 1) };
     let limit = if threads == 1 { f64::INFINITY } else { (total / (threads as f64 * shares)).max(LEAST) };
@@ -59,7 +70,8 @@ pub(super) fn tiles(products: &[Size], micro: [usize; 2], most_rows: usize, thre
         for top in (0..size.m).step_by(height) {
             for left in (0..size.n).step_by(width) {
                 let (rows, cols) = (top..(top + height).min(size.m), left..(left + width).min(size.n));
-                tiles.push((Size { m: rows.len(), n: cols.len(), k: size.k }.cost(), Tile { product, rows, cols }));
+                let part = Size { m: rows.len(), n: cols.len(), ..*size };
+                tiles.push((part.cost(lanes), Tile { product, rows, cols }));
             }
         }
     }
@@ -69,8 +81,9 @@ pub(super) fn tiles(products: &[Size], micro: [usize; 2], most_rows: usize, thre
 
 /// Height and width of the rectangles of one product: the cheapest grid with enough of them.
 fn sides(size: &Size, micro: [usize; 2], most_rows: usize, limit: f64, even: usize) -> [usize; 2] {
+    let lanes = micro[1] / 2;
     let [down, across] = [size.m.div_ceil(micro[0]), size.n.div_ceil(micro[1])];
-    let enough = (size.cost() / limit).ceil().clamp(1.0, (down * across) as f64) as usize;
+    let enough = (size.cost(lanes) / limit).ceil().clamp(1.0, (down * across) as f64) as usize;
     let least = down.div_ceil((most_rows / micro[0]).max(1));
     let most = (least.max(enough) + even - 1).min(down);
     let grids = (least..=most).map(|grid_rows| {
@@ -78,7 +91,7 @@ fn sides(size: &Size, micro: [usize; 2], most_rows: usize, limit: f64, even: usi
         let width = across.div_ceil(enough.div_ceil(grid_rows).min(across));
         let count = down.div_ceil(height) * across.div_ceil(width);
         let [height, width] = [height * micro[0], width * micro[1]];
-        let cost = Size { m: height.min(size.m), n: width.min(size.n), k: size.k }.cost();
+        let cost = Size { m: height.min(size.m), n: width.min(size.n), ..*size }.cost(lanes);
         (count.next_multiple_of(even) as f64 * cost, [height, width])
     });
     grids.min_by(|a, b| a.0.partial_cmp(&b.0).unwrap_or(Ordering::Equal)).expect("at least one grid").1
@@ -89,6 +102,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn size(m: usize, n: usize, k: usize) -> Size {
+        Size { m, n, k, packing: [PACKING; 2], putting: 0.0 }
+    }
+
     proptest! {
         #[test]
         fn tiles_cover_every_element_once(
@@ -96,7 +113,7 @@ mod tests {
             threads in 1usize..9,
             big in 0usize..300,
         ) {
-            let mut sizes: Vec<Size> = sizes.into_iter().map(|(m, n, k)| Size { m, n, k }).collect();
+            let mut sizes: Vec<Size> = sizes.into_iter().map(|(m, n, k)| size(m, n, k)).collect();
             if let Some(first) = sizes.first_mut() {
                 first.m += big;
             }
@@ -117,7 +134,7 @@ mod tests {
 
     #[test]
     fn small_experts_stay_whole_and_large_ones_are_split() {
-        let expert = |m| Size { m, n: 768, k: 512 };
+        let expert = |m| size(m, 768, 512);
         let sizes: Vec<Size> = [64; 31].into_iter().chain([4000]).map(expert).collect();
         let tiles = tiles(&sizes, [14, 32], 504, 2);
         for p in 0..31 {
@@ -129,7 +146,7 @@ mod tests {
     #[test]
     fn one_product_is_cut_evenly() {
         for threads in [2, 3, 4, 8] {
-            let tiles = tiles(&[Size { m: 4096, n: 1536, k: 512 }], [14, 32], 504, threads);
+            let tiles = tiles(&[size(4096, 1536, 512)], [14, 32], 504, threads);
             assert_eq!(tiles.len() % threads, 0, "{threads}: {}", tiles.len());
         }
     }

@@ -1,11 +1,15 @@
-//! Every form, shape and kernel against a plain sum in f64; bits against the number of threads and the rows of a call.
+//! Every form, shape, type and kernel against a plain sum in f64; bits against the number of threads, the rows of a call
+//! and the way a product is turned.
 
 use super::*;
 use crate::cpu::Pool;
+use bytemuck::Zeroable;
+use half::bf16;
 use proptest::prelude::*;
 
-trait Number: GemmScalar + Into<f64> {
+trait Number: Stored + Into<f64> {
     fn of(x: f64) -> Self;
+    /// From 1 to the next number.
     const EPSILON: f64;
 }
 impl Number for f32 {
@@ -20,147 +24,149 @@ impl Number for f64 {
     }
     const EPSILON: f64 = f64::EPSILON;
 }
+impl Number for bf16 {
+    fn of(x: f64) -> bf16 {
+        bf16::from_f64(x)
+    }
+    const EPSILON: f64 = 1.0 / 128.0;
+}
+
+/// The types of a product: A, B, what they are multiplied in, and C.
+trait Types {
+    type A: GemmScalar<Real: Number> + Number;
+    type B: GemmScalar<Real = <Self::A as Stored>::Real> + Number;
+    type T: GemmScalar<Real = <Self::A as Stored>::Real>;
+    type C: Target<Self::T> + Number;
+}
+impl<A, B, T, C> Types for (A, B, T, C)
+where
+    A: GemmScalar<Real: Number> + Number,
+    B: GemmScalar<Real = A::Real> + Number,
+    T: GemmScalar<Real = A::Real>,
+    C: Target<T> + Number,
+{
+    type A = A;
+    type B = B;
+    type T = T;
+    type C = C;
+}
+type F32 = (f32, f32, f32, f32);
+type F64 = (f64, f64, f64, f64);
+type Pairs = (bf16, bf16, bf16, f32);
+type Rounded = (bf16, bf16, bf16, bf16);
+
+/// Calls a function for every combination of types.
+macro_rules! with_all {
+    ($f:ident($($argument:expr),*)) => {
+        $f::<F32>($($argument),*);
+        $f::<F64>($($argument),*);
+        $f::<Pairs>($($argument),*);
+        $f::<Rounded>($($argument),*);
+        $f::<(f32, bf16, f32, f32)>($($argument),*);
+        $f::<(bf16, f32, f32, f32)>($($argument),*);
+        $f::<(bf16, f32, f32, bf16)>($($argument),*);
+        $f::<(f32, f32, f32, bf16)>($($argument),*);
+    };
+}
 
 /// Numbers in (−1, 1) that no two seeds share.
-fn random<T: Number>(seed: u64, n: usize) -> Vec<T> {
+fn random<X: Number>(seed: u64, n: usize) -> Vec<X> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        T::of((state >> 11) as f64 / (1u64 << 52) as f64 - 1.0)
+        X::of((state >> 11) as f64 / (1u64 << 52) as f64 - 1.0)
     };
     (0..n).map(|_| next()).collect()
 }
 
-fn supported<T: Number>() -> impl Iterator<Item = &'static Kernel<T>> {
+fn supported<T: GemmScalar>() -> impl Iterator<Item = &'static Kernel<T>> {
     T::KERNELS.iter().filter(|k| (k.supported)())
 }
 
-/// `|sum − exact|` may be this large: the bound of a sum of k products in any order.
-fn bound<T: Number>(k: usize, size: f64) -> f64 {
-    (k as f64 + 2.0) * T::EPSILON * size + f64::MIN_POSITIVE
+fn bits<X: Stored>(x: &[X]) -> &[u8] {
+    bytemuck::cast_slice(x)
 }
 
-fn stored<T>(data: &[T], rows: usize, cols: usize, transposed: bool) -> Mat<'_, T>
-where
-    T: Copy,
-{
-    if transposed { Mat::new(data, cols, rows) } else { Mat::new(data, rows, cols) }
+/// A matrix op(X) of `rows × cols`, as it is stored.
+struct Matrix<X> {
+    data: Vec<X>,
+    rows: usize,
+    cols: usize,
+    transposed: bool,
 }
 
-/// Element (i, j) of op(X).
-fn at<T: Number>(x: &Mat<T>, transposed: bool, i: usize, j: usize) -> f64 {
-    if transposed { x.data[j * x.cols + i].into() } else { x.data[i * x.cols + j].into() }
+impl<X: GemmScalar + Number> Matrix<X> {
+    fn random(seed: u64, rows: usize, cols: usize, transposed: bool) -> Self {
+        Matrix { data: random(seed, rows * cols), rows, cols, transposed }
+    }
+
+    fn mat(&self) -> Mat<'_, X::Real> {
+        let (rows, cols) = if self.transposed { (self.cols, self.rows) } else { (self.rows, self.cols) };
+        Mat::new(X::data(&self.data), rows, cols)
+    }
+
+    fn at(&self, i: usize, j: usize) -> f64 {
+        self.data[if self.transposed { j * self.rows + i } else { i * self.cols + j }].into()
+    }
+
+    /// These rows alone.
+    fn band(&self, rows: Range<usize>) -> Self {
+        assert!(!self.transposed);
+        let data = self.data[rows.start * self.cols..rows.end * self.cols].to_vec();
+        Matrix { data, rows: rows.len(), ..*self }
+    }
 }
 
-/// `c − (before + op(A)·op(B))` within the bound of rounding.
-fn check<T: Number>(g: Gemm, a: &Mat<T>, b: &Mat<T>, before: &[T], c: &[T], n: usize, what: &str) {
-    let k = if g.ta { a.rows } else { a.cols };
-    for (at_c, (&c, &before)) in c.iter().zip(before).enumerate() {
-        let (i, j) = (at_c / n, at_c % n);
-        let (mut sum, mut size) = if g.accumulate { (before.into(), before.into().abs()) } else { (0.0, 0.0) };
+/// C is `before` (if it accumulates) and the product, as closely as k products and sums in any order can be, and the
+/// rounding of the result.
+fn check<Y: Types>(a: &Matrix<Y::A>, b: &Matrix<Y::B>, before: Option<&[Y::C]>, c: &[Y::C], what: &str) {
+    let (n, k) = (b.cols, a.cols);
+    assert_eq!(c.len(), a.rows * n);
+    for (at, &c) in c.iter().enumerate() {
+        let (i, j) = (at / n, at % n);
+        let mut sum = before.map_or(0.0, |before| before[at].into());
+        let mut size = sum.abs();
         for p in 0..k {
-            let x = at(a, g.ta, i, p) * at(b, g.tb, p, j);
+            let x = a.at(i, p) * b.at(p, j);
             sum += x;
             size += x.abs();
         }
         let c: f64 = c.into();
-        assert!((c - sum).abs() <= bound::<T>(k, size), "{what}: C[{i},{j}] is {c}, should be {sum}");
+        let of_sum = (k as f64 + 2.0) * <<Y::A as Stored>::Real as Number>::EPSILON * size;
+        let allowed = of_sum + Y::C::EPSILON / 2.0 * (sum.abs() + of_sum);
+        assert!((c - sum).abs() <= allowed, "{what}: C[{i},{j}] is {c}, should be {sum}");
     }
 }
 
-fn one_product<T: Number>(g: Gemm, [m, n, k]: [usize; 3], seed: u64) {
-    let (a, b, before): (Vec<T>, Vec<T>, Vec<T>) =
-        (random(seed, m * k), random(seed + 1, k * n), random(seed + 2, m * n));
-    let (a, b) = (stored(&a, m, k, g.ta), stored(&b, k, n, g.tb));
-    let pools = [1, 2, 3, 5].map(Pool::new);
-    for kernel in supported::<T>() {
-        let mut first: Option<Vec<T>> = None;
-        for pool in &pools {
+/// One product with every kernel, any number of threads, and turned: the same bits, and the right ones.
+fn one_product<Y: Types>(g: Gemm, [m, n, k]: [usize; 3], seed: u64) {
+    let a = Matrix::<Y::A>::random(seed, m, k, g.ta);
+    let b = Matrix::<Y::B>::random(seed + 1, k, n, g.tb);
+    let before: Vec<Y::C> = random(seed + 2, m * n);
+    for kernel in supported::<Y::T>() {
+        let run = |threads, turn| {
             let mut c = before.clone();
-            let product = Product::new(g, a, b, MatMut::new(&mut c, m, n));
-            multiply(pool, kernel, g.accumulate, &mut [product]);
-            match &first {
-                Some(first) => assert!(bytemuck::cast_slice::<T, u8>(first) == bytemuck::cast_slice::<T, u8>(&c)),
-                None => {
-                    check(g, &a, &b, &before, &c, n, kernel.name);
-                    first = Some(c);
-                }
+            let mut product = Product::new(g, a.mat(), b.mat(), MatMut::new(&mut c, m, n));
+            product.plan::<Y::T>(kernel);
+            if turn {
+                product.turn::<Y::T>();
             }
+            run(&Pool::new(threads), kernel, g.accumulate, &mut [product]);
+            c
+        };
+        let first = run(1, false);
+        check::<Y>(&a, &b, g.accumulate.then_some(&before), &first, kernel.name);
+        for threads in [1, 2, 3, 5] {
+            assert!(bits(&run(threads, true)) == bits(&first), "{}: turned, {threads} threads", kernel.name);
+            assert!(bits(&run(threads, false)) == bits(&first), "{}: {threads} threads", kernel.name);
         }
     }
 }
 
 fn form() -> impl Strategy<Value = Gemm> {
     any::<[bool; 3]>().prop_map(|[ta, tb, accumulate]| Gemm { ta, tb, accumulate })
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(60))]
-
-    #[test]
-    fn small_products_are_right(g in form(), m in 0usize..40, n in 0usize..80, k in 0usize..40, seed: u32) {
-        one_product::<f32>(g, [m, n, k], seed.into());
-        one_product::<f64>(g, [m, n, k], seed.into());
-    }
-
-    #[test]
-    fn long_sums_are_right(g in form(), m in 1usize..9, n in 1usize..40, k in 500usize..1600, seed: u32) {
-        one_product::<f32>(g, [m, n, k], seed.into());
-        one_product::<f64>(g, [m, n, k], seed.into());
-    }
-
-    #[test]
-    fn bands_equal_products_of_their_own(
-        lens in prop::collection::vec(prop_oneof![Just(0usize), Just(1), 0usize..90], 0..6),
-        tb: bool, accumulate: bool, n in 1usize..70, k in 1usize..600, seed: u32,
-    ) {
-        let g = Gemm { ta: false, tb, accumulate };
-        let seed = u64::from(seed);
-        let (bands, rows) = bands_of(&lens);
-        let a: Vec<f32> = random(seed, rows * k);
-        let b: Vec<Vec<f32>> = (0..lens.len()).map(|e| random(seed + 9 + e as u64, n * k)).collect();
-        let b: Vec<Mat<f32>> = b.iter().map(|b| stored(b, k, n, tb)).collect();
-        let a = Mat::new(&a, rows, k);
-        let before: Vec<f32> = random(seed + 1, rows * n);
-
-        let mut apart = before.clone();
-        for (band, b) in bands.iter().zip(&b) {
-            let c = &mut apart[band.start * n..band.end * n];
-            let own = c.to_vec();
-            gemm(&Pool::new(1), g, a.band(band), *b, MatMut::new(c, band.len(), n));
-            check(g, &a.band(band), b, &own, c, n, "one band");
-        }
-        for threads in [1, 2, 3, 5] {
-            let mut c = before.clone();
-            gemm_bands(&Pool::new(threads), g, &bands, a, &b, MatMut::new(&mut c, rows, n));
-            prop_assert!(c == apart);
-        }
-    }
-
-    #[test]
-    fn outer_bands_equal_products_of_their_own(
-        lens in prop::collection::vec(prop_oneof![Just(0usize), Just(1), 0usize..900], 0..5),
-        m in 1usize..40, n in 1usize..70, seed: u32,
-    ) {
-        let seed = u64::from(seed);
-        let (bands, rows) = bands_of(&lens);
-        let (a, b): (Vec<f32>, Vec<f32>) = (random(seed, rows * m), random(seed + 1, rows * n));
-        let (a, b) = (Mat::new(&a, rows, m), Mat::new(&b, rows, n));
-        let before: Vec<Vec<f32>> = (0..lens.len()).map(|e| random(seed + 9 + e as u64, m * n)).collect();
-        let mut apart = before.clone();
-        for ((band, c), before) in bands.iter().zip(&mut apart).zip(&before) {
-            gemm(&Pool::new(1), Gemm::TN_ACC, a.band(band), b.band(band), MatMut::new(c, m, n));
-            check(Gemm::TN_ACC, &a.band(band), &b.band(band), before, c, n, "one band");
-        }
-        for threads in [1, 2, 3, 5] {
-            let mut c = before.clone();
-            let acc_c = c.iter_mut().map(|c| MatMut::new(c, m, n)).collect();
-            gemm_bands_outer(&Pool::new(threads), &bands, a, b, acc_c);
-            prop_assert!(c == apart);
-        }
-    }
 }
 
 fn bands_of(lens: &[usize]) -> (Vec<Range<usize>>, usize) {
@@ -172,66 +178,142 @@ fn bands_of(lens: &[usize]) -> (Vec<Range<usize>>, usize) {
     (bands.collect(), end)
 }
 
+/// Bands are products of their own, to the bit, on any number of threads.
+fn bands<Y: Types>(g: Gemm, lens: &[usize], [n, k]: [usize; 2], seed: u64) {
+    let (bands, rows) = bands_of(lens);
+    let a = Matrix::<Y::A>::random(seed, rows, k, false);
+    let b: Vec<_> = (0..lens.len()).map(|e| Matrix::<Y::B>::random(seed + 9 + e as u64, k, n, g.tb)).collect();
+    let before: Vec<Y::C> = random(seed + 1, rows * n);
+    let mut apart = before.clone();
+    for (band, b) in bands.iter().zip(&b) {
+        let (a, at) = (a.band(band.clone()), band.start * n..band.end * n);
+        let c = &mut apart[at.clone()];
+        gemm::<Y::T, _>(&Pool::new(1), g, a.mat(), b.mat(), MatMut::new(c, band.len(), n));
+        check::<Y>(&a, b, g.accumulate.then_some(&before[at]), c, "one band");
+    }
+    let b: Vec<_> = b.iter().map(Matrix::mat).collect();
+    for threads in [1, 2, 3, 5] {
+        let mut c = before.clone();
+        gemm_bands::<Y::T, _>(&Pool::new(threads), g, &bands, a.mat(), &b, MatMut::new(&mut c, rows, n));
+        assert!(bits(&c) == bits(&apart));
+    }
+}
+
+fn outer_bands<Y: Types>(lens: &[usize], [m, n]: [usize; 2], seed: u64) {
+    let (bands, rows) = bands_of(lens);
+    let a = Matrix::<Y::A>::random(seed, rows, m, false);
+    let b = Matrix::<Y::B>::random(seed + 1, rows, n, false);
+    let before: Vec<Vec<Y::C>> = (0..lens.len()).map(|e| random(seed + 9 + e as u64, m * n)).collect();
+    let mut apart = before.clone();
+    for ((band, c), before) in bands.iter().zip(&mut apart).zip(&before) {
+        let a = Matrix { rows: m, cols: band.len(), transposed: true, ..a.band(band.clone()) };
+        let b = b.band(band.clone());
+        gemm::<Y::T, _>(&Pool::new(1), Gemm::TN_ACC, a.mat(), b.mat(), MatMut::new(c, m, n));
+        check::<Y>(&a, &b, Some(before), c, "one band");
+    }
+    for threads in [1, 2, 3, 5] {
+        let mut c = before.clone();
+        let acc_c = c.iter_mut().map(|c| MatMut::new(c, m, n)).collect();
+        gemm_bands_outer::<Y::T, _>(&Pool::new(threads), &bands, a.mat(), b.mat(), acc_c);
+        assert!(c.iter().zip(&apart).all(|(c, apart)| bits(c) == bits(apart)));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn small_products_are_right(g in form(), m in 0usize..40, n in 0usize..80, k in 0usize..40, seed: u32) {
+        with_all!(one_product(g, [m, n, k], seed.into()));
+    }
+
+    #[test]
+    fn long_sums_are_right(g in form(), m in 1usize..9, n in 1usize..40, k in 500usize..2600, seed: u32) {
+        with_all!(one_product(g, [m, n, k], seed.into()));
+    }
+
+    #[test]
+    fn bands_equal_products_of_their_own(
+        lens in prop::collection::vec(prop_oneof![Just(0usize), Just(1), 0usize..90], 0..6),
+        tb: bool, accumulate: bool, n in 1usize..70, k in 0usize..600, seed: u32,
+    ) {
+        let g = Gemm { ta: false, tb, accumulate };
+        bands::<F32>(g, &lens, [n, k], seed.into());
+        bands::<Pairs>(g, &lens, [n, k], seed.into());
+        bands::<Rounded>(g, &lens, [n, k], seed.into());
+    }
+
+    #[test]
+    fn outer_bands_equal_products_of_their_own(
+        lens in prop::collection::vec(prop_oneof![Just(0usize), Just(1), 0usize..900], 0..5),
+        m in 1usize..40, n in 1usize..70, seed: u32,
+    ) {
+        outer_bands::<F32>(&lens, [m, n], seed.into());
+        outer_bands::<Pairs>(&lens, [m, n], seed.into());
+    }
+}
+
 /// Large enough that every thread gets several rectangles, in every form.
 #[test]
 fn large_products_have_the_same_bits_on_any_number_of_threads() {
     for ta in [false, true] {
         for tb in [false, true] {
-            one_product::<f32>(Gemm { ta, tb, accumulate: ta }, [301, 203, 700], 7);
+            one_product::<F32>(Gemm { ta, tb, accumulate: ta }, [151, 103, 700], 7);
+            one_product::<Rounded>(Gemm { ta, tb, accumulate: tb }, [151, 103, 1300], 7);
         }
     }
-    one_product::<f64>(Gemm::NT, [301, 203, 700], 8);
+    one_product::<F64>(Gemm::NT, [151, 103, 700], 8);
 }
 
 /// A row of C has the same bits whether it is computed alone, among a few others, or among many.
 #[test]
 fn a_row_does_not_depend_on_its_company() {
-    fn rows_alone<T: Number>() {
-        let (m, n, k) = (75, 67, 1100);
-        let (a, b): (Vec<T>, Vec<T>) = (random(1, m * k), random(2, n * k));
-        let b = Mat::new(&b, n, k);
+    fn rows_alone<Y: Types>(k: usize) {
+        let (m, n) = (75, 67);
+        let (a, b) = (Matrix::<Y::A>::random(1, m, k, false), Matrix::<Y::B>::random(2, k, n, true));
         let pool = Pool::new(2);
-        for kernel in supported::<T>() {
+        for kernel in supported::<Y::T>() {
             let run = |rows: Range<usize>| {
-                let mut c = vec![T::zeroed(); rows.len() * n];
-                let a = Mat::new(&a[rows.start * k..rows.end * k], rows.len(), k);
-                let product = Product::new(Gemm::NT, a, b, MatMut::new(&mut c, rows.len(), n));
+                let mut c = vec![Y::C::zeroed(); rows.len() * n];
+                let a = a.band(rows.clone());
+                let product = Product::new(Gemm::NT, a.mat(), b.mat(), MatMut::new(&mut c, rows.len(), n));
                 multiply(&pool, kernel, false, &mut [product]);
                 c
             };
             let all = run(0..m);
             for count in [1, 2, 3, 5, 8, 13, 14, 17, 40] {
                 for first in [0, 1, 30, m - count] {
-                    let some = run(first..first + count);
-                    let same = bytemuck::cast_slice::<T, u8>(&some)
-                        == bytemuck::cast_slice::<T, u8>(&all[first * n..(first + count) * n]);
+                    let same = bits(&run(first..first + count)) == bits(&all[first * n..(first + count) * n]);
                     assert!(same, "{}: rows {first}..{}", kernel.name, first + count);
                 }
             }
         }
     }
-    rows_alone::<f32>();
-    rows_alone::<f64>();
+    with_all!(rows_alone(1100));
 }
 
-/// All kernels with a fused multiply-add agree to the bit, hence so do machines.
+/// All kernels with a fused multiply-add agree to the bit, hence so do machines. In bf16 the portable one does too, since
+/// products are exact.
 #[test]
 fn kernels_agree() {
-    fn agree<T: Number>() {
-        let (m, n, k) = (33, 71, 1030);
-        let (a, b): (Vec<T>, Vec<T>) = (random(3, m * k), random(4, n * k));
-        let mut results = supported::<T>().filter(|k| k.name != "portable").map(|kernel| {
-            let mut c = vec![T::zeroed(); m * n];
-            let product = Product::new(Gemm::NT, Mat::new(&a, m, k), Mat::new(&b, n, k), MatMut::new(&mut c, m, n));
+    fn agree<Y: Types>(portable: bool) {
+        let (m, n, k) = (33, 71, 2063);
+        let (a, b) = (Matrix::<Y::A>::random(3, m, k, false), Matrix::<Y::B>::random(4, k, n, true));
+        let mut results = supported::<Y::T>().filter(|k| portable || k.name != "portable").map(|kernel| {
+            let mut c = vec![Y::C::zeroed(); m * n];
+            let product = Product::new(Gemm::NT, a.mat(), b.mat(), MatMut::new(&mut c, m, n));
             multiply(&Pool::new(1), kernel, false, &mut [product]);
             c
         });
         if let Some(first) = results.next() {
-            assert!(results.all(|c| bytemuck::cast_slice::<T, u8>(&c) == bytemuck::cast_slice::<T, u8>(&first)));
+            assert!(results.all(|c| bits(&c) == bits(&first)));
         }
     }
-    agree::<f32>();
-    agree::<f64>();
+    agree::<F32>(false);
+    agree::<F64>(false);
+    agree::<(f32, bf16, f32, bf16)>(false);
+    agree::<Pairs>(true);
+    agree::<Rounded>(true);
 }
 
 /// NaN in what C held before an assignment, or in the padding of a panel, must not leak.
@@ -240,20 +322,60 @@ fn an_assigned_result_forgets_what_was_there() {
     let (a, b) = (vec![1f32; 3 * 5], vec![2f32; 5 * 7]);
     for (k, value) in [(5, 10.0), (0, 0.0)] {
         let mut c = vec![f32::NAN; 3 * 7];
-        gemm(
-            &Pool::new(2),
-            Gemm::NN,
-            Mat::new(&a[..3 * k], 3, k),
-            Mat::new(&b[..k * 7], k, 7),
-            MatMut::new(&mut c, 3, 7),
-        );
+        let (a, b) = (Mat::new(Data::Real(&a[..3 * k]), 3, k), Mat::new(Data::Real(&b[..k * 7]), k, 7));
+        gemm::<f32, f32>(&Pool::new(2), Gemm::NN, a, b, MatMut::new(&mut c, 3, 7));
         assert_eq!(c, vec![value; 3 * 7]);
     }
+}
+
+/// NaN next to the last of an odd number of steps is not part of a pair; and what is not a number stays so when rounded.
+#[test]
+fn odd_steps_end_alone_and_nan_stays() {
+    let a = [1.0, 2.0, 3.0, f32::NAN, 5.0, 6.0].map(bf16::from_f32);
+    let b = [1.0, 0.0, 0.0, 1.0, 0.0, 1.0].map(bf16::from_f32);
+    let mut c = [bf16::ZERO; 4];
+    let (a, b) = (Mat::new(Data::Bf16(&a), 2, 3), Mat::new(Data::Bf16(&b), 3, 2));
+    gemm::<bf16, bf16>(&Pool::new(1), Gemm::NN, a, b, MatMut::new(&mut c, 2, 2));
+    assert_eq!(c[..2].iter().map(|c| c.to_f32()).collect::<Vec<_>>(), [1.0, 5.0]);
+    assert!(c[2].is_nan() && c[3].is_nan());
 }
 
 #[test]
 #[should_panic(expected = "inner size")]
 fn shapes_that_do_not_fit_panic() {
-    let x = [0f32; 6];
-    gemm(&Pool::new(1), Gemm::NN, Mat::new(&x, 2, 3), Mat::new(&x, 2, 3), MatMut::new(&mut [0.0; 6], 2, 3));
+    let x = Mat::new(Data::Real(&[0f32; 6]), 2, 3);
+    gemm::<f32, f32>(&Pool::new(1), Gemm::NN, x, x, MatMut::new(&mut [0.0; 6], 2, 3));
+}
+
+/// The micro-kernel by itself, with operands of either type and either way round, and part of a panel.
+#[test]
+fn micro_kernels_multiply_what_was_packed() {
+    fn products<T: GemmScalar<Real: GemmScalar + Number> + Number, X: GemmScalar<Real = T::Real> + Number>()
+    where
+        T::Real: Target<T>,
+    {
+        let (m, n, k, skip) = (25, 7, 33, 6);
+        let (a, b): (Vec<X>, Vec<T>) = (random(5, k * m), random(6, n * k));
+        let before: Vec<T::Real> = random(7, m * n);
+        for micro in Micro::<T>::all() {
+            let panel = Micro::<T>::panel(micro.rows(), k);
+            let mut a_panels = vec![T::zeroed(); m.div_ceil(micro.rows()) * panel];
+            let mut b_panel = vec![T::zeroed(); Micro::<T>::panel(micro.cols(), k)];
+            micro.pack_rows(Operand { data: &a, pitch: m, lanes_adjacent: true }, 0..m, 0..k, &mut a_panels);
+            micro.pack_cols(Operand { data: &b, pitch: k, lanes_adjacent: false }, 0..n, 0..k, &mut b_panel);
+            let mut c = before.clone();
+            let (a_rest, b_rest) = (&a_panels[micro.rows() * skip..], &b_panel[micro.cols() * skip..]);
+            micro.multiply([m, n, k - skip], a_rest, panel, b_rest, &mut c, n, true);
+            let data = a[skip * m..].iter().map(|&x| T::of(x.into())).collect();
+            let a = Matrix::<T> { data, rows: m, cols: k - skip, transposed: true };
+            let data = b.chunks(k).flat_map(|row| row[skip..].to_vec()).collect();
+            let b = Matrix::<T> { data, rows: k - skip, cols: n, transposed: true };
+            check::<(T, T, T, T::Real)>(&a, &b, Some(&before), &c, "micro-kernel");
+        }
+    }
+    products::<f32, f32>();
+    products::<f32, bf16>();
+    products::<f64, f64>();
+    products::<bf16, bf16>();
+    products::<bf16, f32>();
 }

@@ -1,98 +1,98 @@
-//! Packing for the AVX-512 kernel in f32: transposing 16 × 16 blocks in registers.
+//! Packing for the AVX-512 kernels of f32 and bf16: transposing blocks of 16 × 16 groups of 4 bytes in registers.
 //!
-//! A product with few rows spends as long on packing B as on arithmetic, so this is worth instructions by hand: a block
-//! takes 64 shuffles for 256 elements, a fraction of the time that reading it from memory takes.
+//! A product with few rows may spend as long on packing as on arithmetic, so this is worth instructions by hand: a block
+//! takes 64 shuffles for 256 groups, a fraction of the time that reading it from memory takes.
 
+use super::kernel::{Data, GemmScalar};
 use super::pack::{self, Side};
+use half::bf16;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
 /// As [`pack::pack`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
-pub(super) fn pack<const W: usize>(side: &Side<f32>, lanes: Range<usize>, steps: Range<usize>, panel: &mut [f32]) {
-    if side.lanes_adjacent {
-        return pack::pack::<f32, W>(side, lanes, steps, panel);
+pub(super) fn pack<T: GemmScalar<Real = f32>, const W: usize, const G: usize>(
+    side: &Side<f32>,
+    lanes: Range<usize>,
+    steps: Range<usize>,
+    panel: &mut [T],
+) {
+    const { assert!(size_of::<T>() * G == 4) };
+    match (T::own(side.data), side.data) {
+        (Some(x), _) if !side.lanes_adjacent => blocks::<T, T, W, G>(load, x, side, lanes, steps, panel),
+        (None, Data::Bf16(x)) if !side.lanes_adjacent => {
+            blocks::<T, bf16, W, G>(load_widened, x, side, lanes, steps, panel)
+        }
+        _ => pack::pack::<T, W, G>(side, lanes, steps, panel),
     }
-    assert!(panel.len() == W * steps.len() && lanes.end <= side.rows && steps.end <= side.pitch);
-    assert!(side.data.len() == side.rows * side.pitch);
+}
+
+/// Packs the panel by blocks. `load(address, n)` is 16 groups of steps, zeros after the first n steps.
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
+fn blocks<T: GemmScalar, X, const W: usize, const G: usize>(
+    load: unsafe fn(*const X, usize) -> __m512,
+    data: &[X],
+    side: &Side<f32>,
+    lanes: Range<usize>,
+    steps: Range<usize>,
+    panel: &mut [T],
+) {
+    assert!(panel.len() == W * steps.len().next_multiple_of(G) && lanes.end <= side.rows && steps.end <= side.pitch);
+    assert!(data.len() == side.rows * side.pitch);
     for first in (0..W).step_by(16) {
-        let width = (W - first).min(16);
-        let have = lanes.len().saturating_sub(first).min(16);
-        for at in (0..steps.len()).step_by(16) {
-            let count = (steps.len() - at).min(16);
-            let start = (lanes.start + first) * side.pitch + steps.start + at;
-            let to = at * W + first;
-            // SAFETY: the block is rows `lanes.start + first ..` of the operand, `have` of them, all below `lanes.end`,
-            // and `count` steps, all below `steps.end`; in the panel it is rows `at ..`, `count` of them, and `width` of
-            // the W columns.
-            unsafe {
-                let (from, to) = (side.data.as_ptr().wrapping_add(start), panel.as_mut_ptr().wrapping_add(to));
-                if [have, width, count] == [16; 3] {
-                    whole_block(from, side.pitch, to, W);
-                } else {
-                    part_of_block(from, side.pitch, to, W, [have, width, count]);
-                }
+        let width = mask((W - first).min(16)) as __mmask16;
+        let have = lanes.len().saturating_sub(first);
+        for at in (0..steps.len()).step_by(16 * G) {
+            let count = (steps.len() - at).min(16 * G);
+            let from = data.as_ptr().wrapping_add((lanes.start + first) * side.pitch + steps.start + at);
+            let to = panel.as_mut_ptr().wrapping_add(at * W + first * G).cast::<f32>();
+            let mut block = [_mm512_setzero_ps(); 16];
+            for (i, row) in block.iter_mut().enumerate().take(have) {
+                // SAFETY: a row of the operand below `lanes.end`, and `count` steps of it, all below `steps.end`.
+                *row = unsafe { load(from.wrapping_add(i * side.pitch), count) };
+            }
+            for (i, row) in transpose(block).into_iter().enumerate().take(count.div_ceil(G)) {
+                // SAFETY: a group of the panel, and the rest of its W columns from `first` on, at most 16.
+                unsafe { _mm512_mask_storeu_ps(to.wrapping_add(i * W), width, row) };
             }
         }
     }
 }
 
-/// Transposes 16 × 16 elements.
+/// 64 bytes, of which the first `n` elements are read.
 ///
 /// # Safety
-/// 16 elements in each of 16 rows may be read at `from`, and written at `to`.
+/// They may be read.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
-unsafe fn whole_block(from: *const f32, from_pitch: usize, to: *mut f32, to_pitch: usize) {
-    let mut block = [_mm512_setzero_ps(); 16];
-    for (i, row) in block.iter_mut().enumerate() {
-        // SAFETY: the caller's promise.
-        *row = unsafe { _mm512_loadu_ps(from.add(i * from_pitch)) };
-    }
-    for (i, row) in transpose(block).into_iter().enumerate() {
-        // SAFETY: the caller's promise.
-        unsafe { _mm512_storeu_ps(to.add(i * to_pitch), row) };
-    }
+unsafe fn load<T>(from: *const T, n: usize) -> __m512 {
+    // SAFETY: the caller's promise.
+    _mm512_castsi512_ps(unsafe { _mm512_maskz_loadu_epi16(mask(n * size_of::<T>() / 2), from.cast()) })
 }
 
-/// Transposes `have` rows of `count` elements into `count` rows of `width`, the rest of which is zero.
+/// As [`load`], widened to f32.
 ///
 /// # Safety
-/// So many elements may be read at `from`, and written at `to`.
+/// `n` elements may be read.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
-unsafe fn part_of_block(
-    from: *const f32,
-    from_pitch: usize,
-    to: *mut f32,
-    to_pitch: usize,
-    [have, width, count]: [usize; 3],
-) {
-    let mut block = [_mm512_setzero_ps(); 16];
-    for (i, row) in block.iter_mut().enumerate() {
-        if i < have {
-            // SAFETY: the caller's promise; masked elements are not read.
-            *row = unsafe { _mm512_maskz_loadu_ps(mask(count), from.add(i * from_pitch)) };
-        }
-    }
-    for (i, row) in transpose(block).into_iter().enumerate() {
-        if i < count {
-            // SAFETY: the caller's promise; masked elements are not written.
-            unsafe { _mm512_mask_storeu_ps(to.add(i * to_pitch), mask(width), row) };
-        }
-    }
+unsafe fn load_widened(from: *const bf16, n: usize) -> __m512 {
+    // SAFETY: the caller's promise.
+    let halves = unsafe { _mm256_maskz_loadu_epi16(mask(n) as __mmask16, from.cast()) };
+    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
 }
 
-/// The lowest `n` of 16 bits.
-fn mask(n: usize) -> __mmask16 {
-    if n >= 16 { 0xffff } else { (1 << n) - 1 }
+/// The lowest `n` of 32 bits.
+pub(super) fn mask(n: usize) -> __mmask32 {
+    if n >= 32 { !0 } else { (1 << n) - 1 }
 }
 
 /// Transposes a block of 16 × 16: pairs, then quads, then quarters of registers, each in two rounds.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
-fn transpose(mut x: [__m512; 16]) -> [__m512; 16] {
+pub(super) fn transpose(mut x: [__m512; 16]) -> [__m512; 16] {
     let mut y = x;
     for i in (0..16).step_by(2) {
         y[i] = _mm512_unpacklo_ps(x[i], x[i + 1]);

@@ -1,20 +1,32 @@
-//! Micro-kernels for x86-64, one text for every vector type: a tile of `ROWS` rows by two vectors.
+//! Micro-kernels for x86-64, one text for every vector type: a tile of `ROWS` rows by two vectors, or by one.
 //!
-//! AVX-512 has 32 registers: 14 rows × 2 vectors of sums, 2 of B, 1 of A. AVX2 has 16: 6 × 2, 2, 1.
+//! AVX-512 has 32 registers: 14 rows × 2 vectors of sums, 2 of B, 1 of A. AVX2 has 16: 6 × 2, 2, 1. Panels of bf16 hold
+//! pairs, and a lane of a vector is a pair. `vdpbf16ps` adds the product of the second of a pair, rounds, and adds that of
+//! the first. So do two multiply-adds in f32, because a product of two bf16 is exact there: where the instruction is
+//! missing we use them, with more registers for the halves, and the bits are the same. (But for numbers
+//! below 2⁻¹²⁶: the instruction takes them as zero and writes them as zero.)
+
+use crate::cpu::real::Stored;
+use half::bf16;
+use std::arch::x86_64::*;
 
 macro_rules! kernel {
     (
-        $module:ident, $name:literal, [$($feature:tt)+], $t:ty, $vector:ty, $lanes:literal,
-        $zero:ident, $splat:ident, $load:ident, $store:ident, $add:ident, $fma:ident, $pack:expr,
+        $module:ident, $name:literal, [$($feature:tt)+], $t:ty, group $group:literal,
+        panels $splat:path, $load:path, $fma:path, $pack:ident,
+        sums $sum:ty, $vector:ty, $lanes:literal, $zero:ident, $load_sums:ident, $store:ident, $add:ident,
+        put $put:ident: $target:path, $rounded:expr,
         $rows:literal: $($r:literal)+
     ) => {
         pub(super) mod $module {
-            use super::super::kernel::Kernel;
+            use super::super::kernel::{Kernel, Rows};
             use super::super::pack::Side;
-            use std::arch::x86_64::*;
+            use super::super::put;
+            use super::*;
             use std::ops::Range;
 
             const COLS: usize = 2 * $lanes;
+            const GROUP: usize = $group;
 
             pub(in super::super) const KERNEL: Kernel<$t> = Kernel {
                 name: $name,
@@ -23,83 +35,120 @@ macro_rules! kernel {
                 pack_rows: pack_panel::<$rows>,
                 pack_cols: pack_panel::<COLS>,
                 tile,
+                put: put_tile::<$sum>,
+                put_rounded: $rounded,
             };
 
             $(#[target_feature(enable = $feature)])+
             unsafe fn pack_panel<const W: usize>(
-                side: &Side<$t>,
+                side: &Side<$sum>,
                 lanes: Range<usize>,
                 steps: Range<usize>,
                 panel: &mut [$t],
             ) {
-                $pack(side, lanes, steps, panel);
+                super::super::$pack::pack::<$t, W, GROUP>(side, lanes, steps, panel);
+            }
+
+            $(#[target_feature(enable = $feature)])+
+            unsafe fn put_tile<C: $target>(
+                sums: *const $sum,
+                size: [usize; 2],
+                turned: bool,
+                c: *mut C,
+                pitch: usize,
+                accumulate: bool,
+            ) {
+                // SAFETY: passed on from the caller.
+                unsafe { put::$put::<C, COLS>(sums, size, turned, c, pitch, accumulate) }
             }
 
             unsafe fn tile(
                 size: [usize; 3],
-                a: *const $t,
+                a: Rows<$t>,
                 b: *const $t,
-                c: *mut $t,
+                c: *mut $sum,
                 pitch: usize,
                 accumulate: bool,
             ) {
                 // SAFETY: passed on from the caller.
                 unsafe {
-                    match size[0] {
-                        $($r => tile_of::<$r>(size, a, b, c, pitch, accumulate),)+
-                        rows => unreachable!("a tile of {rows} rows"),
+                    match (size[0], size[1] <= $lanes) {
+                        $(($r, false) => tile_of::<$r, 2>(size, a, b, c, pitch, accumulate),)+
+                        $(($r, true) => tile_of::<$r, 1>(size, a, b, c, pitch, accumulate),)+
+                        (rows, _) => unreachable!("a tile of {rows} rows"),
                     }
                 }
             }
 
-            /// A tile of exactly `R` rows.
+            /// A tile of exactly `R` rows by `V` vectors.
             $(#[target_feature(enable = $feature)])+
-            unsafe fn tile_of<const R: usize>(
+            unsafe fn tile_of<const R: usize, const V: usize>(
                 [_, cols, steps]: [usize; 3],
-                mut a: *const $t,
+                a: Rows<$t>,
                 mut b: *const $t,
-                c: *mut $t,
+                c: *mut $sum,
                 pitch: usize,
                 accumulate: bool,
             ) {
-                let mut sums = [[$zero(); 2]; R];
-                // SAFETY: the caller answers for panels of `steps` steps and for C; a prefetch never faults.
+                let mut sums = [[$zero(); V]; R];
+                // Addresses of every third row: the others are a row and two rows on.
+                let mut thirds: [_; $rows / 3 + 1] = std::array::from_fn(|i| a.data.as_ptr().wrapping_add(3 * i * a.row));
+                // SAFETY: the caller answers for rows of A and a panel of B of `steps` steps, and for C; a prefetch never
+                // faults.
                 unsafe {
                     for i in 0..R {
                         let row = c.wrapping_add(i * pitch);
                         _mm_prefetch::<_MM_HINT_T0>(row.cast());
-                        _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(COLS - 1).cast());
+                        _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(cols - 1).cast());
                     }
-                    for _ in 0..steps {
-                        let (b0, b1) = ($load(b), $load(b.add($lanes)));
-                        for (i, [s0, s1]) in sums.iter_mut().enumerate() {
-                            let x = $splat(*a.add(i));
-                            *s0 = $fma(x, b0, *s0);
-                            *s1 = $fma(x, b1, *s1);
-                        }
-                        a = a.add($rows);
-                        b = b.add(COLS);
-                    }
-                    if cols == COLS {
-                        for (i, [s0, s1]) in sums.into_iter().enumerate() {
-                            let row = c.add(i * pitch);
-                            let (s0, s1) = if accumulate {
-                                ($add($load(row), s0), $add($load(row.add($lanes)), s1))
-                            } else {
-                                (s0, s1)
-                            };
-                            $store(row, s0);
-                            $store(row.add($lanes), s1);
-                        }
-                    } else {
-                        for (i, [s0, s1]) in sums.into_iter().enumerate() {
-                            let mut sums = [0.0; COLS];
-                            $store(sums.as_mut_ptr(), s0);
-                            $store(sums.as_mut_ptr().add($lanes), s1);
-                            let row = std::slice::from_raw_parts_mut(c.add(i * pitch), cols);
-                            for (c, s) in row.iter_mut().zip(sums) {
-                                *c = if accumulate { *c + s } else { s };
+                    for _ in 0..steps.div_ceil(GROUP) {
+                        let b_vectors: [_; V] = std::array::from_fn(|v| $load(b.add(v * $lanes * GROUP)));
+                        // Written out, row by row: left to itself, the compiler may keep a loop, and the sums in memory.
+                        $(if $r <= R {
+                            let x = $splat(thirds[($r - 1) / 3].add(($r - 1) % 3 * a.row));
+                            for (sum, b) in sums[$r - 1].iter_mut().zip(b_vectors) {
+                                *sum = $fma(x, b, *sum);
                             }
+                        })+
+                        for address in &mut thirds {
+                            *address = address.wrapping_add(a.group);
+                        }
+                        b = b.add(COLS * GROUP);
+                    }
+                    if cols == V * $lanes {
+                        $(if $r <= R {
+                            let c = c.add(($r - 1) * pitch);
+                            for (v, &sum) in sums[$r - 1].iter().enumerate() {
+                                let c = c.add(v * $lanes);
+                                $store(c, if accumulate { $add($load_sums(c), sum) } else { sum });
+                            }
+                        })+
+                    } else {
+                        part_of_rows(sums, cols, c, pitch, accumulate);
+                    }
+                }
+            }
+
+            /// Writes the first `cols` sums of every row.
+            #[inline(never)]
+            $(#[target_feature(enable = $feature)])+
+            unsafe fn part_of_rows<const R: usize, const V: usize>(
+                sums: [[$vector; V]; R],
+                cols: usize,
+                c: *mut $sum,
+                pitch: usize,
+                accumulate: bool,
+            ) {
+                for (i, sums) in sums.into_iter().enumerate() {
+                    // SAFETY: the caller owns these elements of C.
+                    unsafe {
+                        let mut row = [0.0; COLS];
+                        for (v, sum) in sums.into_iter().enumerate() {
+                            $store(row.as_mut_ptr().add(v * $lanes), sum);
+                        }
+                        let c = std::slice::from_raw_parts_mut(c.add(i * pitch), cols);
+                        for (c, sum) in c.iter_mut().zip(row) {
+                            *c = if accumulate { *c + sum } else { sum };
                         }
                     }
                 }
@@ -109,22 +158,144 @@ macro_rules! kernel {
 }
 
 kernel!(
-    f32_avx512, "avx512", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "fma"], f32, __m512, 16,
-    _mm512_setzero_ps, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps, _mm512_fmadd_ps, super::super::transpose::pack::<W>,
+    f32_avx512, "avx512", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "fma"], f32, group 1,
+    panels splat::f32_512, _mm512_loadu_ps, _mm512_fmadd_ps, transpose,
+    sums f32, __m512, 16, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps,
+    put put_512: put::Lanes, Some(put_tile::<bf16>),
     14: 1 2 3 4 5 6 7 8 9 10 11 12 13 14
 );
 kernel!(
-    f64_avx512, "avx512", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "fma"], f64, __m512d, 8,
-    _mm512_setzero_pd, _mm512_set1_pd, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_add_pd, _mm512_fmadd_pd, super::super::pack::pack::<_, W>,
+    f64_avx512, "avx512", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "fma"], f64, group 1,
+    panels splat::f64_512, _mm512_loadu_pd, _mm512_fmadd_pd, pack,
+    sums f64, __m512d, 8, _mm512_setzero_pd, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_add_pd,
+    put put: Stored<Real = f64>, None,
     14: 1 2 3 4 5 6 7 8 9 10 11 12 13 14
 );
 kernel!(
-    f32_avx2, "avx2", ["avx2" "fma"], f32, __m256, 8,
-    _mm256_setzero_ps, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps, _mm256_fmadd_ps, super::super::pack::pack::<_, W>,
+    bf16_avx512_bf16, "avx512_bf16", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "avx512bf16"], bf16, group 2,
+    panels splat::pairs_512, pairs::load_512, pairs::dot_bf16, transpose,
+    sums f32, __m512, 16, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps,
+    put put_512: put::Lanes, Some(put_tile::<bf16>),
+    14: 1 2 3 4 5 6 7 8 9 10 11 12 13 14
+);
+kernel!(
+    bf16_avx512, "avx512", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "fma"], bf16, group 2,
+    panels splat::pairs_512, pairs::load_512, pairs::dot_512, transpose,
+    sums f32, __m512, 16, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps,
+    put put_512: put::Lanes, Some(put_tile::<bf16>),
+    12: 1 2 3 4 5 6 7 8 9 10 11 12
+);
+kernel!(
+    f32_avx2, "avx2", ["avx2" "fma"], f32, group 1,
+    panels splat::f32_256, _mm256_loadu_ps, _mm256_fmadd_ps, pack,
+    sums f32, __m256, 8, _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps,
+    put put: Stored<Real = f32>, Some(put_tile::<bf16>),
     6: 1 2 3 4 5 6
 );
 kernel!(
-    f64_avx2, "avx2", ["avx2" "fma"], f64, __m256d, 4,
-    _mm256_setzero_pd, _mm256_set1_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_add_pd, _mm256_fmadd_pd, super::super::pack::pack::<_, W>,
+    f64_avx2, "avx2", ["avx2" "fma"], f64, group 1,
+    panels splat::f64_256, _mm256_loadu_pd, _mm256_fmadd_pd, pack,
+    sums f64, __m256d, 4, _mm256_setzero_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_add_pd,
+    put put: Stored<Real = f64>, None,
     6: 1 2 3 4 5 6
 );
+kernel!(
+    bf16_avx2, "avx2", ["avx2" "fma"], bf16, group 2,
+    panels splat::pairs_256, pairs::load_256, pairs::dot_256, pack,
+    sums f32, __m256, 8, _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps,
+    put put: Stored<Real = f32>, Some(put_tile::<bf16>),
+    4: 1 2 3 4
+);
+
+/// The groups at an address in every lane.
+mod splat {
+    use super::*;
+
+    macro_rules! splat {
+        ($name:ident, $feature:literal, $t:ty, $read:ty, $vector:ty, $splat:ident) => {
+            /// # Safety
+            /// A group may be read at `at`.
+            #[inline]
+            #[target_feature(enable = $feature)]
+            pub(super) unsafe fn $name(at: *const $t) -> $vector {
+                // SAFETY: the caller's promise.
+                $splat(unsafe { at.cast::<$read>().read_unaligned() })
+            }
+        };
+    }
+    splat!(f32_512, "avx512f", f32, f32, __m512, _mm512_set1_ps);
+    splat!(f64_512, "avx512f", f64, f64, __m512d, _mm512_set1_pd);
+    splat!(pairs_512, "avx512f", bf16, i32, __m512i, _mm512_set1_epi32);
+    splat!(f32_256, "avx", f32, f32, __m256, _mm256_set1_ps);
+    splat!(f64_256, "avx", f64, f64, __m256d, _mm256_set1_pd);
+    splat!(pairs_256, "avx", bf16, i32, __m256i, _mm256_set1_epi32);
+}
+
+/// Pairs of bf16.
+mod pairs {
+    use super::*;
+
+    /// # Safety
+    /// 32 elements may be read at `at`.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(super) unsafe fn load_512(at: *const bf16) -> __m512i {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_loadu_si512(at.cast()) }
+    }
+
+    /// # Safety
+    /// 16 elements may be read at `at`.
+    #[inline]
+    #[target_feature(enable = "avx")]
+    pub(super) unsafe fn load_256(at: *const bf16) -> __m256i {
+        // SAFETY: the caller's promise.
+        unsafe { _mm256_loadu_si256(at.cast()) }
+    }
+
+    /// `(sums + x₁·y₁) + x₀·y₀`.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub(super) fn dot_bf16(x: __m512i, y: __m512i, sums: __m512) -> __m512 {
+        // SAFETY: vectors of one size, of which any bits are valid.
+        unsafe {
+            use std::mem::transmute;
+            _mm512_dpbf16_ps(sums, transmute::<__m512i, __m512bh>(x), transmute::<__m512i, __m512bh>(y))
+        }
+    }
+
+    macro_rules! dot {
+        ($name:ident, $feature:literal, $pairs:ty, $vector:ty, $as_float:ident, $shift:ident, $and:ident, $splat:ident, $fma:ident) => {
+            /// As [`dot_bf16`]. A bf16 is the upper half of an f32.
+            #[inline]
+            #[target_feature(enable = $feature)]
+            pub(super) fn $name(x: $pairs, y: $pairs, sums: $vector) -> $vector {
+                let first = |x| $as_float($shift::<16>(x));
+                let second = |x| $as_float($and(x, $splat(0xffff_0000u32.cast_signed())));
+                $fma(first(x), first(y), $fma(second(x), second(y), sums))
+            }
+        };
+    }
+    dot!(
+        dot_512,
+        "avx512f",
+        __m512i,
+        __m512,
+        _mm512_castsi512_ps,
+        _mm512_slli_epi32,
+        _mm512_and_si512,
+        _mm512_set1_epi32,
+        _mm512_fmadd_ps
+    );
+    dot!(
+        dot_256,
+        "avx2,fma",
+        __m256i,
+        __m256,
+        _mm256_castsi256_ps,
+        _mm256_slli_epi32,
+        _mm256_and_si256,
+        _mm256_set1_epi32,
+        _mm256_fmadd_ps
+    );
+}

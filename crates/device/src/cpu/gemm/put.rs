@@ -1,0 +1,154 @@
+//! From a tile of sums to C: turned, rounded, or added to what is there.
+//!
+//! Where C has the type of the sums, and lies the way the tile does, the micro-kernel writes it itself. Else it leaves a
+//! tile in the first cache, and it goes on from there: a few instructions for 16 elements, beside hundreds of multiply-adds
+//! for each.
+
+use super::kernel::{GemmScalar, Kernel};
+use crate::cpu::real::Stored;
+use half::bf16;
+#[cfg(target_arch = "x86_64")]
+pub(super) use wide::{Lanes, put as put_512};
+
+/// Writes a tile of sums to C: the sums, whose rows are the kernel's columns apart; `[rows, columns]` of them; whether
+/// C has them as `[columns, rows]`; C, elements from one row of C to the next, and whether to accumulate.
+pub(super) type Put<C> = unsafe fn(*const <C as Stored>::Real, [usize; 2], bool, *mut C, usize, bool);
+
+/// A type of C: that of the sums, or one that they are rounded to.
+pub(crate) trait Target<T: GemmScalar>: Stored<Real = T::Real> {
+    /// Whether it is that of the sums.
+    const EXACT: bool;
+    fn put(kernel: &Kernel<T>) -> Put<Self>;
+}
+
+impl Target<f64> for f64 {
+    const EXACT: bool = true;
+    fn put(kernel: &Kernel<f64>) -> Put<f64> {
+        kernel.put
+    }
+}
+impl<T: GemmScalar<Real = f32>> Target<T> for f32 {
+    const EXACT: bool = true;
+    fn put(kernel: &Kernel<T>) -> Put<f32> {
+        kernel.put
+    }
+}
+impl<T: GemmScalar<Real = f32>> Target<T> for bf16 {
+    const EXACT: bool = false;
+    fn put(kernel: &Kernel<T>) -> Put<bf16> {
+        kernel.put_rounded.expect("every kernel with sums in f32 rounds them")
+    }
+}
+
+/// [`Put`] for any machine, from rows of `N` sums.
+#[inline(always)]
+pub(super) unsafe fn put<C: Stored, const N: usize>(
+    sums: *const C::Real,
+    [rows, cols]: [usize; 2],
+    turned: bool,
+    c: *mut C,
+    pitch: usize,
+    accumulate: bool,
+) {
+    // SAFETY: the caller passes so many rows of sums.
+    let sums = unsafe { std::slice::from_raw_parts(sums.cast::<[C::Real; N]>(), rows) };
+    for (i, sums) in sums.iter().enumerate() {
+        for (j, &sum) in sums[..cols].iter().enumerate() {
+            // SAFETY: the caller owns these elements of C.
+            let c = unsafe { &mut *c.add(if turned { j * pitch + i } else { i * pitch + j }) };
+            *c = C::narrow(if accumulate { c.widen() + sum } else { sum });
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod wide {
+    use super::super::transpose::{mask, transpose};
+    use crate::cpu::real::Stored;
+    use half::bf16;
+    use std::arch::x86_64::*;
+
+    /// A type of which 16 elements are a vector of sums.
+    pub(in super::super) trait Lanes: Stored<Real = f32> {
+        /// # Safety
+        /// The masked elements may be read.
+        unsafe fn load(mask: __mmask16, from: *const Self) -> __m512;
+        /// # Safety
+        /// The masked elements may be written.
+        unsafe fn store(mask: __mmask16, to: *mut Self, x: __m512);
+    }
+
+    impl Lanes for f32 {
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+        unsafe fn load(mask: __mmask16, from: *const f32) -> __m512 {
+            // SAFETY: the caller's promise.
+            unsafe { _mm512_maskz_loadu_ps(mask, from) }
+        }
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+        unsafe fn store(mask: __mmask16, to: *mut f32, x: __m512) {
+            // SAFETY: the caller's promise.
+            unsafe { _mm512_mask_storeu_ps(to, mask, x) }
+        }
+    }
+
+    impl Lanes for bf16 {
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+        unsafe fn load(mask: __mmask16, from: *const bf16) -> __m512 {
+            // SAFETY: the caller's promise.
+            let x = unsafe { _mm256_maskz_loadu_epi16(mask, from.cast()) };
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x)))
+        }
+        /// As `bf16::narrow`.
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+        unsafe fn store(mask: __mmask16, to: *mut bf16, x: __m512) {
+            let bits = _mm512_castps_si512(x);
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+            let kept = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x0040_0000));
+            let halves = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(kept));
+            // SAFETY: the caller's promise.
+            unsafe { _mm256_mask_storeu_epi16(to.cast(), mask, halves) }
+        }
+    }
+
+    /// [`Put`] from at most 16 rows of `N` sums.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
+    pub(in super::super) unsafe fn put<C: Lanes, const N: usize>(
+        sums: *const f32,
+        [rows, cols]: [usize; 2],
+        turned: bool,
+        c: *mut C,
+        pitch: usize,
+        accumulate: bool,
+    ) {
+        let all = |yes| if yes { !0 } else { 0 };
+        for first in (0..cols).step_by(16) {
+            let width = (cols - first).min(16);
+            let mut block = [_mm512_setzero_ps(); 16];
+            for (i, row) in block.iter_mut().enumerate() {
+                // SAFETY: these are `rows` rows of N sums; the others are masked.
+                *row = unsafe { _mm512_maskz_loadu_ps(all(i < rows), sums.wrapping_add(i * N + first)) };
+            }
+            let (block, count, width, c) = if turned {
+                (transpose(block), width, rows, c.wrapping_add(first * pitch))
+            } else {
+                (block, rows, width, c.wrapping_add(first))
+            };
+            let width = mask(width) as __mmask16;
+            for (i, row) in block.into_iter().enumerate().take(count) {
+                let to = c.wrapping_add(i * pitch);
+                // SAFETY: the caller owns these elements of C; the others are masked.
+                unsafe {
+                    let old = C::load(width & all(accumulate), to);
+                    C::store(width, to, _mm512_mask_add_ps(row, all(accumulate), old, row));
+                }
+            }
+        }
+    }
+}
