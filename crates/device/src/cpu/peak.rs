@@ -7,6 +7,7 @@
 
 use super::gemm::GemmScalar;
 use super::{Cpu, Pool};
+use half::bf16;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -40,6 +41,11 @@ impl Cpu {
     /// Instructions that matrix products use, chosen when the program runs: `avx512`, `avx2` or `portable`.
     pub fn instructions(&self) -> &'static str {
         f32::kernel().name
+    }
+
+    /// Whether the machine multiplies bf16. Elsewhere such products are made in f32: the same bits, no sooner.
+    pub fn multiplies_bf16(&self) -> bool {
+        bf16::kernel().name == "avx512_bf16"
     }
 
     /// Measured rate of reading memory in GB/s, on all threads. Takes about 0.1 s and 128 MB.

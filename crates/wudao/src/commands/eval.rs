@@ -3,11 +3,11 @@
 //! Text files are scored as they are read: decoded to UTF-8, not cleaned. So another program that reads the same files
 //! sees the same text (`reference/hf_eval.py` does, with transformers).
 
-use super::Context;
 use super::generate::open;
 use super::texts::{self, TextArgs};
 use super::tokenizer::language;
 use super::train::verify;
+use super::{Context, Dtype};
 use crate::error::Advice;
 use crate::printer::{Unit, columns, duration, grouped};
 use crate::settings::{self, EvalSettings, SettingsArgs};
@@ -34,6 +34,9 @@ pub struct Args {
     /// A checkpoint, or a run folder (its newest checkpoint).
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
+    /// Bits that products multiply in.
+    #[arg(long, value_enum, default_value = "f32")]
+    dtype: Dtype,
     /// Text files or folders of them, or a prepared data set (its held-out part).
     #[arg(long, value_name = "PATH", required = true, num_args = 1..)]
     data: Vec<PathBuf>,
@@ -110,7 +113,7 @@ struct Row {
 pub fn run(args: Args, cx: &Context) -> anyhow::Result<()> {
     let own = [("eval.seq_len", "--seq-len", args.seq_len.map(|n| n.to_string()))];
     let settings: EvalSettings = settings::resolve(&args.settings, &own, &cx.environment)?.section("eval")?;
-    let checkpoint = open(cx, &args.model)?;
+    let checkpoint = open(cx, &args.model, args.dtype.into())?;
     let sources = read(&args, &checkpoint, cx)?;
     let start = Instant::now();
     let (seq_len, tally) = score(&checkpoint, &sources, &settings, cx)?;

@@ -16,7 +16,7 @@ use crate::cli::{Cli, Command};
 use crate::error::Usage;
 use crate::printer::Printer;
 use crate::settings;
-use wudao_device::Cpu;
+use wudao_device::{Cpu, DType};
 
 /// What every command has at hand.
 pub struct Context<'a> {
@@ -34,6 +34,33 @@ impl Context<'_> {
     /// The machine.
     pub fn cpu(&self) -> Cpu {
         if self.pinned { Cpu::pinned(self.threads) } else { Cpu::new(self.threads) }
+    }
+
+    /// The machine, to multiply in `operands`: says so if that is not what it is made for.
+    pub fn cpu_for(&self, operands: DType) -> Cpu {
+        let cpu = self.cpu();
+        if operands == DType::Bf16 && !cpu.multiplies_bf16() {
+            self.printer.warn("this processor cannot multiply bf16: results are right, but no sooner than in f32");
+        }
+        cpu
+    }
+}
+
+/// Bits that products multiply in.
+#[derive(clap::ValueEnum, Clone, Copy, Debug)]
+pub enum Dtype {
+    /// f32 throughout.
+    F32,
+    /// bf16, with sums in f32: less memory to read, other roundings.
+    Bf16,
+}
+
+impl From<Dtype> for DType {
+    fn from(dtype: Dtype) -> DType {
+        match dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::Bf16 => DType::Bf16,
+        }
     }
 }
 

@@ -188,7 +188,7 @@ impl Run<'_> {
         if self.full_screen && !cx.printer.full_screen() {
             return Err(Usage("--tui needs a terminal".into()).into());
         }
-        let device = cx.cpu();
+        let device = cx.cpu_for(settings.dtype.operands());
         let peak = device.peak_gflops() * 1e9;
         let job = Job {
             device: &device,
