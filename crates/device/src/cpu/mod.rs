@@ -30,7 +30,7 @@ use crate::{AdamW, DType, Device, Element, Fault, Gemm, Heads, IGNORE, Routing, 
 use attention::Context;
 use gemm::{Data, Mat, MatMut};
 use half::bf16;
-pub(crate) use memory::class as size_class;
+pub(crate) use memory::block_bytes;
 use memory::{Block, Memory};
 use meter::{Meter, timed};
 pub use pool::Pool;
