@@ -20,6 +20,79 @@ fn a_dropped_block_is_used_again() {
     assert_eq!(memory.lock().regions.len(), 1);
 }
 
+/// What comes from the system is zero, what was used before is as it was left; a debug build hides both behind NaN.
+#[test]
+fn memory_is_zero_at_first() {
+    const BYTES: usize = 3 << 20;
+    // SAFETY: of all these blocks, whoever takes one has BYTES of it to himself.
+    let bytes = |at: *mut u8| unsafe { std::slice::from_raw_parts_mut(at, BYTES) };
+    if REGIONS {
+        let mut held = Held::default();
+        let place = held.take(BYTES);
+        assert!(bytes(held.address(place).as_ptr()).iter().all(|&b| b == 0));
+        bytes(held.address(place).as_ptr()).fill(7);
+        held.free.put(place, BYTES);
+        let again = held.take(BYTES);
+        assert_eq!(again, place);
+        assert!(bytes(held.address(again).as_ptr()).iter().all(|&b| b == 7));
+    }
+    let block = Memory::default().alloc(BYTES);
+    let wanted = if cfg!(debug_assertions) { 0xff } else { 0 };
+    assert!(bytes(block.as_ptr()).iter().all(|&b| b == wanted));
+}
+
+/// Threads that take, mark, check and return, some of the blocks each other's.
+#[test]
+fn threads_share_a_memory() {
+    const THREADS: usize = 4;
+    let rounds = if cfg!(miri) { 20 } else { 2000 };
+    let memory = Memory::default();
+    let (to, from): (Vec<_>, Vec<_>) = (0..THREADS).map(|_| std::sync::mpsc::channel::<(Block, usize, u8)>()).unzip();
+    let check = |(block, bytes, mark): (Block, usize, u8)| {
+        // SAFETY: the block is ours now and has so many bytes, all written.
+        let contents = unsafe { std::slice::from_raw_parts(block.as_ptr(), bytes) };
+        assert!(contents.iter().all(|&b| b == mark));
+    };
+    std::thread::scope(|s| {
+        for (me, from) in from.into_iter().enumerate() {
+            let (memory, next) = (memory.clone(), to[(me + 1) % THREADS].clone());
+            s.spawn(move || {
+                let mut random = Random(me as u64);
+                let mut mine = vec![];
+                for round in 0..rounds {
+                    let (bytes, mark) = (random.below(20_000), (round * THREADS + me) as u8);
+                    let block = memory.alloc(bytes);
+                    // SAFETY: the block is ours and has so many bytes.
+                    unsafe { block.as_ptr().write_bytes(mark, bytes) };
+                    match random.below(3) {
+                        0 => check((block, bytes, mark)),
+                        1 => next.send((block, bytes, mark)).unwrap(),
+                        _ => mine.push((block, bytes, mark)),
+                    }
+                    if mine.len() > 10 {
+                        check(mine.swap_remove(random.below(10)));
+                    }
+                    from.try_iter().for_each(check);
+                }
+                drop(next);
+                mine.into_iter().chain(from).for_each(check);
+            });
+        }
+        drop(to);
+    });
+    assert_whole(&memory);
+}
+
+/// Nothing is in use, and every region is one free run.
+fn assert_whole(memory: &Memory) {
+    let held = memory.lock();
+    assert_eq!(held.live, 0);
+    let whole = held.regions.iter().enumerate().map(|(region, r)| (Place { region, start: 0 }, r.bytes));
+    let whole: Vec<_> = whole.collect();
+    assert_eq!(held.free.by_place.iter().map(|(&p, &n)| (p, n)).collect::<Vec<_>>(), whole);
+    assert_eq!(held.free.by_bytes.len(), whole.len());
+}
+
 #[test]
 fn blocks_outlive_their_device() {
     let memory = Memory::default();
@@ -284,9 +357,6 @@ proptest! {
             prop_assert!(contents.windows(2).all(|w| w[0] == w[1]));
         }
         drop(blocks);
-        let held = memory.lock();
-        prop_assert_eq!(held.live, 0);
-        let whole: Vec<_> = held.regions.iter().enumerate().map(|(region, r)| (Place { region, start: 0 }, r.bytes)).collect();
-        prop_assert_eq!(held.free.by_place.iter().map(|(&p, &n)| (p, n)).collect::<Vec<_>>(), whole);
+        assert_whole(&memory);
     }
 }
