@@ -10,7 +10,7 @@ use wudao_device::{Cpu, DType, Device, Heads, Tensor};
 fn main() {
     let threads = std::env::args().nth(1).map_or(2, |n| n.parse().expect("a number of threads"));
     let cpu = Cpu::new(threads);
-    let (peak, read) = (cpu.peak_gflops(), cpu.read_gbytes_per_s());
+    let (peak, read) = (cpu.peak_gflops(DType::F32), cpu.read_gbytes_per_s());
     println!("{threads} threads, {}: f32 peak {peak:.0} GFLOP/s, read {read:.1} GB/s", cpu.instructions());
     println!("{:<44}{:>10}{:>9}", "GFLOP/s", "forward", "backward");
     for (tokens, segment, heads) in [

@@ -62,7 +62,7 @@ fn main() {
     let threads = std::env::args().nth(1).map_or(2, |n| n.parse().expect("a number of threads"));
     let words: Vec<String> = std::env::args().skip(2).collect();
     let cpu = Cpu::new(threads);
-    let (peak, read) = (cpu.peak_gflops(), cpu.read_gbytes_per_s());
+    let (peak, read) = (cpu.peak_gflops(DType::F32), cpu.read_gbytes_per_s());
     println!("{threads} threads, {}: peak {peak:.0} GFLOP/s, read {read:.1} GB/s", cpu.instructions());
     if threads > 1 && words.is_empty() {
         // Two tasks that wait for each other: how long until another thread has joined.

@@ -1,7 +1,7 @@
-//! Speed of every kernel but the matrix product, at the shapes of a training step.
+//! Speed of every kernel at the shapes of a training step, matrix products included.
 
 use crate::check::Random;
-use crate::{AdamW, Cpu, DType, Device, Heads, Routing, Score, Tensor};
+use crate::{AdamW, Cpu, DType, Device, Gemm, Heads, Routing, Score, Tensor};
 use std::time::Instant;
 
 /// Sizes of a step, and the type of its operands.
@@ -19,7 +19,9 @@ pub struct Shape {
     pub vocabulary: usize,
     /// Attention heads.
     pub heads: Heads,
-    /// Experts, and how many of them a token takes.
+    /// Width of a feed-forward that every token takes (0: there is none).
+    pub dense_width: usize,
+    /// Experts (0: there are none).
     pub experts: usize,
     /// Experts a token takes.
     pub top_k: usize,
@@ -38,6 +40,7 @@ impl Default for Shape {
             width: 512,
             vocabulary: 8192,
             heads: Heads { q: 8, kv: 8, dim: 64 },
+            dense_width: 1536,
             experts: 8,
             top_k: 2,
             expert_width: 768,
@@ -47,10 +50,10 @@ impl Default for Shape {
 }
 
 /// Time of one kernel.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct KernelTime {
-    /// Its name.
-    pub kernel: &'static str,
+    /// Its name, and for a matrix product what it is for and its shape, rows × columns × depth.
+    pub kernel: String,
     /// Median of several calls.
     pub seconds: f64,
     /// Least bytes that it must move to and from memory.
@@ -76,19 +79,24 @@ impl KernelTime {
     }
 }
 
-/// Times every kernel; a few seconds.
+/// Calls of a kernel, of which the median counts …
+const TRIES: usize = 7;
+/// … but no more than this many if they take longer than `LONG` together.
+const FEWEST: usize = 3;
+/// Seconds.
+const LONG: f64 = 1.0;
+
+/// Times every kernel: a few seconds for a small shape, a minute or two for a large one.
 pub fn kernels(cpu: &Cpu, shape: Shape) -> Vec<KernelTime> {
     let sums = Cpu::statistics(shape.dtype);
     let mut b = Bench { cpu, dtype: shape.dtype, sums, random: Random(1), times: Vec::new() };
+    b.products(&shape);
     b.elementwise(&shape);
     b.rows(&shape);
     b.norms(&shape);
-    b.experts(&shape);
+    b.attention(&shape);
+    b.feed_forward(&shape);
     b.router(&shape);
-    // Attention knows no bf16 yet.
-    if shape.dtype != DType::Bf16 {
-        b.attention(&shape);
-    }
     b.training(&shape);
     b.times
 }
@@ -132,7 +140,7 @@ impl Bench<'_> {
     }
 
     /// `bytes` cross memory, `made` elements come out.
-    fn time(&mut self, kernel: &'static str, bytes: usize, made: usize, flops: usize, mut run: impl FnMut(&Cpu)) {
+    fn time(&mut self, kernel: &str, bytes: usize, made: usize, flops: usize, mut run: impl FnMut(&Cpu)) {
         self.time_anew(kernel, bytes, made, flops, &mut (), |_, ()| (), |cpu, ()| run(cpu));
     }
 
@@ -140,7 +148,7 @@ impl Bench<'_> {
     #[allow(clippy::too_many_arguments)]
     fn time_anew<T>(
         &mut self,
-        kernel: &'static str,
+        kernel: &str,
         bytes: usize,
         made: usize,
         flops: usize,
@@ -148,18 +156,73 @@ impl Bench<'_> {
         mut prepare: impl FnMut(&Cpu, &mut T),
         mut run: impl FnMut(&Cpu, &mut T),
     ) {
-        let mut seconds = [0.0; 8];
-        for s in &mut seconds {
+        let mut call = || {
             prepare(self.cpu, state);
             let start = Instant::now();
             run(self.cpu, state);
-            *s = start.elapsed().as_secs_f64();
+            start.elapsed().as_secs_f64()
+        };
+        call();
+        let mut seconds: Vec<f64> = vec![];
+        while seconds.len() < FEWEST || seconds.len() < TRIES && seconds.iter().sum::<f64>() < LONG {
+            seconds.push(call());
         }
-        // The first call warms up.
-        let seconds = &mut seconds[1..];
         seconds.sort_by(f64::total_cmp);
+        let (kernel, seconds) = (kernel.to_owned(), seconds[seconds.len() / 2]);
         let (bytes, elements) = (bytes as f64, made as f64);
-        self.times.push(KernelTime { kernel, seconds: seconds[3], bytes, elements, flops: flops as f64 });
+        self.times.push(KernelTime { kernel, seconds, bytes, elements, flops: flops as f64 });
+    }
+
+    /// The matrix products: of each linear layer `[n, k]` its output, and the gradients of its input and its weights.
+    fn products(&mut self, s: &Shape) {
+        let [a, sum] = self.sizes();
+        let (d, heads) = (s.width, s.heads);
+        let layers = [
+            ("query, key, value", heads.width(), d),
+            ("attention output", d, heads.q * heads.dim),
+            ("router", s.experts, d),
+            ("gate and up", 2 * s.dense_width, d),
+            ("down", d, s.dense_width),
+            ("head", s.vocabulary, d),
+        ];
+        for (layer, n, k) in layers.into_iter().filter(|(_, n, k)| n * k > 0) {
+            let (m, flops) = (s.tokens, 2 * s.tokens * n * k);
+            let moved = a * (s.tokens * (n + k) + n * k);
+            let (mut x, mut y, w) = (self.tensor(m, k), self.zeros(m, n), self.tensor(n, k));
+            let mut dw = self.zeros_sums(n, k);
+            let name = |what, [m, n, k]: [usize; 3]| format!("gemm {layer}{what} {m}×{n}×{k}");
+            self.time(&name("", [m, n, k]), moved, m * n, flops, |cpu| {
+                cpu.gemm(Gemm::NT, x.view(), w.view(), y.view_mut());
+            });
+            self.time(&name(", input gradient", [m, k, n]), moved, m * k, flops, |cpu| {
+                cpu.gemm(Gemm::NN, y.view(), w.view(), x.view_mut());
+            });
+            let moved = a * s.tokens * (n + k) + sum * 2 * n * k;
+            self.time(&name(", weight gradient", [n, k, m]), moved, n * k, flops, |cpu| {
+                cpu.gemm(Gemm::TN_ACC, y.view(), x.view(), dw.view_mut());
+            });
+        }
+        let (e, f, m) = (s.experts, s.expert_width, s.tokens * s.top_k);
+        let bands: Vec<_> = (0..e).map(|i| m * i / e..m * (i + 1) / e).collect();
+        for (layer, n, k) in [("gate and up", 2 * f, d), ("down", d, f)].into_iter().filter(|_| e > 0) {
+            let (moved, flops) = (a * (m * (n + k) + e * n * k), 2 * m * n * k);
+            let (mut x, mut y) = (self.tensor(m, k), self.zeros(m, n));
+            let w: Vec<_> = (0..e).map(|_| self.tensor(n, k)).collect();
+            let mut dw: Vec<_> = (0..e).map(|_| self.zeros_sums(n, k)).collect();
+            let name = |what, [m, n, k]: [usize; 3]| format!("experts {layer}{what} {e}×{m}×{n}×{k}");
+            let w: Vec<_> = w.iter().map(Tensor::view).collect();
+            self.time(&name("", [m / e, n, k]), moved, m * n, flops, |cpu| {
+                cpu.gemm_bands(Gemm::NT, &bands, x.view(), &w, y.view_mut());
+            });
+            self.time(&name(", input gradient", [m / e, k, n]), moved, m * k, flops, |cpu| {
+                cpu.gemm_bands(Gemm::NN, &bands, y.view(), &w, x.view_mut());
+            });
+            let moved = a * m * (n + k) + sum * 2 * e * n * k;
+            self.time(&name(", weight gradient", [n, k, m / e]), moved, e * n * k, flops, |cpu| {
+                let dw = dw.iter_mut().map(Tensor::view_mut).collect();
+                cpu.gemm_bands_outer(&bands, y.view(), x.view(), dw);
+            });
+        }
     }
 
     fn elementwise(&mut self, shape: &Shape) {
@@ -182,6 +245,9 @@ impl Bench<'_> {
     fn rows(&mut self, shape: &Shape) {
         let [a, s] = self.sizes();
         let (t, d, k) = (shape.tokens, shape.width, shape.top_k);
+        if shape.experts == 0 {
+            return;
+        }
         let index: Vec<u32> = (0..t * k).map(|_| self.random.below(t) as u32).collect();
         let x = self.tensor(t, d);
         let (mut slots, mut sum) = (self.zeros(t * k, d), self.zeros_sums(t, d));
@@ -259,27 +325,42 @@ impl Bench<'_> {
         });
     }
 
-    fn experts(&mut self, shape: &Shape) {
+    fn feed_forward(&mut self, shape: &Shape) {
         let a = self.dtype.size();
-        let (n, f) = (shape.tokens * shape.top_k, shape.expert_width);
-        let (x, dy, w) = (self.tensor(n, 2 * f), self.tensor(n, f), self.tensor_sums(n, 1));
-        let (mut y, mut dw) = (self.zeros(n, f), self.zeros_sums(n, 1));
-        self.time("swiglu", a * 3 * n * f, n * f, 0, |cpu| cpu.swiglu(x.view(), Some(w.view()), y.view_mut()));
-        self.time_anew(
-            "swiglu_backward",
-            a * 6 * n * f,
-            n * f,
-            0,
-            &mut (self.zeros(n, 2 * f), y),
-            |cpu, (g, d)| {
-                cpu.copy(x.view(), g.view_mut());
-                cpu.copy(dy.view(), d.view_mut());
-            },
-            |cpu, (g, d)| cpu.swiglu_backward(Some(w.view()), g.view_mut(), d.view_mut(), Some(dw.view_mut())),
-        );
+        let experts = if shape.experts > 0 { shape.tokens * shape.top_k } else { 0 };
+        for (name, n, f) in [("experts", experts, shape.expert_width), ("dense", shape.tokens, shape.dense_width)] {
+            if n * f == 0 {
+                continue;
+            }
+            let (x, dy, w) = (self.tensor(n, 2 * f), self.tensor(n, f), self.tensor_sums(n, 1));
+            let (mut y, mut dw) = (self.zeros(n, f), self.zeros_sums(n, 1));
+            // Experts are weighed by their router; what every token takes is not.
+            let weighed = name == "experts";
+            self.time(&format!("swiglu {name}"), a * 3 * n * f, n * f, 0, |cpu| {
+                cpu.swiglu(x.view(), weighed.then(|| w.view()), y.view_mut());
+            });
+            self.time_anew(
+                &format!("swiglu_backward {name}"),
+                a * 6 * n * f,
+                n * f,
+                0,
+                &mut (self.zeros(n, 2 * f), y),
+                |cpu, (g, d)| {
+                    cpu.copy(x.view(), g.view_mut());
+                    cpu.copy(dy.view(), d.view_mut());
+                },
+                |cpu, (g, d)| {
+                    let dw = weighed.then(|| dw.view_mut());
+                    cpu.swiglu_backward(weighed.then(|| w.view()), g.view_mut(), d.view_mut(), dw);
+                },
+            );
+        }
     }
 
     fn router(&mut self, shape: &Shape) {
+        if shape.experts == 0 {
+            return;
+        }
         let s = self.sums.size();
         let (t, e, k) = (shape.tokens, shape.experts, shape.top_k);
         let softmax =
@@ -339,21 +420,36 @@ mod tests {
 
     #[test]
     fn every_kernel_is_timed() {
-        let heads = Heads { q: 4, kv: 2, dim: 8 };
-        let shape = Shape {
-            dtype: DType::F32,
-            tokens: 64,
-            segment: 16,
-            width: 32,
-            vocabulary: 50,
-            heads,
-            experts: 4,
-            top_k: 2,
-            expert_width: 16,
-            parameters: 999,
-        };
-        let times = kernels(&Cpu::new(2), shape);
-        assert!(times.len() > 20 && times.iter().all(|t| t.seconds > 0.0 && t.bytes > 0.0));
-        assert!(times.iter().filter(|t| t.flops > 0.0).count() == 3);
+        for dtype in [DType::F32, DType::Bf16] {
+            let shape = Shape {
+                dtype,
+                tokens: 64,
+                segment: 16,
+                width: 32,
+                vocabulary: 50,
+                heads: Heads { q: 4, kv: 2, dim: 8 },
+                dense_width: 24,
+                experts: 4,
+                top_k: 2,
+                expert_width: 16,
+                parameters: 999,
+            };
+            let times = |shape| kernels(&Cpu::new(2), shape);
+            let both = times(shape);
+            assert!(both.iter().all(|t| t.seconds > 0.0 && t.bytes > 0.0));
+            let of = |times: &[KernelTime], name: &str| times.iter().filter(|t| t.kernel.starts_with(name)).count();
+            assert_eq!((of(&both, "gemm"), of(&both, "experts"), of(&both, "attention")), (18, 6, 3));
+            let qkv = &both[0];
+            assert_eq!(
+                (qkv.kernel.as_str(), qkv.flops),
+                ("gemm query, key, value 64×64×32", f64::from(2 * 64 * 64 * 32))
+            );
+            assert!(both.iter().any(|t| t.kernel == "experts down, weight gradient 4×32×16×32"), "{both:?}");
+
+            let dense = times(Shape { experts: 0, ..shape });
+            assert_eq!((of(&dense, "gemm"), of(&dense, "experts"), of(&dense, "route")), (15, 0, 0));
+            let sparse = times(Shape { dense_width: 0, ..shape });
+            assert_eq!((of(&sparse, "gemm"), of(&sparse, "experts"), of(&sparse, "swiglu")), (12, 6, 2));
+        }
     }
 }

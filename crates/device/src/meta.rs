@@ -1,15 +1,15 @@
 //! A device that computes nothing: it counts.
 //!
 //! The planner runs the real model code on it, at any size, to learn how many bytes a step needs and how many operations
-//! it takes. Blocks have a size but no memory. Bytes are counted as [`crate::Cpu`] counts them, rounded up to size
-//! classes, so the peak of a run here is the peak of the same run there. Operations are those of matrix products and of
+//! it takes. Blocks have a size but no memory. Bytes are counted as [`crate::Cpu`] counts them, rounded up to cache
+//! lines, so the peak of a run here is the peak of the same run there. Operations are those of matrix products and of
 //! attention, a multiply-add counting as two; what is left (norms, activations, the optimizer) is bound by memory.
 //!
 //! Downloads give zeros, and sums are zero. Only the router's choices matter to what follows, since they decide how many
 //! rows each expert gets: ids go round robin, `i mod E` with the E of the last call of `route`, so that the load is
 //! balanced and the choices of a token differ.
 
-use crate::cpu::size_class;
+use crate::cpu::block_bytes;
 use crate::{AdamW, DType, Device, Fault, Gemm, Heads, Routing, View, ViewMut};
 use std::ops::Range;
 use std::sync::Arc;
@@ -93,7 +93,7 @@ impl Device for Meta {
     type Ptr = ();
 
     fn alloc(&self, bytes: usize) -> Counted {
-        let bytes = size_class(bytes);
+        let bytes = block_bytes(bytes);
         let live = self.0.live.fetch_add(bytes, Relaxed) + bytes;
         self.0.peak.fetch_max(live, Relaxed);
         Counted { bytes, home: self.clone() }

@@ -58,7 +58,7 @@ pub struct Counts {
     /// counts, as in the names that models go by ("30B-A3B").
     pub active: Parts,
     /// Elements of the matrices that one token is multiplied with, the head among them (tied or not).
-    matrices: u64,
+    pub matrices: u64,
     /// L·H·C: what attention costs per pair of tokens, in multiplications, twice.
     attention: u64,
 }

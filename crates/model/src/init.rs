@@ -37,6 +37,9 @@ impl Stream {
     }
 }
 
+/// Numbers that are drawn at a time, about. A whole table of embeddings would be twice as large again in f64.
+const PIECE: usize = 1 << 18;
+
 /// Fills `weights` with initial values.
 pub(crate) fn init<D: Device>(device: &D, config: &Config, seed: u64, weights: &mut Store<D>) {
     for (home, param) in weights.params() {
@@ -54,10 +57,14 @@ pub(crate) fn init<D: Device>(device: &D, config: &Config, seed: u64, weights: &
         };
         for part in &param.parts {
             let mut stream = Stream::new(seed, &part.name);
-            let n = part.rows.len() * param.shape[1];
-            let values: Vec<f64> = (0..n.div_ceil(2)).flat_map(|_| stream.normals()).take(n).map(|x| x * std).collect();
-            let to = weights.get_mut(home).rows(part.rows.clone());
-            upload(device, &values, to);
+            let mut values = std::iter::repeat_with(|| stream.normals()).flatten().map(|x| x * std);
+            let cols = param.shape[1];
+            let step = PIECE.div_ceil(cols);
+            for start in part.rows.clone().step_by(step) {
+                let rows = start..part.rows.end.min(start + step);
+                let piece: Vec<f64> = values.by_ref().take(rows.len() * cols).collect();
+                upload(device, &piece, weights.get_mut(home).rows(rows));
+            }
         }
     }
 }

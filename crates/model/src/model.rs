@@ -13,7 +13,7 @@ use wudao_device::{DType, Device, Fault, Gemm, Tensor, View};
 /// Logits that are in memory at once: the head works on as many rows as fit. A constant, so that the order of sums, hence
 /// every bit of a gradient, depends on nothing but the shapes. Fewer would save memory but walk over the head and its
 /// gradient more often.
-const LOGITS: usize = 32 << 20;
+const LOGITS: usize = 16 << 20;
 
 /// The network. It holds no weights: those come with every call in [`Cx::weights`].
 pub struct Model<D: Device> {
@@ -103,9 +103,14 @@ impl<D: Device> Model<D> {
     /// Fresh weights.
     pub fn init(&self, device: &D, seed: u64) -> Store<D> {
         let mut weights = self.no_weights(device);
-        init::init(device, &self.config, seed, &mut weights);
-        weights.round(device);
+        self.fill(device, seed, &mut weights);
         weights
+    }
+
+    /// Makes weights fresh ones, in place: no second store is in memory.
+    pub fn fill(&self, device: &D, seed: u64, weights: &mut Store<D>) {
+        init::init(device, &self.config, seed, weights);
+        weights.round(device);
     }
 
     /// Weights of zero, to be loaded (and then rounded: [`Store::round`]).

@@ -13,6 +13,7 @@ mod elementwise;
 mod gemm;
 mod loss;
 mod memory;
+pub mod meter;
 mod norm;
 mod peak;
 mod pool;
@@ -29,8 +30,9 @@ use crate::{AdamW, DType, Device, Element, Fault, Gemm, Heads, IGNORE, Routing, 
 use attention::Context;
 use gemm::{Data, Mat, MatMut};
 use half::bf16;
-pub(crate) use memory::class as size_class;
+pub(crate) use memory::block_bytes;
 use memory::{Block, Memory};
+use meter::{Meter, timed};
 pub use pool::Pool;
 use real::{Real, Stored};
 use std::ops::Range;
@@ -41,17 +43,18 @@ use std::sync::Arc;
 pub struct Cpu {
     pool: Arc<Pool>,
     memory: Memory,
+    meter: Arc<Meter>,
 }
 
 impl Cpu {
     /// A device with `threads` threads.
     pub fn new(threads: usize) -> Self {
-        Cpu { pool: Arc::new(Pool::new(threads)), memory: Memory::default() }
+        Cpu { pool: Arc::new(Pool::new(threads)), memory: Memory::default(), meter: Arc::default() }
     }
 
     /// As [`Cpu::new`], each thread on a processor of its own: see [`Pool::pinned`].
     pub fn pinned(threads: usize) -> Self {
-        Cpu { pool: Arc::new(Pool::pinned(threads)), memory: Memory::default() }
+        Cpu { pool: Arc::new(Pool::pinned(threads)), memory: Memory::default(), meter: Arc::default() }
     }
 
     /// The threads, for work that is not a kernel.
@@ -62,6 +65,11 @@ impl Cpu {
     /// Most bytes of tensors that were ever alive at once.
     pub fn peak_bytes(&self) -> usize {
         self.memory.peak()
+    }
+
+    /// Seconds by kernel.
+    pub fn meter(&self) -> &Meter {
+        &self.meter
     }
 }
 
@@ -207,12 +215,14 @@ impl Device for Cpu {
         Ptr(ptr.0.wrapping_add(bytes))
     }
     fn copy_from_host(&self, src: &[u8], dst: ViewMut<Self>) {
+        timed!(self, transfer);
         assert_eq!(src.len(), dst.len() * dst.dtype().size(), "bytes from the host");
         // SAFETY: the view is an exclusive borrow of that many bytes.
         let dst = unsafe { std::slice::from_raw_parts_mut(dst.ptr().0, src.len()) };
         elementwise::copy(&self.pool, src, dst);
     }
     fn copy_to_host(&self, src: View<Self>, dst: &mut [u8]) {
+        timed!(self, transfer);
         assert_eq!(dst.len(), src.len() * src.dtype().size(), "bytes to the host");
         // SAFETY: the view borrows that many initialised bytes.
         let src = unsafe { std::slice::from_raw_parts(src.ptr().0, dst.len()) };
@@ -223,6 +233,7 @@ impl Device for Cpu {
     }
 
     fn fill(&self, c: f64, y: ViewMut<Self>) {
+        timed!(self, fill);
         match y.dtype() {
             DType::F32 => elementwise::fill(&self.pool, c as f32, slice_mut(y)),
             DType::F64 => elementwise::fill(&self.pool, c, slice_mut(y)),
@@ -231,10 +242,12 @@ impl Device for Cpu {
         }
     }
     fn copy(&self, x: View<Self>, y: ViewMut<Self>) {
+        timed!(self, copy);
         assert_eq!(x.shape(), y.shape(), "shapes of a copy");
         by_conversion!(x.dtype(), y.dtype(), X, Y => elementwise::assign::<X, Y>(&self.pool, slice(x), slice_mut(y)))
     }
     fn axpby(&self, a: f64, x: View<Self>, b: f64, y: ViewMut<Self>) {
+        timed!(self, axpby);
         assert_eq!(x.shape(), y.shape(), "shapes of axpby");
         let pool = &*self.pool;
         match (x.dtype(), y.dtype()) {
@@ -244,17 +257,21 @@ impl Device for Cpu {
         }
     }
     fn sum_of_squares(&self, x: View<Self>) -> f64 {
+        timed!(self, sum_of_squares);
         by_stored!(x.dtype(), A => elementwise::sum_of_squares::<A>(&self.pool, slice(x)))
     }
     fn column_sums(&self, x: View<Self>) -> Vec<f64> {
+        timed!(self, column_sums);
         by_stored!(x.dtype(), A => elementwise::column_sums::<A>(&self.pool, x.shape()[1], slice(x)))
     }
 
     fn gemm(&self, g: Gemm, a: View<Self>, b: View<Self>, c: ViewMut<Self>) {
+        timed!(self, gemm);
         by_product!(a.dtype(), b.dtype(), c.dtype(), T, C =>
             gemm::gemm::<T, C>(&self.pool, g, mat(a), mat(b), mat_mut(c)))
     }
     fn gemm_bands(&self, g: Gemm, bands: &[Range<usize>], a: View<Self>, b: &[View<Self>], c: ViewMut<Self>) {
+        timed!(self, gemm_bands);
         let dtype = b.first().map_or(a.dtype(), View::dtype);
         assert!(b.iter().all(|b| b.dtype() == dtype), "dtypes of B");
         by_product!(a.dtype(), dtype, c.dtype(), T, C => {
@@ -263,6 +280,7 @@ impl Device for Cpu {
         })
     }
     fn gemm_bands_outer(&self, bands: &[Range<usize>], a: View<Self>, b: View<Self>, acc_c: Vec<ViewMut<Self>>) {
+        timed!(self, gemm_bands_outer);
         let dtype = acc_c.first().map_or(a.dtype(), ViewMut::dtype);
         by_product!(a.dtype(), b.dtype(), dtype, T, C => {
             let c: Vec<MatMut<C>> = acc_c.into_iter().map(mat_mut).collect();
@@ -271,6 +289,7 @@ impl Device for Cpu {
     }
 
     fn gather(&self, index: &[u32], x: View<Self>, y: ViewMut<Self>) {
+        timed!(self, gather);
         let [rows, width] = x.shape();
         shapes!(y: [index.len(), width]);
         assert!(index.iter().all(|&i| (i as usize) < rows), "a row of a gather is beyond {rows}");
@@ -279,12 +298,14 @@ impl Device for Cpu {
         })
     }
     fn gather_backward(&self, index: &[u32], dy: View<Self>, acc_dx: ViewMut<Self>) {
+        timed!(self, gather_backward);
         let [rows, width] = acc_dx.shape();
         shapes!(dy: [index.len(), width]);
         assert!(index.iter().all(|&i| (i as usize) < rows), "a row of a gather is beyond {rows}");
         by_stored!(dy.dtype(), A => rows::gather_backward::<A>(&self.pool, index, width, slice(dy), slice_mut(acc_dx)))
     }
     fn gather_sum(&self, k: usize, index: &[u32], x: View<Self>, acc_y: ViewMut<Self>) {
+        timed!(self, gather_sum);
         let ([rows, width], t) = (x.shape(), acc_y.shape()[0]);
         shapes!(acc_y: [t, width]);
         assert_eq!(index.len(), t * k, "rows of a sum");
@@ -293,6 +314,7 @@ impl Device for Cpu {
     }
 
     fn add_bias(&self, b: View<Self>, y: ViewMut<Self>) {
+        timed!(self, add_bias);
         shapes!(b: [1, y.shape()[1]]);
         by_stored!(y.dtype(), A => elementwise::add_bias::<A>(&self.pool, slice(b), slice_mut(y)))
     }
@@ -303,6 +325,7 @@ impl Device for Cpu {
     }
 
     fn rms_norm(&self, eps: f64, x: View<Self>, w: View<Self>, y: ViewMut<Self>, rstd: ViewMut<Self>) {
+        timed!(self, rms_norm);
         let [n, d] = x.shape();
         shapes!(w: [1, d], y: [n, d], rstd: [n, 1]);
         by_stored!(y.dtype(), A => norm::rms_norm::<A>(
@@ -318,6 +341,7 @@ impl Device for Cpu {
         acc_dx: ViewMut<Self>,
         acc_dw: ViewMut<Self>,
     ) {
+        timed!(self, rms_norm_backward);
         let [n, d] = x.shape();
         shapes!(w: [1, d], rstd: [n, 1], dy: [n, d], acc_dx: [n, d], acc_dw: [1, d]);
         by_stored!(dy.dtype(), A => norm::rms_norm_backward::<A>(
@@ -334,6 +358,7 @@ impl Device for Cpu {
         y: ViewMut<Self>,
         rstd: ViewMut<Self>,
     ) {
+        timed!(self, qk_norm);
         let (t, normed) = (x.shape()[0], heads.q + heads.kv);
         check_heads(&heads);
         shapes!(x: [t, heads.width()], wq: [1, heads.dim], wk: [1, heads.dim], y: [t, heads.width()], rstd: [t, normed]);
@@ -353,6 +378,7 @@ impl Device for Cpu {
         acc_dwq: ViewMut<Self>,
         acc_dwk: ViewMut<Self>,
     ) {
+        timed!(self, qk_norm_backward);
         let (t, dim, width) = (x.shape()[0], heads.dim, heads.width());
         check_heads(&heads);
         shapes!(x: [t, width], wq: [1, dim], wk: [1, dim], rstd: [t, heads.q + heads.kv]);
@@ -364,6 +390,7 @@ impl Device for Cpu {
     }
 
     fn rope(&self, heads: Heads, table: View<Self>, positions: &[u32], inverse: bool, qkv: ViewMut<Self>) {
+        timed!(self, rope);
         let [known, r] = table.shape();
         check_heads(&heads);
         shapes!(qkv: [positions.len(), heads.width()]);
@@ -383,6 +410,7 @@ impl Device for Cpu {
         out: ViewMut<Self>,
         lse: ViewMut<Self>,
     ) {
+        timed!(self, attention);
         let t = qkv.shape()[0];
         check_heads(&heads);
         check_segments(segments, t);
@@ -402,6 +430,7 @@ impl Device for Cpu {
         dout: View<Self>,
         dqkv: ViewMut<Self>,
     ) {
+        timed!(self, attention_backward);
         let (t, width, wide) = (qkv.shape()[0], heads.width(), heads.q * heads.dim);
         check_heads(&heads);
         check_segments(segments, t);
@@ -420,6 +449,7 @@ impl Device for Cpu {
         v_cache: ViewMut<Self>,
         out: ViewMut<Self>,
     ) {
+        timed!(self, attention_cached);
         let (n, kv, capacity) = (qkv.shape()[0], heads.kv * heads.dim, k_cache.shape()[0]);
         check_heads(&heads);
         shapes!(qkv: [n, heads.width()], k_cache: [capacity, kv], v_cache: [capacity, kv], out: [n, heads.q * heads.dim]);
@@ -430,6 +460,7 @@ impl Device for Cpu {
     }
 
     fn swiglu(&self, gate_up: View<Self>, w: Option<View<Self>>, y: ViewMut<Self>) {
+        timed!(self, swiglu);
         let [n, f] = y.shape();
         shapes!(gate_up: [n, 2 * f]);
         if let Some(w) = w {
@@ -444,6 +475,7 @@ impl Device for Cpu {
         dy: ViewMut<Self>,
         dw: Option<ViewMut<Self>>,
     ) {
+        timed!(self, swiglu_backward);
         let [n, f] = dy.shape();
         shapes!(gate_up: [n, 2 * f]);
         assert_eq!(w.is_some(), dw.is_some(), "a gradient for the weights that there are");
@@ -466,6 +498,7 @@ impl Device for Cpu {
         weights: ViewMut<Self>,
         stats: ViewMut<Self>,
     ) {
+        timed!(self, route);
         let ([t, e], k) = (logits.shape(), routing.top_k);
         check_routing(routing, e);
         shapes!(scores: [t, e], choice: [t, k], weights: [t, k], stats: [t, 2]);
@@ -494,6 +527,7 @@ impl Device for Cpu {
         dweights: View<Self>,
         dlogits: ViewMut<Self>,
     ) {
+        timed!(self, route_backward);
         let ([t, e], k) = (scores.shape(), routing.top_k);
         check_routing(routing, e);
         shapes!(choice: [t, k], weights: [t, k], stats: [t, 2], dweights: [t, k], dlogits: [t, e]);
@@ -513,6 +547,7 @@ impl Device for Cpu {
         losses: ViewMut<Self>,
         dlogits: Option<ViewMut<Self>>,
     ) {
+        timed!(self, cross_entropy);
         let [t, v] = logits.shape();
         if let Some(dlogits) = &dlogits {
             shapes!(dlogits: [t, v]);
@@ -534,6 +569,7 @@ impl Device for Cpu {
         v: ViewMut<Self>,
         copy: Option<ViewMut<Self>>,
     ) {
+        timed!(self, adamw);
         let [rows, cols] = g.shape();
         shapes!(w: [rows, cols], m: [rows, cols], v: [rows, cols]);
         if let Some(copy) = &copy {

@@ -1,12 +1,13 @@
 //! What this machine can do at best, measured: the denominators of "share of peak".
 //!
-//! Arithmetic: fused multiply-adds in f32 on registers alone, on all threads at once, with the widest vectors that the
+//! Arithmetic: fused multiply-adds on registers alone, on all threads at once, with the widest vectors that the
 //! matrix products use. Memory: summing a block that no cache holds. Both are cut into many small tasks, so that a
 //! thread that is late to wake or is disturbed by other programs does less instead of holding up the rest, and the best
 //! of several tries counts.
 
 use super::gemm::GemmScalar;
 use super::{Cpu, Pool};
+use crate::DType;
 use half::bf16;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -20,10 +21,14 @@ const CHAINS: usize = 12;
 const READ_BYTES: usize = 128 << 20;
 
 impl Cpu {
-    /// Measured peak in GFLOP/s: f32 multiply-adds on all threads. Takes about 0.1 s.
-    pub fn peak_gflops(&self) -> f64 {
-        let (burn, flops) = burner();
-        // SAFETY: `burner` chose it for this machine.
+    /// Measured peak in GFLOP/s: multiply-adds of such operands on all threads, summed in f32. A machine that does not
+    /// multiply bf16 does it in f32. Takes about 0.1 s.
+    pub fn peak_gflops(&self, operands: DType) -> f64 {
+        self.burn(if operands == DType::Bf16 { bf16_burner() } else { burner() })
+    }
+
+    fn burn(&self, (burn, flops): Burner) -> f64 {
+        // SAFETY: `burner` and `bf16_burner` choose what this machine supports.
         let chunk = |steps: usize| unsafe { burn(steps) };
         // How many steps a thread takes in a 64th of a try.
         let (mut steps, mut time) = (1 << 10, Duration::ZERO);
@@ -99,6 +104,15 @@ fn burner() -> Burner {
     (portable, 2 * CHAINS * 4)
 }
 
+/// The same, of bf16 operands.
+fn bf16_burner() -> Burner {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16") {
+        return (avx512_bf16, 2 * CHAINS * 32);
+    }
+    burner()
+}
+
 fn portable(steps: usize) {
     let (a, b) = (black_box(0.999f32), black_box(0.001f32));
     let mut x = [[0f32; 4]; CHAINS];
@@ -132,6 +146,20 @@ burner!(avx512, "avx512f", _mm512_set1_ps, _mm512_fmadd_ps);
 #[cfg(target_arch = "x86_64")]
 burner!(avx2, "avx2,fma", _mm256_set1_ps, _mm256_fmadd_ps);
 
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn avx512_bf16(steps: usize) {
+    use std::arch::x86_64::*;
+    let (a, b) = (_mm512_set1_ps(black_box(0.999)), _mm512_set1_ps(black_box(0.001)));
+    let (a, b, mut x) = (_mm512_cvtne2ps_pbh(a, a), _mm512_cvtne2ps_pbh(b, b), [b; CHAINS]);
+    for _ in 0..steps {
+        for x in &mut x {
+            *x = _mm512_dpbf16_ps(*x, a, b);
+        }
+    }
+    black_box(x);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -140,7 +168,8 @@ mod tests {
     fn two_threads_are_not_slower_than_a_scalar_machine() {
         let cpu = Cpu::new(2);
         // Any machine that this runs on does a multiply-add per nanosecond and reads a byte in that time.
-        assert!(cpu.peak_gflops() > 2.0);
+        assert!(cpu.peak_gflops(DType::F32) > 2.0);
+        assert!(cpu.peak_gflops(DType::Bf16) > 2.0);
         assert!(cpu.read_gbytes_per_s() > 1.0);
     }
 }

@@ -64,7 +64,9 @@ impl<'a, D: Device> Run<'a, D> {
                         let loaded = weights::load(job.device, dir, config, &mut learner.weights);
                         agree(comm, loaded.map_err(TrainError::from))?;
                     }
-                    Init::Fresh | Init::Resume => learner.weights = learner.model.init(job.device, settings.seed),
+                    Init::Fresh | Init::Resume => {
+                        learner.model.fill(job.device, settings.seed, &mut learner.weights);
+                    }
                 }
                 State {
                     format: FORMAT_VERSION,

@@ -189,7 +189,7 @@ impl Run<'_> {
             return Err(Usage("--tui needs a terminal".into()).into());
         }
         let device = cx.cpu_for(settings.dtype.operands());
-        let peak = device.peak_gflops() * 1e9;
+        let peak = device.peak_gflops(settings.dtype.operands()) * 1e9;
         let job = Job {
             device: &device,
             comm: &Solo,
@@ -322,7 +322,7 @@ pub fn checkpoint_of(path: &Path) -> anyhow::Result<PathBuf> {
 }
 
 /// Bytes of memory that a run may take, where the system tells: what is free, and what the control group allows.
-fn available_memory() -> Option<u64> {
+pub fn available_memory() -> Option<u64> {
     let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
     let memory = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = memory.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;

@@ -12,7 +12,19 @@ macro_rules! presets {
     };
 }
 
-presets!["tiny", "quickstart", "small", "base", "large", "bench-a", "bench-b", "bench-c", "bench-d"];
+presets![
+    "tiny",
+    "quickstart",
+    "small",
+    "base",
+    "large",
+    "bench-a",
+    "bench-b",
+    "bench-c",
+    "bench-d",
+    "bench-e",
+    "bench-f"
+];
 
 /// What the first line of a preset says of it.
 pub fn description(text: &'static str) -> &'static str {

@@ -161,8 +161,8 @@ struct Product<'a, R, C> {
 
 impl<'a, R: Real, C: Stored<Real = R>> Product<'a, R, C> {
     fn new(g: Gemm, a: Mat<'a, R>, b: Mat<'a, R>, c: MatMut<'a, C>) -> Self {
-        let rows = Side { data: a.data, pitch: a.cols, rows: a.rows, lanes_adjacent: g.ta };
-        let lanes = Side { data: b.data, pitch: b.cols, rows: b.rows, lanes_adjacent: !g.tb };
+        let rows = Side { data: a.data, pitch: a.cols, rows: a.rows, lanes_adjacent: g.ta, ahead: 0 };
+        let lanes = Side { data: b.data, pitch: b.cols, rows: b.rows, lanes_adjacent: !g.tb, ahead: 0 };
         assert_eq!(rows.steps(), lanes.steps(), "inner size of a product");
         assert_eq!((rows.lanes(), lanes.lanes()), (c.rows, c.cols), "shape of a product");
         let size = Size { m: c.rows, n: c.cols, k: rows.steps(), packing: [0.0; 2], putting: 0.0 };
@@ -180,6 +180,8 @@ impl<'a, R: Real, C: Stored<Real = R>> Product<'a, R, C> {
         if self.size.cost(kernel.lanes()) >= straight {
             self.turn::<T>();
         }
+        let few = self.size.m <= 2 * kernel.rows();
+        self.lanes.ahead = if few && !self.lanes.lanes_adjacent { kernel.cols() * self.lanes.pitch } else { 0 };
     }
 
     /// Exchanges the roles of the operands.
@@ -299,22 +301,12 @@ unsafe fn compute<T: GemmScalar, C: Target<T>>(
                 }
             }
             for (j, cols) in pieces(tile.cols.clone(), nr).enumerate() {
-                // Meanwhile the next panel is fetched from memory, a part with each piece of work: with many rows they
-                // are the products of panels, with few rows there are not enough of those, and packing is the work.
+                kernel.pack_cols(&p.lanes, cols.clone(), steps.clone(), &mut b_panel[..panel(nr, steps.len())]);
+                // Meanwhile the next panel is fetched from memory, a part with each product of panels.
                 let next = cols.end..(cols.end + nr).min(tile.cols.end);
-                let fetch = |part, parts| p.lanes.prefetch(next.clone(), steps.clone(), part, parts);
-                let few = row_panels < 3;
-                let piece = if few { 32 } else { block };
-                for (i, some) in pieces(steps.clone(), piece).enumerate() {
-                    if few {
-                        fetch(i, steps.len().div_ceil(piece));
-                    }
-                    let at = panel(nr, some.start - steps.start)..panel(nr, some.end - steps.start);
-                    kernel.pack_cols(&p.lanes, cols.clone(), some, &mut b_panel[at]);
-                }
                 for (i, (rows, at)) in a_panels().enumerate() {
-                    if !few {
-                        fetch(i, row_panels);
+                    if p.lanes.ahead == 0 {
+                        p.lanes.prefetch(next.clone(), steps.clone(), i, row_panels);
                     }
                     let size = [rows.len(), cols.len(), steps.len()];
                     let a = match p.rows.rows_in_place(rows.start, &steps) {

@@ -17,6 +17,9 @@ pub(super) struct Side<'a, R> {
     pub rows: usize,
     /// True if a row is one step of k, with the lanes side by side; false if a row is a lane.
     pub lanes_adjacent: bool,
+    /// Elements from what is packed to what will be, to be fetched along with it; 0 for none. Where there are few products
+    /// to pass the time, fetches must be spread over packing itself: many at once hold up its own loads.
+    pub ahead: usize,
 }
 
 impl<R> Side<'_, R> {
@@ -57,7 +60,8 @@ impl<R> Side<'_, R> {
 }
 
 /// Asks for one cache line to be brought into the second cache.
-fn fetch<T>(address: *const T) {
+#[inline(always)]
+pub(super) fn fetch<T>(address: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch has no effect but on the caches, whatever the address.
     unsafe {

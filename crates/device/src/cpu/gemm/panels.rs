@@ -22,7 +22,7 @@ pub(in crate::cpu) struct Operand<'a, T> {
 impl<'a, X: GemmScalar> Operand<'a, X> {
     fn side(&self) -> Side<'a, X::Real> {
         let rows = self.data.len() / self.pitch;
-        Side { data: X::data(self.data), pitch: self.pitch, rows, lanes_adjacent: self.lanes_adjacent }
+        Side { data: X::data(self.data), pitch: self.pitch, rows, lanes_adjacent: self.lanes_adjacent, ahead: 0 }
     }
 }
 

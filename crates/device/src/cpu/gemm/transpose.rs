@@ -52,6 +52,9 @@ fn blocks<T: GemmScalar, X, const W: usize, const G: usize>(
             for (i, row) in block.iter_mut().enumerate().take(have) {
                 // SAFETY: a row of the operand below `lanes.end`, and `count` steps of it, all below `steps.end`.
                 *row = unsafe { load(from.wrapping_add(i * side.pitch), count) };
+                if side.ahead > 0 {
+                    pack::fetch(from.wrapping_add(i * side.pitch + side.ahead));
+                }
             }
             for (i, row) in transpose(block).into_iter().enumerate().take(count.div_ceil(G)) {
                 // SAFETY: a group of the panel, and the rest of its W columns from `first` on, at most 16.
