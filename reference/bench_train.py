@@ -295,7 +295,7 @@ def row(config: str, dtype: str, runs: list[dict]) -> dict:
 def markdown(report: dict) -> str:
     number = lambda x, form: "–" if x is None else format(x, form)
     lines = [
-        "| config | type | wudao tokens/s | PyTorch tokens/s (best variant) | ratio | wudao RSS MB | PyTorch RSS MB | ratio | wudao GFLOP/s (of f32 peak) |",
+        "| config | type | wudao tokens/s | PyTorch tokens/s (best variant) | ratio | wudao RSS MB | PyTorch RSS MB | ratio | wudao GFLOP/s (of peak) |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for r in report["rows"]:
