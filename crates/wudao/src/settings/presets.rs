@@ -12,7 +12,7 @@ macro_rules! presets {
     };
 }
 
-presets!["tiny", "quickstart", "small", "base", "large", "bench-a", "bench-b", "bench-c", "bench-d"];
+presets!["tiny", "quickstart", "hour", "small", "base", "large", "bench-a", "bench-b", "bench-c", "bench-d"];
 
 /// What the first line of a preset says of it.
 pub fn description(text: &'static str) -> &'static str {
