@@ -235,8 +235,8 @@ FOUR_BOOKS = [("论语", "lunyu/lunyu.json"), ("大学", "sishuwujing/daxue.json
 CLASSICS_REPAIRS = [("(魚卷)", "鰋"), ("虞公.及", "虞公及"), ("朝於齊.", "朝於齊。"), ("，—旦", "，一旦"), ("且猶1不得", "且猶不得")]
 
 
-def classics():
-    simplified = simplifier()
+def classics(simplified=None):
+    simplified = simplified or simplifier()
 
     def clean(paragraphs):
         text = "\n".join(paragraphs)
@@ -283,13 +283,15 @@ def law_text(article_no, text):
     return f"{article_no}\u3000{text}"
 
 
-def laws():
+def laws(statuses=("现行有效",), most=LAW_BYTES):
+    """Statutes of these statuses, up to `most` bytes of them."""
     with tempfile.TemporaryDirectory() as folder:
         database = Path(folder) / "laws.db"
         database.write_bytes(LAWS.file("data/laws.db"))
         connection = sqlite3.connect(database)
         rows = connection.execute(
-            "select law_id, law_name from laws where status = '现行有效' and doc_type in ('法律', '宪法')").fetchall()
+            f"select law_id, law_name from laws where status in ({','.join('?' * len(statuses))})"
+            " and doc_type in ('法律', '宪法')", statuses).fetchall()
         # law_id is a hash, so its order is a fair draw over subjects and years.
         rows.sort(key=lambda row: (LAWS_FIRST.index(row[1]) if row[1] in LAWS_FIRST else len(LAWS_FIRST), row[0]))
         size = 0
@@ -312,7 +314,7 @@ def laws():
             body = "\n".join("\n".join(paragraphs) for paragraphs in chapters)
             if MARKUP.search(body):
                 continue
-            if size >= LAW_BYTES:
+            if size >= most:
                 break
             size += len(body.encode())
             parts = [""]
@@ -416,7 +418,9 @@ BIBLE_BOOKS = """Genesis, Exodus, Ruth, 1 Samuel, 2 Samuel, 1 Kings, Psalms, Pro
 BIBLE_VERSE = {"Psalms", "Proverbs"}  # a verse to a line; elsewhere verses run on in paragraphs
 
 
-def web_bible():
+def web_bible(books=tuple(name.strip() for name in BIBLE_BOOKS)):
+    """Chapters of these books; of all, in the order of the Bible, if there are none."""
+
     def table(name):
         text = gzip.decompress(BIBLE.file(f"/data/web/{name}.csv.gz")).decode()
         return list(csv.reader(io.StringIO(text)))[1:]
@@ -429,7 +433,7 @@ def web_bible():
         verse = re.sub(r"\s+", " ", verse).strip()
         if verse:
             chapters.setdefault((book, int(chapter)), []).append(verse)
-    for book in (name.strip() for name in BIBLE_BOOKS):
+    for book in books or numbers:
         for (number, chapter), verses in sorted(chapters.items(), key=lambda item: item[0][1]):
             if number == numbers[book]:
                 title = f"{'Psalm' if book == 'Psalms' else book} {chapter}"
@@ -495,11 +499,11 @@ def sentences(text):
     return out
 
 
-def state_of_the_union():
+def state_of_the_union(years=SOTU_YEARS, longest=SOTU_LONGEST):
     for name, data in STDLIB.files(re.compile(r"/sotu/data/.*\.json$").search):
         address = json.loads(data)
         text, year = address["text"], address["year"]
-        if year not in SOTU_YEARS or len(text.encode()) > SOTU_LONGEST:
+        if year not in years or len(text.encode()) > longest:
             continue
         text = re.sub(r"\[Footnote[^\[\]]*\]|\[p\.\s?\d+\]|\[\d+\]", " ", text)
         text = re.sub(r"[\[(](?:laughter|applause)\.?[\])]", " ", text, flags=re.I)

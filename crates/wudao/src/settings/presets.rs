@@ -15,6 +15,7 @@ macro_rules! presets {
 presets![
     "tiny",
     "quickstart",
+    "hour",
     "small",
     "base",
     "large",
