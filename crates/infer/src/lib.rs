@@ -1,12 +1,13 @@
 //! From a checkpoint to text and to figures: cached decoding, sampling, scoring.
 //!
 //! [`checkpoint`] opens a folder; [`generate`] continues prompts; [`score`] measures how well a model predicts
-//! documents.
+//! documents; [`tasks`] lets it choose between answers.
 
 pub mod checkpoint;
 pub mod generate;
 pub mod sampler;
 pub mod score;
+pub mod tasks;
 
 pub use checkpoint::Checkpoint;
 pub use generate::{Completion, Generation, Stop};

@@ -158,6 +158,30 @@ impl<D: Device> Model<D> {
         Ok(losses)
     }
 
+    /// Of the tokens in `rows` alone: cross entropy in nats against `targets`, one each, and whether the target is the
+    /// likeliest token (of equals, the lowest id).
+    pub fn judge(&self, cx: &mut Cx<D>, ids: &[u32], rows: &[u32], targets: &[u32]) -> Result<Vec<(f64, bool)>, Fault> {
+        assert_eq!(rows.len(), targets.len());
+        let h_td = self.hidden(cx, ids)?;
+        let at_once = (LOGITS / self.config.vocab_size).clamp(64, 4096);
+        let mut judged = Vec::with_capacity(rows.len());
+        for (rows, targets) in rows.chunks(at_once).zip(targets.chunks(at_once)) {
+            let mut some = Tensor::new(cx.device, [rows.len(), self.config.hidden_size], h_td.dtype());
+            cx.device.gather(rows, h_td.view(), some.view_mut());
+            let mut logits = self.project(cx, some.view());
+            let values = logits.view().to_f64(cx.device);
+            let mut losses = Tensor::new(cx.device, [rows.len(), 1], self.statistics());
+            cx.device.cross_entropy(None, targets, logits.view_mut(), losses.view_mut(), None);
+            let losses = losses.view().to_f64(cx.device);
+            for ((row, &target), loss) in values.chunks(self.config.vocab_size).zip(targets).zip(losses) {
+                let (t, own) = (target as usize, row[target as usize]);
+                judged.push((loss, row[..t].iter().all(|&x| x < own) && row[t..].iter().all(|&x| x <= own)));
+            }
+        }
+        cx.device.sync()?;
+        Ok(judged)
+    }
+
     /// As [`Model::losses`], and adds `scale` times the gradient of their sum to `grads`, with the gradients of the
     /// auxiliary losses as [`Cx::aux`] weighs them.
     pub fn losses_and_gradients(

@@ -1,5 +1,7 @@
 //! `wudao eval`: how well a model predicts text, in nats a token and bits a byte, by source and language.
 //!
+//! With `--tasks` it answers questions instead: see [`super::tasks`].
+//!
 //! Text files are scored as they are read: decoded to UTF-8, not cleaned. So another program that reads the same files
 //! sees the same text (`reference/hf_eval.py` does, with transformers).
 
@@ -29,17 +31,28 @@ const POSITIONS: usize = 4096;
 /// Arguments of `wudao eval`.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:\n  wudao eval --model runs/quickstart --data runs/quickstart/data\n  \
-    wudao eval --model runs/quickstart --data book.txt news.jsonl --json")]
+    wudao eval --model runs/quickstart --data book.txt news.jsonl --json\n  \
+    wudao eval --model runs/quickstart --tasks requests/arc_easy own.jsonl --out answers.jsonl")]
+#[command(group(clap::ArgGroup::new("what").required(true).args(["data", "tasks"])))]
 pub struct Args {
     /// A checkpoint, or a run folder (its newest checkpoint).
     #[arg(long, value_name = "DIR")]
-    model: PathBuf,
+    pub(super) model: PathBuf,
     /// Bits that products multiply in.
     #[arg(long, value_enum, default_value = "f32")]
-    dtype: Dtype,
+    pub(super) dtype: Dtype,
     /// Text files or folders of them, or a prepared data set (its held-out part).
-    #[arg(long, value_name = "PATH", required = true, num_args = 1..)]
+    #[arg(long, value_name = "PATH", num_args = 1..)]
     data: Vec<PathBuf>,
+    /// Questions with choices: files of JSON Lines, or folders of them.
+    #[arg(long, value_name = "PATH", num_args = 1..)]
+    pub(super) tasks: Vec<PathBuf>,
+    /// Only the first N questions of each task.
+    #[arg(long, value_name = "N", requires = "tasks")]
+    pub(super) limit: Option<std::num::NonZeroUsize>,
+    /// Keep every answer in this file; the same command then goes on where it was stopped.
+    #[arg(long, value_name = "FILE", requires = "tasks")]
+    pub(super) out: Option<PathBuf>,
     /// Which part of a prepared data set.
     #[arg(long, value_enum, default_value = "validation")]
     split: Part,
@@ -50,7 +63,7 @@ pub struct Args {
     text: TextArgs,
     /// Print the figures as JSON.
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
     #[command(flatten)]
     settings: SettingsArgs,
 }
@@ -111,6 +124,9 @@ struct Row {
 
 /// Measures and prints.
 pub fn run(args: Args, cx: &Context) -> anyhow::Result<()> {
+    if !args.tasks.is_empty() {
+        return super::tasks::run(&args, cx);
+    }
     let own = [("eval.seq_len", "--seq-len", args.seq_len.map(|n| n.to_string()))];
     let settings: EvalSettings = settings::resolve(&args.settings, &own, &cx.environment)?.section("eval")?;
     let checkpoint = open(cx, &args.model, args.dtype.into())?;

@@ -8,6 +8,7 @@ pub mod inspect;
 pub mod plan;
 pub mod prepare;
 pub mod quickstart;
+pub mod tasks;
 pub mod texts;
 pub mod tokenizer;
 pub mod train;
