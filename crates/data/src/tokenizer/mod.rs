@@ -23,6 +23,7 @@ mod learn;
 mod pieces;
 pub mod scan;
 mod train;
+pub mod vocabulary;
 
 pub use compare::{Comparison, LanguageFigures, TokenizerSummary, compare};
 pub use decode::DecodeStream;
