@@ -20,6 +20,7 @@ not change them by more than `CONDITION`, or a test on another machine would com
     golden.py                  write every folder
     golden.py llama mixtral    write these
     golden.py --check          regenerate elsewhere, compare with what is committed, exit 1 on a difference above 1e-5
+    golden.py --rope           print the scaled rotary frequencies that the tests of crates/model/src/rope.rs hold
 """
 
 import argparse
@@ -452,6 +453,38 @@ def write(name: str, folder: Path) -> None:
     )
 
 
+# Rotary scalings as published models have them: (rope_parameters, head_dim).
+ROPE = {
+    "linear": (dict(rope_type="linear", rope_theta=1e4, factor=8.0), 16),
+    "llama3": (
+        dict(rope_type="llama3", rope_theta=5e5, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192),
+        128,
+    ),
+    "yarn": (dict(rope_type="yarn", rope_theta=1e6, factor=4.0, original_max_position_embeddings=32768), 128),
+    "yarn_mscale": (
+        dict(rope_type="yarn", rope_theta=1e4, factor=40.0, beta_fast=32, beta_slow=1, mscale=0.707, mscale_all_dim=1.0, original_max_position_embeddings=4096),
+        64,
+    ),
+    "yarn_untruncated": (
+        dict(rope_type="yarn", rope_theta=1.5e5, factor=32.0, beta_fast=32.0, beta_slow=1.0, truncate=False, original_max_position_embeddings=4096),
+        64,
+    ),
+}
+
+
+def rope() -> None:
+    """Frequencies at every eighth of the pairs, and the factor of cosines and sines."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    for name, (parameters, head_dim) in ROPE.items():
+        sizes = {"hidden_size": 4 * head_dim, "num_attention_heads": 4, "head_dim": head_dim}
+        longest = int(parameters["factor"] * parameters.get("original_max_position_embeddings", 1024))
+        config = AutoConfig.for_model("llama", **sizes, max_position_embeddings=longest, rope_parameters=parameters)
+        frequency, factor = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](config)
+        step = max(1, len(frequency) // 8)
+        print(name, head_dim, f"{factor:.9g}", [float(f"{x:.7g}") for x in frequency[::step].tolist()])
+
+
 def differences(old: Path, new: Path) -> list[str]:
     """What differs between two folders, beyond the tolerance."""
     found = []
@@ -490,7 +523,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Write, or check, the golden values.")
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"any of: {', '.join(CASES)} (default: all)")
     parser.add_argument("--check", action="store_true", help="compare with the committed files instead of writing")
+    parser.add_argument("--rope", action="store_true", help="print the numbers that the tests of rope.rs hold")
     args = parser.parse_args()
+    if args.rope:
+        rope()
+        return 0
     unknown = [c for c in args.cases if c not in CASES]
     if unknown:
         parser.error(f"no such case: {', '.join(unknown)}")

@@ -8,6 +8,7 @@
 //! `head_dim` is `hidden_size / num_attention_heads`, there are as many key/value heads as query heads, and a mixtral's
 //! `intermediate_size` is that of its experts.
 
+use crate::rope::RopeScaling;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use wudao_device::{Heads, Routing, Score};
 
@@ -55,6 +56,8 @@ pub struct Config {
     /// Base of the rotary frequencies.
     #[serde(default = "rope_theta")]
     pub rope_theta: f64,
+    /// Scaled rotary frequencies, for sequences longer than those of training.
+    pub rope_scaling: Option<RopeScaling>,
     /// Share of a head's columns that is rotated.
     #[serde(default = "one")]
     pub partial_rotary_factor: f64,
@@ -224,6 +227,7 @@ impl Config {
             return fail("head_dim", format!("head_dim · partial_rotary_factor = {r} must be even and not 0"));
         }
         positive("rope_theta", self.rope_theta)?;
+        self.rope_scaling.as_ref().map_or(Ok(()), |s| s.check(self.rope_theta))?;
         positive("rms_norm_eps", self.rms_norm_eps)?;
         not_negative("initializer_range", self.initializer_range)?;
         let ids = [("bos_token_id", self.bos_token_id), ("pad_token_id", self.pad_token_id)];
@@ -250,7 +254,7 @@ impl Config {
     }
 }
 
-fn fail<T>(key: &'static str, problem: String) -> Result<T, ConfigError> {
+pub(crate) fn fail<T>(key: &'static str, problem: String) -> Result<T, ConfigError> {
     Err(ConfigError { key, problem })
 }
 
@@ -261,11 +265,11 @@ fn in_range(key: &'static str, n: usize, most: usize) -> Result<(), ConfigError>
     Ok(())
 }
 
-fn positive(key: &'static str, x: f64) -> Result<(), ConfigError> {
+pub(crate) fn positive(key: &'static str, x: f64) -> Result<(), ConfigError> {
     if x > 0.0 && x.is_finite() { Ok(()) } else { fail(key, format!("{x} must be a positive number")) }
 }
 
-fn not_negative(key: &'static str, x: f64) -> Result<(), ConfigError> {
+pub(crate) fn not_negative(key: &'static str, x: f64) -> Result<(), ConfigError> {
     if x >= 0.0 && x.is_finite() { Ok(()) } else { fail(key, format!("{x} must be 0 or a positive number")) }
 }
 

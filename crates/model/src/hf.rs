@@ -1,12 +1,14 @@
 //! `config.json`: how each family spells what the mathematics does.
 //!
 //! Read are the keys that change what the model computes; a value that we do not compute (a sliding window, another
-//! activation, scaled rotary frequencies, quantised weights) is refused by name. Everything else in the file is
+//! activation, weights quantised in a way that we do not read) is refused by name. Everything else in the file is
 //! harmless and ignored. Written are the keys that transformers 4 and 5 both read, so some facts are said twice:
 //! `rope_theta` and `rope_parameters`, `torch_dtype` and `dtype`, `num_experts` and `num_local_experts`.
 //!
 //! A family cannot spell everything: a mixtral has no dense layers, a qwen3 always norms its queries. Such a
 //! configuration is refused before training, not when the checkpoint is written.
+
+mod rope;
 
 use crate::config::{Config, ConfigError, Family, MoeConfig};
 use serde_json::{Map, Value, json};
@@ -102,33 +104,6 @@ impl Keys {
             _ => Ok(()),
         }
     }
-
-    /// The rotary settings, old or new: where both stand the new ones win, as in transformers.
-    fn rope(&self, family: Family) -> Result<(f64, f64), ConfigError> {
-        let mut inner = Keys(Map::new());
-        for key in ["rope_parameters", "rope_scaling"] {
-            let Some(v) = self.get(key) else { continue };
-            let Some(object) = v.as_object() else {
-                return fail(rope_key(key), format!("must be an object, found {}", shown(v)));
-            };
-            let kind = object.get("rope_type").or_else(|| object.get("type")).filter(|v| !v.is_null());
-            if kind.is_some_and(|kind| kind != "default") || object.values().any(Value::is_object) {
-                return fail(rope_key(key), format!("{} is not supported; only rope_type \"default\" is", shown(v)));
-            }
-            if inner.0.is_empty() {
-                inner = Keys(object.clone());
-            }
-        }
-        let theta = if family == Family::Mixtral { 1e6 } else { 1e4 };
-        let theta = inner.number("rope_theta", self.number("rope_theta", theta)?)?;
-        let share = inner.number("partial_rotary_factor", self.number("partial_rotary_factor", 0.5)?)?;
-        // The other families rotate whole heads, whatever the file says.
-        Ok((theta, if family == Family::Glm4Moe { share } else { 1.0 }))
-    }
-}
-
-fn rope_key(key: &str) -> &'static str {
-    if key == "rope_scaling" { "rope_scaling" } else { "rope_parameters" }
 }
 
 impl Config {
@@ -161,7 +136,8 @@ impl Config {
             (None, _) => hidden_size / num_attention_heads.max(1),
         };
         let attention_bias = family != Family::Mixtral && keys.flag("attention_bias", false)?;
-        let (rope_theta, partial_rotary_factor) = keys.rope(family)?;
+        let max_position_embeddings = keys.required("max_position_embeddings")?;
+        let rope = keys.rope(family, max_position_embeddings)?;
         let num_hidden_layers = keys.required("num_hidden_layers")?;
         let eps = if matches!(family, Family::Mixtral | Family::Glm4Moe) { 1e-5 } else { 1e-6 };
         let (bos, eos): (&[u32], &[u32]) =
@@ -175,9 +151,10 @@ impl Config {
             num_attention_heads,
             num_key_value_heads,
             head_dim,
-            max_position_embeddings: keys.required("max_position_embeddings")?,
-            rope_theta,
-            partial_rotary_factor,
+            max_position_embeddings,
+            rope_theta: rope.theta,
+            rope_scaling: rope.scaling,
+            partial_rotary_factor: rope.share,
             rms_norm_eps: keys.number("rms_norm_eps", eps)?,
             tie_word_embeddings: keys.flag("tie_word_embeddings", false)?,
             attention_bias,
@@ -204,7 +181,7 @@ impl Config {
             DType::F64 => "float64",
             DType::F32 | DType::U32 => "float32",
         };
-        let mut rope = json!({ "rope_theta": self.rope_theta, "rope_type": "default" });
+        let (mut rope, rope_scaling) = rope::write(self.rope_theta, self.rope_scaling.as_ref());
         let eos = match &self.eos_token_id[..] {
             [] => Value::Null,
             [one] => json!(one),
@@ -259,6 +236,9 @@ impl Config {
             }
         }
         keys.insert("rope_parameters", rope);
+        if let Some(scaling) = rope_scaling {
+            keys.insert("rope_scaling", scaling);
+        }
         if let Some(m) = &self.moe {
             write_moe(self.family, m, &mut keys);
         }

@@ -14,6 +14,7 @@ fn dense(family: Family) -> Config {
         head_dim: 4,
         max_position_embeddings: 32,
         rope_theta: 100.0,
+        rope_scaling: None,
         partial_rotary_factor: 1.0,
         rms_norm_eps: 1e-3,
         tie_word_embeddings: false,
