@@ -87,6 +87,13 @@ def theta(value, **more):
     return {"rope_type": "default", "rope_theta": value, **more}
 
 
+def scaled(kind, value, factor, **more):
+    """Rotary frequencies scaled from 16 positions to more, in a model so small that some pairs are blended."""
+    return {"rope_type": kind, "rope_theta": value, "factor": factor, **more}
+
+
+LLAMA3 = {"low_freq_factor": 0.5, "high_freq_factor": 2.0, "original_max_position_embeddings": 16}
+YARN = {"beta_fast": 4.0, "beta_slow": 0.5, "original_max_position_embeddings": 16}
 EPS = {"rms_norm_eps": 1e-6}
 CASES = {
     "llama": Case(
@@ -183,6 +190,54 @@ CASES = {
         },
         plant=[EPS, {"routed_scaling_factor": 1.0}, {"norm_topk_prob": True}],
         correction=[-0.15, 0.20, 0.05, -0.30, 0.10, -1.50],
+    ),
+    "mistral": Case(
+        "mistral",
+        seed=1,
+        config={"sliding_window": None, "rope_parameters": scaled("llama3", 100.0, 4.0, **LLAMA3)},
+        plant=[
+            EPS,
+            {"rope_parameters": scaled("linear", 100.0, 4.0)},
+            {"rope_parameters": scaled("llama3", 100.0, 4.0, **{**LLAMA3, "high_freq_factor": 1.0})},
+            {"sliding_window": 8},
+        ],
+    ),
+    "qwen2": Case(
+        "qwen2",
+        seed=2,
+        config={"tie_word_embeddings": True, "rope_parameters": scaled("yarn", 100.0, 4.0, **YARN)},
+        plant=[
+            EPS,
+            {"rope_parameters": scaled("yarn", 100.0, 4.0, **YARN, attention_factor=1.0)},
+            {"rope_parameters": scaled("yarn", 100.0, 4.0, **{**YARN, "beta_slow": 2.0})},
+        ],
+    ),
+    "qwen2_moe": Case(
+        "qwen2_moe",
+        seed=5,
+        config={
+            **SPARSE,
+            "num_experts": 8,
+            "num_experts_per_tok": 3,
+            "shared_expert_intermediate_size": 48,
+            "mlp_only_layers": [0],
+            "rope_parameters": theta(10000.0),
+        },
+        plant=[EPS, {"norm_topk_prob": True}, {"num_experts_per_tok": 2}],
+    ),
+    "olmoe": Case(
+        "olmoe",
+        seed=27,
+        config={
+            "intermediate_size": 20,
+            "head_dim": 8,  # hidden_size / num_attention_heads: the norm of all queries is as wide as the model
+            "num_key_value_heads": 4,
+            "num_experts": 8,
+            "num_experts_per_tok": 3,
+            "pad_token_id": None,
+            "rope_parameters": scaled("linear", 10000.0, 4.0),
+        },
+        plant=[EPS, {"norm_topk_prob": True}, {"num_experts_per_tok": 2}, {"rope_parameters": theta(10000.0)}, {"clip_qkv": 1.0}],
     ),
 }
 

@@ -1,7 +1,7 @@
 //! Sparse transformer language models.
 //!
 //! Read in this order: [`config`] says what a model is; [`store`] holds its parameters under one table of names;
-//! [`layer`] is the contract of a layer; `norm`, `rope`, `attention`, `mlp`, `moe` are the layers; `block` composes them;
+//! [`layer`] is the contract of a layer; `norm`, `rope`, `attention`, `mlp`, `gate`, `moe` are the layers; `block` composes them;
 //! [`model`] goes from token ids to a loss, to gradients, and to the next token; [`weights`] reads and writes Hugging
 //! Face files.
 //!
@@ -26,6 +26,7 @@ pub mod cache;
 pub mod config;
 pub mod counts;
 pub mod exchange;
+mod gate;
 pub mod hf;
 mod init;
 pub mod layer;

@@ -62,6 +62,23 @@ fn what_transformers_wrote() {
     assert!(m.sigmoid && m.norm_topk_prob);
     assert_eq!(m.dense_layers, [0]);
     assert!(!c("glm4_moe_plain").qk_norm);
+
+    let mistral = c("mistral");
+    assert!(mistral.moe.is_none() && !mistral.attention_bias && !mistral.qk_norm);
+    assert!(matches!(mistral.rope_scaling, Some(RopeScaling::Llama3 { high_freq_factor: 2.0, .. })));
+    let qwen2 = c("qwen2");
+    assert!(qwen2.attention_bias && !qwen2.attention_output_bias && !qwen2.qk_norm);
+    assert!(matches!(qwen2.rope_scaling, Some(RopeScaling::Yarn { beta_fast: 4.0, attention_factor: None, .. })));
+    let qwen2_moe = c("qwen2_moe");
+    assert_eq!(qwen2_moe.moe_layers(), [1]);
+    assert!(qwen2_moe.attention_bias && !qwen2_moe.attention_output_bias && qwen2_moe.shared_expert_gate());
+    let m = qwen2_moe.moe.unwrap();
+    assert_eq!((m.num_experts, m.n_shared_experts, m.norm_topk_prob, m.sigmoid), (8, 2, false, false));
+    let olmoe = c("olmoe");
+    assert_eq!((olmoe.normed_heads().dim, olmoe.pad_token_id), (32, None));
+    assert_eq!(olmoe.rope_scaling, Some(RopeScaling::Linear { factor: 4.0 }));
+    let m = olmoe.moe.unwrap();
+    assert_eq!((m.num_experts, m.moe_intermediate_size, m.norm_topk_prob), (8, 20, false));
 }
 
 #[test]
@@ -79,6 +96,11 @@ fn defaults_are_those_of_transformers() {
     assert!(!without("qwen3_moe_norm", "norm_topk_prob").unwrap().moe.unwrap().norm_topk_prob);
     assert!(without("glm4_moe_plain", "norm_topk_prob").unwrap().moe.unwrap().norm_topk_prob);
     assert_eq!(without("glm4_moe", "first_k_dense_replace").unwrap().moe.unwrap().dense_layers, [0]);
+    assert_eq!(without("mistral", "bos_token_id").unwrap().bos_token_id, Some(1));
+    assert!(without("qwen2_moe", "qkv_bias").unwrap().attention_bias);
+    assert!(!with("qwen2_moe", "qkv_bias", json!(false)).unwrap().attention_bias);
+    assert_eq!(without("olmoe", "rms_norm_eps").unwrap().rms_norm_eps, 1e-5);
+    assert_eq!(without("olmoe", "pad_token_id").unwrap().pad_token_id, Some(1));
     // Both names of the number of experts, and which of them wins.
     let renamed = changed("qwen3_moe", |v| {
         let n = v.as_object_mut().unwrap().remove("num_local_experts").unwrap();
@@ -112,7 +134,11 @@ fn what_we_do_not_compute_is_refused_by_name() {
         ("llama", "quantization_config", json!({"quant_method": "gptq"})),
         ("qwen3", "use_sliding_window", json!(true)),
         ("qwen3", "layer_types", json!(["full_attention", "sliding_attention"])),
-        ("mixtral", "sliding_window", json!(4096)),
+        ("mixtral", "sliding_window", json!(32)),
+        ("mistral", "sliding_window", json!(63)),
+        ("olmoe", "clip_qkv", json!(8.0)),
+        ("qwen2", "use_sliding_window", json!(true)),
+        ("qwen2_moe", "shared_expert_intermediate_size", json!(47)),
         ("mixtral", "router_jitter_noise", json!(0.1)),
     ] {
         let e = with(case, key, value).unwrap_err();
@@ -120,6 +146,13 @@ fn what_we_do_not_compute_is_refused_by_name() {
     }
     // A sliding window that is switched off may keep its size.
     with("qwen3_moe", "sliding_window", json!(4096)).unwrap();
+    with("mistral", "sliding_window", json!(64)).unwrap();
+    without("mistral", "sliding_window").unwrap();
+    let longer = changed("mistral", |v| {
+        v["max_position_embeddings"] = json!(4097);
+        v.as_object_mut().unwrap().remove("sliding_window");
+    });
+    assert!(longer.unwrap_err().starts_with("sliding_window: 4096"), "that is what transformers assumes");
     with("llama", "some_new_key", json!([1, 2])).unwrap();
 }
 
@@ -239,6 +272,16 @@ fn combinations_without_a_spelling_are_refused() {
     });
     refused("glm4_moe", "attention_output_bias", &|c| c.attention_output_bias = true);
     refused("glm4_moe", "dense_layers", &|c| c.moe.as_mut().unwrap().dense_layers = vec![1]);
+    refused("mistral", "attention_bias", &|c| c.attention_bias = true);
+    refused("qwen2", "attention_bias", &|c| c.attention_bias = false);
+    refused("qwen2", "attention_output_bias", &|c| c.attention_output_bias = true);
+    refused("qwen2", "qk_norm", &|c| c.qk_norm = true);
+    refused("qwen2_moe", "n_shared_experts", &|c| c.moe.as_mut().unwrap().n_shared_experts = 0);
+    refused("olmoe", "qk_norm", &|c| c.qk_norm = false);
+    refused("olmoe", "head_dim", &|c| c.head_dim = 4);
+    refused("olmoe", "num_key_value_heads", &|c| c.num_key_value_heads = 2);
+    refused("olmoe", "dense_layers", &|c| c.moe.as_mut().unwrap().dense_layers = vec![0]);
+    refused("olmoe", "intermediate_size", &|c| c.intermediate_size = 7);
     refused("glm4_moe", "n_shared_experts", &|c| c.moe.as_mut().unwrap().n_shared_experts = 0);
 }
 
@@ -305,15 +348,25 @@ fn any_config() -> impl Strategy<Value = Config> {
             (c.tie_word_embeddings, c.bos_token_id, c.pad_token_id) = (f.0, f.3, f.3.map(|id| id / 2));
             c.eos_token_id = (0..m.0 as u32 - 1).collect();
             c.intermediate_size = m.3 + 1;
-            if c.family != Family::Mixtral {
-                c.attention_bias = f.1;
-                c.attention_output_bias = f.1 && c.family != Family::Glm4Moe;
+            c.attention_bias = match c.family {
+                Family::Mistral | Family::Mixtral => false,
+                Family::Qwen2 => true,
+                _ => f.1,
+            };
+            let quiet = matches!(c.family, Family::Qwen2 | Family::Qwen2Moe | Family::Glm4Moe);
+            c.attention_output_bias = c.attention_bias && !quiet;
+            if c.family == Family::Olmoe {
+                (c.num_key_value_heads, c.hidden_size) = (kv * group, kv * group * c.head_dim);
             }
             if let Some(moe) = &mut c.moe {
-                moe.moe_intermediate_size = if c.family == Family::Mixtral { m.3 + 1 } else { m.3 };
+                let theirs = matches!(c.family, Family::Mixtral | Family::Olmoe);
+                moe.moe_intermediate_size = if theirs { m.3 + 1 } else { m.3 };
                 moe.router_aux_loss_coef = x.3;
                 moe.num_experts_per_tok = m.1;
-                if c.family == Family::Qwen3Moe {
+                if c.family == Family::Olmoe {
+                    moe.norm_topk_prob = f.2;
+                }
+                if matches!(c.family, Family::Qwen2Moe | Family::Qwen3Moe) {
                     moe.norm_topk_prob = f.2;
                     moe.dense_layers = m.4.iter().copied().filter(|&l| l < layers).collect();
                 }
@@ -346,8 +399,9 @@ proptest! {
 
     /// Foreign bytes get an answer, never a panic.
     #[test]
-    fn garbled_files_are_answered(case in 0usize..7, edits in proptest::collection::vec((any::<u16>(), any::<u8>()), 1..6)) {
-        let case = ["llama", "qwen3", "mixtral", "qwen3_moe", "qwen3_moe_norm", "glm4_moe", "glm4_moe_plain"][case];
+    fn garbled_files_are_answered(case in 0usize..11, edits in proptest::collection::vec((any::<u16>(), any::<u8>()), 1..6)) {
+        let case = ["llama", "qwen3", "mixtral", "qwen3_moe", "qwen3_moe_norm", "glm4_moe", "glm4_moe_plain",
+            "mistral", "qwen2", "qwen2_moe", "olmoe"][case];
         let mut bytes = golden(case);
         for (at, byte) in edits {
             let at = at as usize % bytes.len();
