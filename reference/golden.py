@@ -20,6 +20,7 @@ not change them by more than `CONDITION`, or a test on another machine would com
     golden.py                  write every folder
     golden.py llama mixtral    write these
     golden.py --check          regenerate elsewhere, compare with what is committed, exit 1 on a difference above 1e-5
+    golden.py --rope           print the scaled rotary frequencies that the tests of crates/model/src/rope.rs hold
 """
 
 import argparse
@@ -86,6 +87,13 @@ def theta(value, **more):
     return {"rope_type": "default", "rope_theta": value, **more}
 
 
+def scaled(kind, value, factor, **more):
+    """Rotary frequencies scaled from 16 positions to more, in a model so small that some pairs are blended."""
+    return {"rope_type": kind, "rope_theta": value, "factor": factor, **more}
+
+
+LLAMA3 = {"low_freq_factor": 0.5, "high_freq_factor": 2.0, "original_max_position_embeddings": 16}
+YARN = {"beta_fast": 4.0, "beta_slow": 0.5, "original_max_position_embeddings": 16}
 EPS = {"rms_norm_eps": 1e-6}
 CASES = {
     "llama": Case(
@@ -182,6 +190,54 @@ CASES = {
         },
         plant=[EPS, {"routed_scaling_factor": 1.0}, {"norm_topk_prob": True}],
         correction=[-0.15, 0.20, 0.05, -0.30, 0.10, -1.50],
+    ),
+    "mistral": Case(
+        "mistral",
+        seed=1,
+        config={"sliding_window": None, "rope_parameters": scaled("llama3", 100.0, 4.0, **LLAMA3)},
+        plant=[
+            EPS,
+            {"rope_parameters": scaled("linear", 100.0, 4.0)},
+            {"rope_parameters": scaled("llama3", 100.0, 4.0, **{**LLAMA3, "high_freq_factor": 1.0})},
+            {"sliding_window": 8},
+        ],
+    ),
+    "qwen2": Case(
+        "qwen2",
+        seed=2,
+        config={"tie_word_embeddings": True, "rope_parameters": scaled("yarn", 100.0, 4.0, **YARN)},
+        plant=[
+            EPS,
+            {"rope_parameters": scaled("yarn", 100.0, 4.0, **YARN, attention_factor=1.0)},
+            {"rope_parameters": scaled("yarn", 100.0, 4.0, **{**YARN, "beta_slow": 2.0})},
+        ],
+    ),
+    "qwen2_moe": Case(
+        "qwen2_moe",
+        seed=5,
+        config={
+            **SPARSE,
+            "num_experts": 8,
+            "num_experts_per_tok": 3,
+            "shared_expert_intermediate_size": 48,
+            "mlp_only_layers": [0],
+            "rope_parameters": theta(10000.0),
+        },
+        plant=[EPS, {"norm_topk_prob": True}, {"num_experts_per_tok": 2}],
+    ),
+    "olmoe": Case(
+        "olmoe",
+        seed=27,
+        config={
+            "intermediate_size": 20,
+            "head_dim": 8,  # hidden_size / num_attention_heads: the norm of all queries is as wide as the model
+            "num_key_value_heads": 4,
+            "num_experts": 8,
+            "num_experts_per_tok": 3,
+            "pad_token_id": None,
+            "rope_parameters": scaled("linear", 10000.0, 4.0),
+        },
+        plant=[EPS, {"norm_topk_prob": True}, {"num_experts_per_tok": 2}, {"rope_parameters": theta(10000.0)}, {"clip_qkv": 1.0}],
     ),
 }
 
@@ -452,6 +508,38 @@ def write(name: str, folder: Path) -> None:
     )
 
 
+# Rotary scalings as published models have them: (rope_parameters, head_dim).
+ROPE = {
+    "linear": (dict(rope_type="linear", rope_theta=1e4, factor=8.0), 16),
+    "llama3": (
+        dict(rope_type="llama3", rope_theta=5e5, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192),
+        128,
+    ),
+    "yarn": (dict(rope_type="yarn", rope_theta=1e6, factor=4.0, original_max_position_embeddings=32768), 128),
+    "yarn_mscale": (
+        dict(rope_type="yarn", rope_theta=1e4, factor=40.0, beta_fast=32, beta_slow=1, mscale=0.707, mscale_all_dim=1.0, original_max_position_embeddings=4096),
+        64,
+    ),
+    "yarn_untruncated": (
+        dict(rope_type="yarn", rope_theta=1.5e5, factor=32.0, beta_fast=32.0, beta_slow=1.0, truncate=False, original_max_position_embeddings=4096),
+        64,
+    ),
+}
+
+
+def rope() -> None:
+    """Frequencies at every eighth of the pairs, and the factor of cosines and sines."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    for name, (parameters, head_dim) in ROPE.items():
+        sizes = {"hidden_size": 4 * head_dim, "num_attention_heads": 4, "head_dim": head_dim}
+        longest = int(parameters["factor"] * parameters.get("original_max_position_embeddings", 1024))
+        config = AutoConfig.for_model("llama", **sizes, max_position_embeddings=longest, rope_parameters=parameters)
+        frequency, factor = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](config)
+        step = max(1, len(frequency) // 8)
+        print(name, head_dim, f"{factor:.9g}", [float(f"{x:.7g}") for x in frequency[::step].tolist()])
+
+
 def differences(old: Path, new: Path) -> list[str]:
     """What differs between two folders, beyond the tolerance."""
     found = []
@@ -490,7 +578,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Write, or check, the golden values.")
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"any of: {', '.join(CASES)} (default: all)")
     parser.add_argument("--check", action="store_true", help="compare with the committed files instead of writing")
+    parser.add_argument("--rope", action="store_true", help="print the numbers that the tests of rope.rs hold")
     args = parser.parse_args()
+    if args.rope:
+        rope()
+        return 0
     unknown = [c for c in args.cases if c not in CASES]
     if unknown:
         parser.error(f"no such case: {', '.join(unknown)}")

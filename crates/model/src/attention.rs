@@ -1,9 +1,11 @@
 //! Grouped-query attention (Ainslie et al. 2023) with rotary positions, optional QK norm and biases.
 //!
 //! Query, key and value projections are one GEMM into one fused tensor `[T, (H + 2G)·C]`; every kernel after it knows
-//! the fused layout. The rotation is orthogonal, so its backward pass is the inverse rotation and saves nothing.
+//! the fused layout. The rotation is orthogonal (times a number, with
+//! yarn), so its backward pass is its transpose, the rotation back (times that number), and saves nothing.
 
 use crate::cache::LayerCache;
+use crate::config::Config;
 use crate::layer::{Branch, Cx};
 use crate::mlp::ADD_NT;
 use crate::store::{BlockIds, ParamId, Store};
@@ -12,6 +14,8 @@ use wudao_device::{Device, Fault, Gemm, Heads, Tensor, View, ViewMut};
 
 pub(crate) struct Attention<D: Device> {
     heads: Heads,
+    /// Heads as the QK norm sees them.
+    normed: Heads,
     eps: f64,
     /// Cosines and sines `[max_position_embeddings, rotary_dim]`.
     rope: Arc<Tensor<D>>,
@@ -36,9 +40,10 @@ pub(crate) struct AttentionSaved<D: Device> {
 }
 
 impl<D: Device> Attention<D> {
-    pub fn new(heads: Heads, eps: f64, rope: Arc<Tensor<D>>, ids: &BlockIds, recompute: bool) -> Self {
+    pub fn new(config: &Config, rope: Arc<Tensor<D>>, ids: &BlockIds, recompute: bool) -> Self {
         let BlockIds { qkv, qkv_bias, qk_norm, o, o_bias, .. } = *ids;
-        Attention { heads, eps, rope, qkv, qkv_bias, qk_norm, o, o_bias, recompute }
+        let (heads, normed, eps) = (config.heads(), config.normed_heads(), config.rms_norm_eps);
+        Attention { heads, normed, eps, rope, qkv, qkv_bias, qk_norm, o, o_bias, recompute }
     }
 
     fn scale(&self) -> f64 {
@@ -56,9 +61,9 @@ impl<D: Device> Attention<D> {
         let mut normed = None;
         if let Some((wq, wk)) = self.qk_norm {
             let mut y = Tensor::new(dev, qkv.shape(), dtype);
-            let mut rstd = Tensor::new(dev, [t, self.heads.q + self.heads.kv], D::statistics(dtype));
+            let mut rstd = Tensor::new(dev, [t, self.normed.q + self.normed.kv], D::statistics(dtype));
             let (wq, wk) = (cx.weights.at(wq), cx.weights.at(wk));
-            dev.qk_norm(self.heads, self.eps, qkv.view(), wq, wk, y.view_mut(), rstd.view_mut());
+            dev.qk_norm(self.normed, self.eps, qkv.view(), wq, wk, y.view_mut(), rstd.view_mut());
             normed = Some((std::mem::replace(&mut qkv, y), rstd));
         }
         dev.rope(self.heads, self.rope.view(), &cx.packing.positions, false, qkv.view_mut());
@@ -135,7 +140,7 @@ impl<D: Device> Branch<D> for Attention<D> {
             let (mut dwq, mut dwk) = (zeros_like(dev, cx.weights.at(wq)), zeros_like(dev, cx.weights.at(wk)));
             let (gq, gk) = (cx.weights.at(wq), cx.weights.at(wk));
             let (dq, dk) = (dwq.view_mut(), dwk.view_mut());
-            dev.qk_norm_backward(h, x.view(), gq, gk, rstd.view(), dqkv.view(), dx.view_mut(), dq, dk);
+            dev.qk_norm_backward(self.normed, x.view(), gq, gk, rstd.view(), dqkv.view(), dx.view_mut(), dq, dk);
             dev.axpby(1.0, dwq.view(), 1.0, grads.at_mut(wq));
             dev.axpby(1.0, dwk.view(), 1.0, grads.at_mut(wk));
             dqkv = dx;

@@ -6,6 +6,7 @@
 use crate::attention::{Attention, AttentionSaved};
 use crate::cache::LayerCache;
 use crate::config::Config;
+use crate::gate::Gate;
 use crate::layer::{Branch, Cx, Layer, Operand};
 use crate::mlp::{Hidden, Mlp};
 use crate::model::{Options, Recomputation};
@@ -72,21 +73,24 @@ impl<D: Device> Block<D> {
     pub fn new(config: &Config, layer: usize, ids: &BlockIds, rope: Arc<Tensor<D>>, options: &Options) -> Self {
         let norm = |gain| Norm { gain, eps: config.rms_norm_eps, operands: options.dtype };
         let feed_forward = match (&ids.feed_forward, config.moe_at(layer)) {
-            (&FeedForwardIds::Sparse { router, correction, experts, shared }, Some(m)) => FeedForward::Sparse(Moe {
-                routing: m.routing(),
-                experts: m.num_experts,
-                layer: experts,
-                router,
-                correction,
-                shared: shared.map(|ids| Mlp { ids }),
-            }),
+            (&FeedForwardIds::Sparse { router, correction, experts, shared, shared_gate }, Some(m)) => {
+                FeedForward::Sparse(Moe {
+                    routing: m.routing(),
+                    experts: m.num_experts,
+                    layer: experts,
+                    router,
+                    correction,
+                    shared: shared.map(|ids| Mlp { ids }),
+                    shared_gate: shared_gate.map(|weight| Gate { weight }),
+                })
+            }
             (&FeedForwardIds::Dense(ids), None) => FeedForward::Dense(Mlp { ids }),
             _ => unreachable!("the layout was made from this configuration"),
         };
         let again = options.recompute == Recomputation::Attention;
         Block {
             norm1: norm(ids.norm1),
-            attention: Attention::new(config.heads(), config.rms_norm_eps, rope, ids, again),
+            attention: Attention::new(config, rope, ids, again),
             norm2: norm(ids.norm2),
             feed_forward,
         }

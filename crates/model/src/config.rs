@@ -5,9 +5,10 @@
 //! [`Config::check`], before any memory is taken.
 //!
 //! In a settings file (TOML) the fields have these names and the defaults below, so that a preset stays short:
-//! `head_dim` is `hidden_size / num_attention_heads`, there are as many key/value heads as query heads, and a mixtral's
-//! `intermediate_size` is that of its experts.
+//! `head_dim` is `hidden_size / num_attention_heads`, there are as many key/value heads as query heads, and the
+//! `intermediate_size` of a mixtral or an olmoe is that of its experts.
 
+use crate::rope::RopeScaling;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use wudao_device::{Heads, Routing, Score};
 
@@ -17,10 +18,18 @@ use wudao_device::{Heads, Routing, Score};
 pub enum Family {
     /// Dense (Touvron et al. 2023).
     Llama,
+    /// Dense (Jiang et al. 2023), without its sliding window.
+    Mistral,
+    /// Dense with biases on queries, keys and values (Yang et al. 2024).
+    Qwen2,
     /// Dense with QK norm.
     Qwen3,
     /// Softmax top-k with renormalisation in every layer (Jiang et al. 2024).
     Mixtral,
+    /// Softmax top-k, a gated shared expert, some layers dense.
+    Qwen2Moe,
+    /// Softmax top-k in every layer, QK norm over the whole projection (Muennighoff et al. 2024).
+    Olmoe,
     /// Softmax top-k, QK norm, some layers dense.
     Qwen3Moe,
     /// Sigmoid router with correction bias, shared experts, dense first layers, partial rotary embedding.
@@ -55,6 +64,8 @@ pub struct Config {
     /// Base of the rotary frequencies.
     #[serde(default = "rope_theta")]
     pub rope_theta: f64,
+    /// Scaled rotary frequencies, for sequences longer than those of training.
+    pub rope_scaling: Option<RopeScaling>,
     /// Share of a head's columns that is rotated.
     #[serde(default = "one")]
     pub partial_rotary_factor: f64,
@@ -70,7 +81,7 @@ pub struct Config {
     /// Bias on the attention's output projection too.
     #[serde(default)]
     pub attention_output_bias: bool,
-    /// RMS norm on every query and key head.
+    /// RMS norm on queries and keys, each head by itself ([`Config::normed_heads`]).
     #[serde(default)]
     pub qk_norm: bool,
     /// Standard deviation of the initial weights.
@@ -152,7 +163,7 @@ impl<'de> Deserialize<'de> for Config {
         if c.head_dim == 0 {
             c.head_dim = c.hidden_size / c.num_attention_heads.max(1);
         }
-        if let (Family::Mixtral, 0, Some(m)) = (c.family, c.intermediate_size, &c.moe) {
+        if let (Family::Mixtral | Family::Olmoe, 0, Some(m)) = (c.family, c.intermediate_size, &c.moe) {
             c.intermediate_size = m.moe_intermediate_size;
         }
         Ok(c)
@@ -178,6 +189,20 @@ impl Config {
     /// Heads of the fused projection.
     pub fn heads(&self) -> Heads {
         Heads { q: self.num_attention_heads, kv: self.num_key_value_heads, dim: self.head_dim }
+    }
+
+    /// Heads as the QK norm sees them: OLMoE norms all queries of a token as one, and all keys as one, of which there are
+    /// as many.
+    pub fn normed_heads(&self) -> Heads {
+        match self.family {
+            Family::Olmoe => Heads { q: 1, kv: 1, dim: self.num_attention_heads * self.head_dim },
+            _ => self.heads(),
+        }
+    }
+
+    /// A token takes a share of the shared expert's answer, not all of it.
+    pub fn shared_expert_gate(&self) -> bool {
+        self.family == Family::Qwen2Moe
     }
 
     /// Rotated columns of a head.
@@ -224,6 +249,7 @@ impl Config {
             return fail("head_dim", format!("head_dim · partial_rotary_factor = {r} must be even and not 0"));
         }
         positive("rope_theta", self.rope_theta)?;
+        self.rope_scaling.as_ref().map_or(Ok(()), |s| s.check(self.rope_theta))?;
         positive("rms_norm_eps", self.rms_norm_eps)?;
         not_negative("initializer_range", self.initializer_range)?;
         let ids = [("bos_token_id", self.bos_token_id), ("pad_token_id", self.pad_token_id)];
@@ -250,7 +276,7 @@ impl Config {
     }
 }
 
-fn fail<T>(key: &'static str, problem: String) -> Result<T, ConfigError> {
+pub(crate) fn fail<T>(key: &'static str, problem: String) -> Result<T, ConfigError> {
     Err(ConfigError { key, problem })
 }
 
@@ -261,11 +287,11 @@ fn in_range(key: &'static str, n: usize, most: usize) -> Result<(), ConfigError>
     Ok(())
 }
 
-fn positive(key: &'static str, x: f64) -> Result<(), ConfigError> {
+pub(crate) fn positive(key: &'static str, x: f64) -> Result<(), ConfigError> {
     if x > 0.0 && x.is_finite() { Ok(()) } else { fail(key, format!("{x} must be a positive number")) }
 }
 
-fn not_negative(key: &'static str, x: f64) -> Result<(), ConfigError> {
+pub(crate) fn not_negative(key: &'static str, x: f64) -> Result<(), ConfigError> {
     if x >= 0.0 && x.is_finite() { Ok(()) } else { fail(key, format!("{x} must be 0 or a positive number")) }
 }
 

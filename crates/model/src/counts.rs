@@ -14,7 +14,7 @@ pub struct Parts {
     pub embedding: u64,
     /// Projections of attention, and their biases.
     pub attention: u64,
-    /// Routers, and their correction biases.
+    /// Routers, their correction biases, and the gates of shared experts.
     pub router: u64,
     /// Routed experts.
     pub experts: u64,
@@ -72,7 +72,7 @@ impl Counts {
         let projections = layers * 2 * d * (q + kv);
         let qkv_bias = if c.attention_bias { q + 2 * kv } else { 0 };
         let o_bias = if c.attention_output_bias { d } else { 0 };
-        let qk_norm = if c.qk_norm { 2 * n(c.head_dim) } else { 0 };
+        let qk_norm = if c.qk_norm { 2 * n(c.normed_heads().dim) } else { 0 };
         let sparse = n(c.moe_layers().len());
         let mlp = |width: u64| 3 * d * width;
         let mut params = Parts {
@@ -87,7 +87,7 @@ impl Counts {
         let mut routers = 0;
         if let Some(m) = &c.moe {
             let (e, f) = (n(m.num_experts), n(m.moe_intermediate_size));
-            routers = sparse * e * d;
+            routers = sparse * d * (e + u64::from(c.shared_expert_gate()));
             params.router = routers + if m.sigmoid { sparse * e } else { 0 };
             params.experts = sparse * e * mlp(f);
             params.shared_experts = sparse * mlp(f * n(m.n_shared_experts));

@@ -1,23 +1,30 @@
 //! `config.json`: how each family spells what the mathematics does.
 //!
 //! Read are the keys that change what the model computes; a value that we do not compute (a sliding window, another
-//! activation, scaled rotary frequencies, quantised weights) is refused by name. Everything else in the file is
+//! activation, weights quantised in a way that we do not read) is refused by name. Everything else in the file is
 //! harmless and ignored. Written are the keys that transformers 4 and 5 both read, so some facts are said twice:
 //! `rope_theta` and `rope_parameters`, `torch_dtype` and `dtype`, `num_experts` and `num_local_experts`.
 //!
 //! A family cannot spell everything: a mixtral has no dense layers, a qwen3 always norms its queries. Such a
 //! configuration is refused before training, not when the checkpoint is written.
 
-use crate::config::{Config, ConfigError, Family, MoeConfig};
+mod moe;
+mod rope;
+
+use crate::config::{Config, ConfigError, Family, fail};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use wudao_device::DType;
 
 const FAMILIES: &[(Family, &str, &str)] = &[
     (Family::Llama, "llama", "LlamaForCausalLM"),
+    (Family::Mistral, "mistral", "MistralForCausalLM"),
+    (Family::Qwen2, "qwen2", "Qwen2ForCausalLM"),
     (Family::Qwen3, "qwen3", "Qwen3ForCausalLM"),
     (Family::Mixtral, "mixtral", "MixtralForCausalLM"),
+    (Family::Qwen2Moe, "qwen2_moe", "Qwen2MoeForCausalLM"),
     (Family::Qwen3Moe, "qwen3_moe", "Qwen3MoeForCausalLM"),
+    (Family::Olmoe, "olmoe", "OlmoeForCausalLM"),
     (Family::Glm4Moe, "glm4_moe", "Glm4MoeForCausalLM"),
 ];
 
@@ -31,10 +38,11 @@ impl Family {
     pub fn architecture(self) -> &'static str {
         FAMILIES.iter().find(|f| f.0 == self).map_or("", |f| f.2)
     }
-}
 
-fn fail<T>(key: &'static str, problem: String) -> Result<T, ConfigError> {
-    Err(ConfigError { key, problem })
+    /// Where queries have biases, attention's output has one too.
+    fn biases_output(self) -> bool {
+        !matches!(self, Family::Qwen2 | Family::Qwen2Moe | Family::Glm4Moe)
+    }
 }
 
 /// A JSON value as an error shows it: at most a line of it.
@@ -93,6 +101,25 @@ impl Keys {
         Ok(ids.into_iter().flatten().flatten().collect())
     }
 
+    /// Refuses a sliding window that a sequence could outgrow. In qwen's files the switch is `use_sliding_window`, and
+    /// this key may keep a value that nobody reads.
+    fn no_window(&self, family: Family, longest: usize) -> Result<(), ConfigError> {
+        let window = match family {
+            // Without the key transformers assumes one.
+            Family::Mistral if !self.0.contains_key("sliding_window") => Some(4096),
+            Family::Mistral | Family::Mixtral => self.count("sliding_window")?,
+            _ => None,
+        };
+        match window.filter(|&w| w < longest) {
+            Some(w) => {
+                let what =
+                    format!("{w} is not supported; only null is, or max_position_embeddings = {longest} and more");
+                fail("sliding_window", what)
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Refuses any value of `key` but the one that we compute.
     fn only(&self, key: &'static str, supported: &Value) -> Result<(), ConfigError> {
         match self.get(key) {
@@ -102,33 +129,6 @@ impl Keys {
             _ => Ok(()),
         }
     }
-
-    /// The rotary settings, old or new: where both stand the new ones win, as in transformers.
-    fn rope(&self, family: Family) -> Result<(f64, f64), ConfigError> {
-        let mut inner = Keys(Map::new());
-        for key in ["rope_parameters", "rope_scaling"] {
-            let Some(v) = self.get(key) else { continue };
-            let Some(object) = v.as_object() else {
-                return fail(rope_key(key), format!("must be an object, found {}", shown(v)));
-            };
-            let kind = object.get("rope_type").or_else(|| object.get("type")).filter(|v| !v.is_null());
-            if kind.is_some_and(|kind| kind != "default") || object.values().any(Value::is_object) {
-                return fail(rope_key(key), format!("{} is not supported; only rope_type \"default\" is", shown(v)));
-            }
-            if inner.0.is_empty() {
-                inner = Keys(object.clone());
-            }
-        }
-        let theta = if family == Family::Mixtral { 1e6 } else { 1e4 };
-        let theta = inner.number("rope_theta", self.number("rope_theta", theta)?)?;
-        let share = inner.number("partial_rotary_factor", self.number("partial_rotary_factor", 0.5)?)?;
-        // The other families rotate whole heads, whatever the file says.
-        Ok((theta, if family == Family::Glm4Moe { share } else { 1.0 }))
-    }
-}
-
-fn rope_key(key: &str) -> &'static str {
-    if key == "rope_scaling" { "rope_scaling" } else { "rope_parameters" }
 }
 
 impl Config {
@@ -147,12 +147,12 @@ impl Config {
         let Some(&(family, ..)) = FAMILIES.iter().find(|f| f.1 == model_type) else {
             return fail("model_type", format!("{model_type:?} is not supported; supported are {known}"));
         };
-        refuse_the_unsupported(&keys, family)?;
+        refuse_the_unsupported(&keys)?;
 
         let (hidden_size, num_attention_heads) = (keys.required("hidden_size")?, keys.required("num_attention_heads")?);
         let num_key_value_heads = match (keys.count("num_key_value_heads")?, family) {
             (Some(n), _) => n,
-            (None, Family::Llama) => num_attention_heads,
+            (None, Family::Llama | Family::Olmoe) => num_attention_heads,
             (None, _) => return fail("num_key_value_heads", "missing".into()),
         };
         let head_dim = match (keys.count("head_dim")?, family) {
@@ -160,12 +160,22 @@ impl Config {
             (None, Family::Qwen3) => 128,
             (None, _) => hidden_size / num_attention_heads.max(1),
         };
-        let attention_bias = family != Family::Mixtral && keys.flag("attention_bias", false)?;
-        let (rope_theta, partial_rotary_factor) = keys.rope(family)?;
+        let attention_bias = match family {
+            Family::Mistral | Family::Mixtral => false,
+            Family::Qwen2 => true,
+            Family::Qwen2Moe => keys.flag("qkv_bias", true)?,
+            _ => keys.flag("attention_bias", false)?,
+        };
+        let max_position_embeddings = keys.required("max_position_embeddings")?;
+        keys.no_window(family, max_position_embeddings)?;
+        let rope = keys.rope(family, max_position_embeddings)?;
         let num_hidden_layers = keys.required("num_hidden_layers")?;
-        let eps = if matches!(family, Family::Mixtral | Family::Glm4Moe) { 1e-5 } else { 1e-6 };
-        let (bos, eos): (&[u32], &[u32]) =
-            if matches!(family, Family::Llama | Family::Mixtral) { (&[1], &[2]) } else { (&[], &[]) };
+        let eps = if matches!(family, Family::Mixtral | Family::Olmoe | Family::Glm4Moe) { 1e-5 } else { 1e-6 };
+        let (bos, eos, pad): (&[u32], &[u32], &[u32]) = match family {
+            Family::Llama | Family::Mistral | Family::Mixtral => (&[1], &[2], &[]),
+            Family::Olmoe => (&[], &[50279], &[1]),
+            _ => (&[], &[], &[]),
+        };
         let config = Config {
             family,
             vocab_size: keys.required("vocab_size")?,
@@ -175,23 +185,24 @@ impl Config {
             num_attention_heads,
             num_key_value_heads,
             head_dim,
-            max_position_embeddings: keys.required("max_position_embeddings")?,
-            rope_theta,
-            partial_rotary_factor,
+            max_position_embeddings,
+            rope_theta: rope.theta,
+            rope_scaling: rope.scaling,
+            partial_rotary_factor: rope.share,
             rms_norm_eps: keys.number("rms_norm_eps", eps)?,
             tie_word_embeddings: keys.flag("tie_word_embeddings", false)?,
             attention_bias,
-            attention_output_bias: attention_bias && family != Family::Glm4Moe,
+            attention_output_bias: attention_bias && family.biases_output(),
             qk_norm: match family {
-                Family::Qwen3 | Family::Qwen3Moe => true,
+                Family::Qwen3 | Family::Qwen3Moe | Family::Olmoe => true,
                 Family::Glm4Moe => keys.flag("use_qk_norm", false)?,
-                Family::Llama | Family::Mixtral => false,
+                Family::Llama | Family::Mistral | Family::Mixtral | Family::Qwen2 | Family::Qwen2Moe => false,
             },
             initializer_range: keys.number("initializer_range", 0.02)?,
             bos_token_id: keys.ids("bos_token_id", bos)?.first().copied(),
             eos_token_id: keys.ids("eos_token_id", eos)?,
-            pad_token_id: keys.ids("pad_token_id", &[])?.first().copied(),
-            moe: moe(&keys, family, num_hidden_layers)?,
+            pad_token_id: keys.ids("pad_token_id", pad)?.first().copied(),
+            moe: moe::read(&keys, family, num_hidden_layers)?,
         };
         config.check()?;
         Ok(config)
@@ -204,7 +215,7 @@ impl Config {
             DType::F64 => "float64",
             DType::F32 | DType::U32 => "float32",
         };
-        let mut rope = json!({ "rope_theta": self.rope_theta, "rope_type": "default" });
+        let (mut rope, rope_scaling) = rope::write(self.rope_theta, self.rope_scaling.as_ref());
         let eos = match &self.eos_token_id[..] {
             [] => Value::Null,
             [one] => json!(one),
@@ -234,19 +245,23 @@ impl Config {
             ("use_cache", json!(true)),
             ("vocab_size", json!(self.vocab_size)),
         ]);
-        if self.family != Family::Mixtral {
-            keys.insert("attention_bias", json!(self.attention_bias));
-        }
+        match self.family {
+            Family::Mistral | Family::Mixtral | Family::Qwen2 => None,
+            Family::Qwen2Moe => keys.insert("qkv_bias", json!(self.attention_bias)),
+            _ => keys.insert("attention_bias", json!(self.attention_bias)),
+        };
         match self.family {
             Family::Llama => {
                 keys.insert("mlp_bias", json!(false));
                 keys.insert("pretraining_tp", json!(1));
             }
+            Family::Mistral => drop(keys.insert("sliding_window", Value::Null)),
+            Family::Olmoe => drop(keys.insert("clip_qkv", Value::Null)),
             Family::Mixtral => {
                 keys.insert("sliding_window", Value::Null);
                 keys.insert("router_jitter_noise", json!(0.0));
             }
-            Family::Qwen3 | Family::Qwen3Moe => {
+            Family::Qwen2 | Family::Qwen2Moe | Family::Qwen3 | Family::Qwen3Moe => {
                 keys.insert("sliding_window", Value::Null);
                 keys.insert("use_sliding_window", json!(false));
             }
@@ -259,8 +274,11 @@ impl Config {
             }
         }
         keys.insert("rope_parameters", rope);
+        if let Some(scaling) = rope_scaling {
+            keys.insert("rope_scaling", scaling);
+        }
         if let Some(m) = &self.moe {
-            write_moe(self.family, m, &mut keys);
+            moe::write(self.family, m, &mut keys);
         }
         pretty(&keys)
     }
@@ -290,31 +308,40 @@ impl Config {
         };
         let glm = self.family == Family::Glm4Moe;
         match self.family {
-            Family::Llama | Family::Qwen3 => must("moe", self.moe.is_none(), "is dense: leave moe out")?,
+            Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 => {
+                must("moe", self.moe.is_none(), "is dense: leave moe out")?
+            }
             _ => must("moe", self.moe.is_some(), "is sparse: it needs moe")?,
         }
         match self.family {
-            Family::Qwen3 | Family::Qwen3Moe => must("qk_norm", self.qk_norm, "always norms queries and keys: true")?,
-            Family::Llama | Family::Mixtral => {
+            Family::Qwen3 | Family::Qwen3Moe | Family::Olmoe => {
+                must("qk_norm", self.qk_norm, "always norms queries and keys: true")?
+            }
+            Family::Llama | Family::Mistral | Family::Mixtral | Family::Qwen2 | Family::Qwen2Moe => {
                 must("qk_norm", !self.qk_norm, "has no norm on queries and keys: false")?
             }
             Family::Glm4Moe => {}
         }
         match self.family {
-            Family::Mixtral => must("attention_bias", !self.attention_bias, "has no biases: false")?,
-            Family::Glm4Moe => {
-                must("attention_output_bias", !self.attention_output_bias, "has no bias on the output: false")?
-            }
+            Family::Mistral | Family::Mixtral => must("attention_bias", !self.attention_bias, "has no biases: false")?,
+            Family::Qwen2 => must("attention_bias", self.attention_bias, "always has biases: true")?,
             _ => {}
         }
-        if !glm {
+        if self.family.biases_output() {
             let same = self.attention_bias == self.attention_output_bias;
-            must(
-                "attention_output_bias",
-                same,
-                "has a bias on all attention projections or on none: as attention_bias",
-            )?;
+            let how = "has a bias on all attention projections or on none: as attention_bias";
+            must("attention_output_bias", same, how)?;
+        } else {
+            must("attention_output_bias", !self.attention_output_bias, "has no bias on the output: false")?;
+        }
+        if !glm {
             must("partial_rotary_factor", self.partial_rotary_factor == 1.0, "rotates whole heads: 1.0")?;
+        }
+        if self.family == Family::Olmoe {
+            // The norms' widths are derived from hidden_size; keys as wide as queries are what the kernel can norm.
+            let [h, g] = [self.num_attention_heads, self.num_key_value_heads];
+            must("head_dim", self.head_dim * h == self.hidden_size, "has hidden_size / num_attention_heads of them")?;
+            must("num_key_value_heads", g == h, "is supported with as many of them as num_attention_heads")?;
         }
         if self.family == Family::Llama {
             let whole = self.hidden_size.is_multiple_of(self.num_attention_heads);
@@ -330,11 +357,17 @@ impl Config {
             return must("num_experts", two, "takes the two best of each group: two experts in each, or more");
         }
         must("sigmoid", !m.sigmoid, "has a softmax router: false")?;
-        must("n_shared_experts", m.n_shared_experts == 0, "has no shared expert: 0")?;
+        if self.family == Family::Qwen2Moe {
+            must("n_shared_experts", m.n_shared_experts > 0, "always has a shared expert: 1 or more")?;
+        } else {
+            must("n_shared_experts", m.n_shared_experts == 0, "has no shared expert: 0")?;
+        }
         must("routed_scaling_factor", m.routed_scaling_factor == 1.0, "does not scale the weights: 1.0")?;
         if self.family == Family::Mixtral {
-            must("dense_layers", m.dense_layers.is_empty(), "is sparse in every layer: leave them out")?;
             must("norm_topk_prob", m.norm_topk_prob, "always divides the weights by their sum: true")?;
+        }
+        if matches!(self.family, Family::Mixtral | Family::Olmoe) {
+            must("dense_layers", m.dense_layers.is_empty(), "is sparse in every layer: leave them out")?;
             let same = m.moe_intermediate_size == self.intermediate_size;
             must("intermediate_size", same, "calls its experts' width so: as moe_intermediate_size")?;
         }
@@ -347,15 +380,13 @@ fn pretty(keys: &BTreeMap<&str, Value>) -> String {
     serde_json::to_string_pretty(keys).expect("JSON from JSON values") + "\n"
 }
 
-fn refuse_the_unsupported(keys: &Keys, family: Family) -> Result<(), ConfigError> {
+fn refuse_the_unsupported(keys: &Keys) -> Result<(), ConfigError> {
     keys.only("hidden_act", &json!("silu"))?;
     keys.only("mlp_bias", &json!(false))?;
     keys.only("router_jitter_noise", &json!(0.0))?;
     keys.only("use_sliding_window", &json!(false))?;
-    // In qwen's files the switch is use_sliding_window, and this key may keep a value that nobody reads.
-    let read = family == Family::Mixtral;
-    if let (true, Some(v)) = (read, keys.get("sliding_window")) {
-        return fail("sliding_window", format!("{} is not supported; only null is", shown(v)));
+    if let Some(v) = keys.get("clip_qkv") {
+        return fail("clip_qkv", format!("{} is not supported; only null is", shown(v)));
     }
     if let Some(v) = keys.get("quantization_config") {
         return fail("quantization_config", format!("{} is not supported; only unquantised weights are", shown(v)));
@@ -365,86 +396,4 @@ fn refuse_the_unsupported(keys: &Keys, family: Family) -> Result<(), ConfigError
         return fail("layer_types", format!("{} is not supported; only \"full_attention\" is", shown(v)));
     }
     Ok(())
-}
-
-fn moe(keys: &Keys, family: Family, layers: usize) -> Result<Option<MoeConfig>, ConfigError> {
-    // A list of layers longer than any model's would only cost time; `Config::check` names the bound.
-    let layers = layers.min(1 << 12);
-    // Both spellings are in use; where both stand this one wins, as in transformers.
-    let local =
-        |default: Option<usize>| match keys.count("num_local_experts")?.or(keys.count("num_experts")?).or(default) {
-            Some(n) => Ok(n),
-            None => fail("num_local_experts", "missing, and no num_experts either".into()),
-        };
-    let softmax = |num_experts, per_token, width, norm, dense_layers| -> Result<MoeConfig, ConfigError> {
-        Ok(MoeConfig {
-            num_experts,
-            num_experts_per_tok: keys.count("num_experts_per_tok")?.unwrap_or(per_token),
-            moe_intermediate_size: width,
-            n_shared_experts: 0,
-            sigmoid: false,
-            norm_topk_prob: norm,
-            routed_scaling_factor: 1.0,
-            n_group: 1,
-            topk_group: 1,
-            dense_layers,
-            router_aux_loss_coef: keys.number("router_aux_loss_coef", 0.001)?,
-        })
-    };
-    match family {
-        Family::Llama | Family::Qwen3 => Ok(None),
-        Family::Mixtral => softmax(local(Some(8))?, 2, keys.required("intermediate_size")?, true, vec![]).map(Some),
-        Family::Qwen3Moe => {
-            let step = keys.count("decoder_sparse_step")?.unwrap_or(1);
-            if step == 0 {
-                return fail("decoder_sparse_step", "0; it must be 1 or more".into());
-            }
-            let whole = |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok());
-            let list = |v: &Value| v.as_array()?.iter().map(whole).collect::<Option<Vec<usize>>>();
-            let dense = keys.typed("mlp_only_layers", "a list of layer numbers", list)?.unwrap_or_default();
-            let is_dense = |l: &usize| dense.contains(l) || !(l + 1).is_multiple_of(step);
-            let width = keys.count("moe_intermediate_size")?.unwrap_or(768);
-            let norm = keys.flag("norm_topk_prob", false)?;
-            softmax(local(None)?, 8, width, norm, (0..layers).filter(is_dense).collect()).map(Some)
-        }
-        Family::Glm4Moe => Ok(Some(MoeConfig {
-            num_experts: keys.count("n_routed_experts")?.unwrap_or(128),
-            num_experts_per_tok: keys.count("num_experts_per_tok")?.unwrap_or(8),
-            moe_intermediate_size: keys.count("moe_intermediate_size")?.unwrap_or(1408),
-            n_shared_experts: keys.count("n_shared_experts")?.unwrap_or(1),
-            sigmoid: true,
-            norm_topk_prob: keys.flag("norm_topk_prob", true)?,
-            routed_scaling_factor: keys.number("routed_scaling_factor", 1.0)?,
-            n_group: keys.count("n_group")?.unwrap_or(1),
-            topk_group: keys.count("topk_group")?.unwrap_or(1),
-            dense_layers: (0..keys.count("first_k_dense_replace")?.unwrap_or(1).min(layers)).collect(),
-            router_aux_loss_coef: keys.number("router_aux_loss_coef", 0.0)?,
-        })),
-    }
-}
-
-fn write_moe(family: Family, m: &MoeConfig, keys: &mut BTreeMap<&str, Value>) {
-    keys.insert("num_experts_per_tok", json!(m.num_experts_per_tok));
-    keys.insert("output_router_logits", json!(false));
-    keys.insert("router_aux_loss_coef", json!(m.router_aux_loss_coef));
-    if family != Family::Glm4Moe {
-        keys.insert("num_local_experts", json!(m.num_experts));
-    }
-    if family == Family::Qwen3Moe {
-        keys.insert("num_experts", json!(m.num_experts));
-        keys.insert("decoder_sparse_step", json!(1));
-        keys.insert("mlp_only_layers", json!(m.dense_layers));
-    }
-    if family == Family::Glm4Moe {
-        keys.insert("n_routed_experts", json!(m.num_experts));
-        keys.insert("n_shared_experts", json!(m.n_shared_experts));
-        keys.insert("n_group", json!(m.n_group));
-        keys.insert("topk_group", json!(m.topk_group));
-        keys.insert("routed_scaling_factor", json!(m.routed_scaling_factor));
-        keys.insert("first_k_dense_replace", json!(m.dense_layers.len()));
-    }
-    if family != Family::Mixtral {
-        keys.insert("moe_intermediate_size", json!(m.moe_intermediate_size));
-        keys.insert("norm_topk_prob", json!(m.norm_topk_prob));
-    }
 }

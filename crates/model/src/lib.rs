@@ -1,7 +1,7 @@
 //! Sparse transformer language models.
 //!
 //! Read in this order: [`config`] says what a model is; [`store`] holds its parameters under one table of names;
-//! [`layer`] is the contract of a layer; `norm`, `attention`, `mlp`, `moe` are the layers; `block` composes them;
+//! [`layer`] is the contract of a layer; `norm`, `rope`, `attention`, `mlp`, `gate`, `moe` are the layers; `block` composes them;
 //! [`model`] goes from token ids to a loss, to gradients, and to the next token; [`weights`] reads and writes Hugging
 //! Face files.
 //!
@@ -26,6 +26,7 @@ pub mod cache;
 pub mod config;
 pub mod counts;
 pub mod exchange;
+mod gate;
 pub mod hf;
 mod init;
 pub mod layer;
@@ -33,6 +34,7 @@ mod mlp;
 pub mod model;
 mod moe;
 mod norm;
+mod rope;
 pub mod store;
 pub mod weights;
 
@@ -47,4 +49,5 @@ pub use config::{Config, Family, MoeConfig};
 pub use counts::Counts;
 pub use layer::{Cx, Layer, Packing, RouterLog};
 pub use model::Model;
+pub use rope::RopeScaling;
 pub use store::{Layout, Store};

@@ -17,26 +17,34 @@ pub(crate) const ADD_NN: Gemm = Gemm { accumulate: true, ..Gemm::NN };
 pub(crate) const ADD_NT: Gemm = Gemm { accumulate: true, ..Gemm::NT };
 
 impl Mlp {
-    pub fn answer<D: Device>(&self, cx: &Cx<D>, x_td: View<D>, acc_y: ViewMut<D>) -> Hidden<D> {
+    /// `weight` `[T, 1]`, or 1 for all, multiplies each token's answer.
+    pub fn answer<D: Device>(
+        &self,
+        cx: &Cx<D>,
+        x_td: View<D>,
+        weight: Option<View<D>>,
+        acc_y: ViewMut<D>,
+    ) -> Hidden<D> {
         let (dev, t) = (cx.device, x_td.shape()[0]);
         let (w_gate_up, w_down) = (cx.weights.operand(self.ids.gate_up), cx.weights.operand(self.ids.down));
         let f = w_down.shape()[1];
         let mut gate_up = Tensor::new(dev, [t, 2 * f], x_td.dtype());
         dev.gemm(Gemm::NT, x_td, w_gate_up, gate_up.view_mut());
         let mut act = Tensor::new(dev, [t, f], x_td.dtype());
-        dev.swiglu(gate_up.view(), None, act.view_mut());
+        dev.swiglu(gate_up.view(), weight, act.view_mut());
         dev.gemm(ADD_NT, act.view(), w_down, acc_y);
         Hidden(gate_up)
     }
 
     /// The gradient by gate and up, of which the gradient by `x` is one product more: with [`Gemm::NN`] or [`ADD_NN`]
-    /// and the matrix `gate_up`.
+    /// and the matrix `gate_up`. `weight` is forward's, with the place of its own gradient.
     pub fn gradient<D: Device>(
         &self,
         cx: &Cx<D>,
         grads: &mut Store<D>,
         x_td: View<D>,
         Hidden(mut gate_up): Hidden<D>,
+        weight: Option<(View<D>, ViewMut<D>)>,
         dy: View<D>,
     ) -> Tensor<D> {
         let dev = cx.device;
@@ -44,7 +52,8 @@ impl Mlp {
         let mut act = Tensor::new(dev, [dy.shape()[0], w_down.shape()[1]], gate_up.dtype());
         dev.gemm(Gemm::NN, dy, w_down, act.view_mut());
         // In place: the activation's gradient becomes the activation, and gate and up their gradients.
-        dev.swiglu_backward(None, gate_up.view_mut(), act.view_mut(), None);
+        let (weight, dweight) = weight.unzip();
+        dev.swiglu_backward(weight, gate_up.view_mut(), act.view_mut(), dweight);
         dev.gemm(Gemm::TN_ACC, dy, act.view(), grads.at_mut(self.ids.down));
         drop(act);
         dev.gemm(Gemm::TN_ACC, gate_up.view(), x_td, grads.at_mut(self.ids.gate_up));
@@ -56,7 +65,7 @@ impl<D: Device> Branch<D> for Mlp {
     type Saved = Hidden<D>;
 
     fn forward(&self, cx: &mut Cx<D>, x_td: View<D>, acc_y: ViewMut<D>) -> Result<Hidden<D>, Fault> {
-        Ok(self.answer(cx, x_td, acc_y))
+        Ok(self.answer(cx, x_td, None, acc_y))
     }
 
     fn backward(
@@ -68,7 +77,7 @@ impl<D: Device> Branch<D> for Mlp {
         dy: View<D>,
     ) -> Result<Tensor<D>, Fault> {
         let mut dx = Tensor::new(cx.device, x_td.shape(), x_td.dtype());
-        let dgate_up = self.gradient(cx, grads, x_td, saved, dy);
+        let dgate_up = self.gradient(cx, grads, x_td, saved, None, dy);
         cx.device.gemm(Gemm::NN, dgate_up.view(), cx.weights.operand(self.ids.gate_up), dx.view_mut());
         Ok(dx)
     }

@@ -6,6 +6,7 @@ use crate::config::{Config, ConfigError};
 use crate::init;
 use crate::layer::{Cx, Layer};
 use crate::norm::Norm;
+use crate::rope::rope_table;
 use crate::store::{Layout, ParamId, Shard, Store};
 use std::sync::Arc;
 use wudao_device::{DType, Device, Fault, Gemm, Tensor, View};
@@ -262,19 +263,4 @@ impl<D: Device> Model<D> {
         cx.device.sync()?;
         Ok(logits)
     }
-}
-
-/// Cosines, then sines, of `position · theta^(−2i/R)` for the R/2 pairs of the rotated columns (Su et al. 2021).
-pub(crate) fn rope_table<D: Device>(device: &D, config: &Config, positions: usize, dtype: DType) -> Tensor<D> {
-    let r = config.rotary_dim();
-    let frequency: Vec<f64> = (0..r / 2).map(|i| config.rope_theta.powf(-2.0 * i as f64 / r as f64)).collect();
-    let mut wide = Vec::with_capacity(positions * r);
-    for p in 0..positions {
-        wide.extend(frequency.iter().map(|f| (p as f64 * f).cos()));
-        wide.extend(frequency.iter().map(|f| (p as f64 * f).sin()));
-    }
-    let wide = Tensor::from_host(device, [positions, r], &wide);
-    let mut table = Tensor::new(device, wide.shape(), dtype);
-    device.copy(wide.view(), table.view_mut());
-    table
 }

@@ -1,10 +1,12 @@
-//! The sparse feed-forward layer: a router, routed experts, and shared experts that see every token.
+//! The sparse feed-forward layer: a router, routed experts, and shared experts that see every token, in
+//! some families through a gate.
 //!
 //! Routing is dropless: every choice is computed. Routers are softmax top-k (Shazeer et al. 2017; Mixtral, Qwen3-MoE) or
 //! sigmoid top-k with a correction bias that only the choice sees and that is nudged by load after each step instead of
 //! an auxiliary loss (Wang et al. 2024; DeepSeek-V3; GLM-4.5).
 
 use crate::exchange::Plan;
+use crate::gate::{Gate, Gated};
 use crate::init::upload;
 use crate::layer::{Branch, Cx};
 use crate::mlp::{ADD_NN, Hidden, Mlp};
@@ -20,6 +22,8 @@ pub(crate) struct Moe {
     pub router: ParamId,
     pub correction: Option<ParamId>,
     pub shared: Option<Mlp>,
+    /// What a token takes of the shared expert, if not all.
+    pub shared_gate: Option<Gate>,
 }
 
 pub(crate) struct MoeSaved<D: Device> {
@@ -34,6 +38,7 @@ pub(crate) struct MoeSaved<D: Device> {
     weight_n: Tensor<D>,
     gate_up: Tensor<D>,
     shared: Option<Hidden<D>>,
+    gated: Option<Gated<D>>,
 }
 
 impl Moe {
@@ -102,8 +107,9 @@ impl<D: Device> Branch<D> for Moe {
         dev.gemm_bands(Gemm::NT, &plan.bands, act_nf.view(), &w_down, out_nd.view_mut());
         drop(act_nf);
         plan.combine(cx, out_nd, acc_y.reborrow())?;
-        let shared = self.shared.as_ref().map(|mlp| mlp.answer(cx, x_td, acc_y));
-        Ok(MoeSaved { scores_te, choice_tk, weight_tk, stats_t2, balance_e, plan, weight_n, gate_up, shared })
+        let gated = self.shared_gate.as_ref().map(|gate| gate.forward(cx, x_td));
+        let shared = self.shared.as_ref().map(|mlp| mlp.answer(cx, x_td, gated.as_ref().map(Gated::weight), acc_y));
+        Ok(MoeSaved { scores_te, choice_tk, weight_tk, stats_t2, balance_e, plan, weight_n, gate_up, shared, gated })
     }
 
     fn backward(
@@ -114,8 +120,9 @@ impl<D: Device> Branch<D> for Moe {
         saved: MoeSaved<D>,
         dy: View<D>,
     ) -> Result<Tensor<D>, Fault> {
-        let MoeSaved { scores_te, choice_tk, weight_tk, stats_t2, balance_e, plan, weight_n, mut gate_up, shared } =
+        let MoeSaved { scores_te, choice_tk, weight_tk, stats_t2, balance_e, plan, weight_n, gate_up, shared, gated } =
             saved;
+        let mut gate_up = gate_up;
         let (dev, operands, statistics) = (cx.device, x_td.dtype(), scores_te.dtype());
         let (w_gate_up, w_down) =
             (cx.weights.experts(self.layer, ExpertPart::GateUp), cx.weights.experts(self.layer, ExpertPart::Down));
@@ -157,8 +164,13 @@ impl<D: Device> Branch<D> for Moe {
             dev.axpby(1.0, row.view(), 1.0, grads.at_mut(id));
         }
         if let (Some(mlp), Some(hidden)) = (&self.shared, shared) {
-            let dgate_up = mlp.gradient(cx, grads, x_td, hidden, dy);
+            let mut dweight_t = Tensor::new(dev, [x_td.shape()[0], 1], statistics);
+            let weight = gated.as_ref().map(|g| (g.weight(), dweight_t.view_mut()));
+            let dgate_up = mlp.gradient(cx, grads, x_td, hidden, weight, dy);
             dev.gemm(ADD_NN, dgate_up.view(), cx.weights.operand(mlp.ids.gate_up), dx_td.view_mut());
+            if let (Some(gate), Some(gated)) = (&self.shared_gate, gated) {
+                gate.backward(cx, grads, x_td, gated, dweight_t.view(), dx_td.view_mut());
+            }
         }
         Ok(dx_td)
     }

@@ -24,7 +24,7 @@ pub enum Kind {
     Embedding,
     /// The output head, where it is not the embedding.
     Head,
-    /// The router's matrix.
+    /// The router's matrix, or the gate of a shared expert: a router of one.
     Router,
     /// Gain of a norm: begins as 1.
     Norm,
@@ -97,7 +97,13 @@ impl Shard {
 #[derive(Clone, Debug)]
 pub(crate) enum FeedForwardIds {
     Dense(MlpIds),
-    Sparse { router: ParamId, correction: Option<ParamId>, experts: usize, shared: Option<MlpIds> },
+    Sparse {
+        router: ParamId,
+        correction: Option<ParamId>,
+        experts: usize,
+        shared: Option<MlpIds>,
+        shared_gate: Option<ParamId>,
+    },
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -198,7 +204,8 @@ impl Layout {
                 let qkv_weight = b.matrix(Kind::Matrix, d, &sized(qkv("weight")));
                 let qkv_bias = config.attention_bias.then(|| b.stacked_vector(Kind::Bias, &sized(qkv("bias"))));
                 let qk_norm = config.qk_norm.then(|| {
-                    let mut norm = |x: &str| b.vector(Kind::Norm, format!("{sa}.{x}_norm.weight"), c);
+                    let mut norm =
+                        |x: &str| b.vector(Kind::Norm, format!("{sa}.{x}_norm.weight"), config.normed_heads().dim);
                     (norm("q"), norm("k"))
                 });
                 let o = b.matrix(Kind::Output, q, &[(format!("{sa}.o_proj.weight"), d)]);
@@ -222,15 +229,18 @@ impl Layout {
                             [gate_up, down]
                         };
                         experts.push(shard.experts(m.num_experts).map(block).collect());
-                        let shared = (m.n_shared_experts > 0)
-                            .then(|| b.mlp(&format!("{at}.shared_experts"), d, f * m.n_shared_experts));
+                        let one = if config.shared_expert_gate() { "shared_expert" } else { "shared_experts" };
+                        let shared =
+                            (m.n_shared_experts > 0).then(|| b.mlp(&format!("{at}.{one}"), d, f * m.n_shared_experts));
+                        let shared_gate = (config.shared_expert_gate())
+                            .then(|| b.matrix(Kind::Router, d, &[(format!("{at}.shared_expert_gate.weight"), 1)]));
                         // The correction bias gets its place after everything trainable; see below.
                         let correction = m.sigmoid.then(|| {
                             let id = ParamId(usize::MAX - b.corrections.len());
                             b.corrections.push((id, l));
                             id
                         });
-                        FeedForwardIds::Sparse { router, correction, experts: experts.len() - 1, shared }
+                        FeedForwardIds::Sparse { router, correction, experts: experts.len() - 1, shared, shared_gate }
                     }
                 };
                 BlockIds { norm1, qkv: qkv_weight, qkv_bias, qk_norm, o, o_bias, norm2, feed_forward }

@@ -7,7 +7,7 @@ use common::families::every_family;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use wudao_device::DType;
-use wudao_model::{Config, Family};
+use wudao_model::{Config, Family, RopeScaling};
 
 fn golden(case: &str) -> Vec<u8> {
     std::fs::read(common::golden_dir().join(case).join("config.json")).unwrap()
@@ -62,6 +62,23 @@ fn what_transformers_wrote() {
     assert!(m.sigmoid && m.norm_topk_prob);
     assert_eq!(m.dense_layers, [0]);
     assert!(!c("glm4_moe_plain").qk_norm);
+
+    let mistral = c("mistral");
+    assert!(mistral.moe.is_none() && !mistral.attention_bias && !mistral.qk_norm);
+    assert!(matches!(mistral.rope_scaling, Some(RopeScaling::Llama3 { high_freq_factor: 2.0, .. })));
+    let qwen2 = c("qwen2");
+    assert!(qwen2.attention_bias && !qwen2.attention_output_bias && !qwen2.qk_norm);
+    assert!(matches!(qwen2.rope_scaling, Some(RopeScaling::Yarn { beta_fast: 4.0, attention_factor: None, .. })));
+    let qwen2_moe = c("qwen2_moe");
+    assert_eq!(qwen2_moe.moe_layers(), [1]);
+    assert!(qwen2_moe.attention_bias && !qwen2_moe.attention_output_bias && qwen2_moe.shared_expert_gate());
+    let m = qwen2_moe.moe.unwrap();
+    assert_eq!((m.num_experts, m.n_shared_experts, m.norm_topk_prob, m.sigmoid), (8, 2, false, false));
+    let olmoe = c("olmoe");
+    assert_eq!((olmoe.normed_heads().dim, olmoe.pad_token_id), (32, None));
+    assert_eq!(olmoe.rope_scaling, Some(RopeScaling::Linear { factor: 4.0 }));
+    let m = olmoe.moe.unwrap();
+    assert_eq!((m.num_experts, m.moe_intermediate_size, m.norm_topk_prob), (8, 20, false));
 }
 
 #[test]
@@ -79,6 +96,11 @@ fn defaults_are_those_of_transformers() {
     assert!(!without("qwen3_moe_norm", "norm_topk_prob").unwrap().moe.unwrap().norm_topk_prob);
     assert!(without("glm4_moe_plain", "norm_topk_prob").unwrap().moe.unwrap().norm_topk_prob);
     assert_eq!(without("glm4_moe", "first_k_dense_replace").unwrap().moe.unwrap().dense_layers, [0]);
+    assert_eq!(without("mistral", "bos_token_id").unwrap().bos_token_id, Some(1));
+    assert!(without("qwen2_moe", "qkv_bias").unwrap().attention_bias);
+    assert!(!with("qwen2_moe", "qkv_bias", json!(false)).unwrap().attention_bias);
+    assert_eq!(without("olmoe", "rms_norm_eps").unwrap().rms_norm_eps, 1e-5);
+    assert_eq!(without("olmoe", "pad_token_id").unwrap().pad_token_id, Some(1));
     // Both names of the number of experts, and which of them wins.
     let renamed = changed("qwen3_moe", |v| {
         let n = v.as_object_mut().unwrap().remove("num_local_experts").unwrap();
@@ -105,12 +127,18 @@ fn what_we_do_not_compute_is_refused_by_name() {
         ("llama", "model_type", json!("gpt2")),
         ("llama", "hidden_act", json!("gelu")),
         ("llama", "mlp_bias", json!(true)),
-        ("llama", "rope_scaling", json!({"type": "linear", "factor": 2.0})),
-        ("llama", "rope_parameters", json!({"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0})),
+        ("llama", "rope_scaling", json!({"type": "dynamic", "factor": 2.0})),
+        ("llama", "rope_scaling", json!({"rope_type": 3})),
+        ("llama", "rope_parameters", json!({"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0})),
+        ("llama", "rope_parameters", json!({"full_attention": {"rope_type": "default"}})),
         ("llama", "quantization_config", json!({"quant_method": "gptq"})),
         ("qwen3", "use_sliding_window", json!(true)),
         ("qwen3", "layer_types", json!(["full_attention", "sliding_attention"])),
-        ("mixtral", "sliding_window", json!(4096)),
+        ("mixtral", "sliding_window", json!(32)),
+        ("mistral", "sliding_window", json!(63)),
+        ("olmoe", "clip_qkv", json!(8.0)),
+        ("qwen2", "use_sliding_window", json!(true)),
+        ("qwen2_moe", "shared_expert_intermediate_size", json!(47)),
         ("mixtral", "router_jitter_noise", json!(0.1)),
     ] {
         let e = with(case, key, value).unwrap_err();
@@ -118,7 +146,66 @@ fn what_we_do_not_compute_is_refused_by_name() {
     }
     // A sliding window that is switched off may keep its size.
     with("qwen3_moe", "sliding_window", json!(4096)).unwrap();
+    with("mistral", "sliding_window", json!(64)).unwrap();
+    without("mistral", "sliding_window").unwrap();
+    let longer = changed("mistral", |v| {
+        v["max_position_embeddings"] = json!(4097);
+        v.as_object_mut().unwrap().remove("sliding_window");
+    });
+    assert!(longer.unwrap_err().starts_with("sliding_window: 4096"), "that is what transformers assumes");
     with("llama", "some_new_key", json!([1, 2])).unwrap();
+}
+
+#[test]
+fn rotary_scalings_old_and_new() {
+    let of = |key, value| with("llama", key, value).unwrap();
+    // As published Qwen2.5 and Llama 3.1 files spell them; the object of before wins where both stand.
+    let c = of("rope_scaling", json!({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}));
+    assert_eq!(c.rope_theta, 1e4);
+    let yarn = |attention_factor, beta_fast| RopeScaling::Yarn {
+        factor: 4.0,
+        original_max_position_embeddings: 16,
+        attention_factor,
+        beta_fast,
+        beta_slow: 1.0,
+        mscale: None,
+        mscale_all_dim: None,
+        truncate: true,
+    };
+    assert_eq!(c.rope_scaling, Some(yarn(None, 32.0)));
+    let c = of(
+        "rope_parameters",
+        json!({"rope_type": "yarn", "rope_theta": 5e5, "factor": null, "original_max_position_embeddings": 16,
+            "attention_factor": 1.25, "beta_fast": 0, "beta_slow": null, "truncate": true}),
+    );
+    assert_eq!((c.rope_theta, c.rope_scaling), (5e5, Some(yarn(Some(1.25), 32.0))), "64 / 16 positions");
+    let c =
+        of("rope_parameters", json!({"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4}));
+    let llama3 = RopeScaling::Llama3 {
+        factor: 8.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_max_position_embeddings: 64,
+    };
+    assert_eq!(c.rope_scaling, Some(llama3));
+    assert_eq!(
+        of("rope_scaling", json!({"rope_type": "linear", "factor": 2})).rope_scaling,
+        Some(RopeScaling::Linear { factor: 2.0 })
+    );
+    assert_eq!(of("rope_scaling", json!({})).rope_scaling, None);
+    for (key, value, named) in [
+        ("rope_scaling", json!({"rope_type": "linear"}), "rope_scaling: factor is missing"),
+        (
+            "rope_parameters",
+            json!({"rope_type": "llama3", "factor": 8.0}),
+            "rope_parameters: low_freq_factor is missing",
+        ),
+        ("rope_scaling", json!({"rope_type": "linear", "factor": "2"}), "factor: must be a number"),
+        ("rope_scaling", json!({"rope_type": "linear", "factor": -2}), "factor: -2"),
+    ] {
+        let e = with("llama", key, value).unwrap_err();
+        assert!(e.starts_with(named), "{e}");
+    }
 }
 
 #[test]
@@ -185,6 +272,16 @@ fn combinations_without_a_spelling_are_refused() {
     });
     refused("glm4_moe", "attention_output_bias", &|c| c.attention_output_bias = true);
     refused("glm4_moe", "dense_layers", &|c| c.moe.as_mut().unwrap().dense_layers = vec![1]);
+    refused("mistral", "attention_bias", &|c| c.attention_bias = true);
+    refused("qwen2", "attention_bias", &|c| c.attention_bias = false);
+    refused("qwen2", "attention_output_bias", &|c| c.attention_output_bias = true);
+    refused("qwen2", "qk_norm", &|c| c.qk_norm = true);
+    refused("qwen2_moe", "n_shared_experts", &|c| c.moe.as_mut().unwrap().n_shared_experts = 0);
+    refused("olmoe", "qk_norm", &|c| c.qk_norm = false);
+    refused("olmoe", "head_dim", &|c| c.head_dim = 4);
+    refused("olmoe", "num_key_value_heads", &|c| c.num_key_value_heads = 2);
+    refused("olmoe", "dense_layers", &|c| c.moe.as_mut().unwrap().dense_layers = vec![0]);
+    refused("olmoe", "intermediate_size", &|c| c.intermediate_size = 7);
     refused("glm4_moe", "n_shared_experts", &|c| c.moe.as_mut().unwrap().n_shared_experts = 0);
 }
 
@@ -207,46 +304,85 @@ fn a_short_preset_has_sensible_defaults() {
     assert!(serde_json::from_value::<Config>(unknown).unwrap_err().to_string().contains("top_k"));
 }
 
+fn any_scaling() -> impl Strategy<Value = Option<RopeScaling>> {
+    let (factor, length, some) = (0.5f64..64.0, 1usize..9000, || proptest::option::of(0.1f64..3.0));
+    let yarn = (some(), some(), some(), 1.0f64..50.0, 0.1f64..1.0, any::<bool>());
+    (0..4, factor, length, 0.1f64..2.0, 0.1f64..8.0, yarn).prop_map(|(kind, factor, length, low, more, y)| match kind {
+        0 => None,
+        1 => Some(RopeScaling::Linear { factor }),
+        2 => Some(RopeScaling::Llama3 {
+            factor,
+            low_freq_factor: low,
+            high_freq_factor: low + more,
+            original_max_position_embeddings: length,
+        }),
+        _ => Some(RopeScaling::Yarn {
+            factor,
+            original_max_position_embeddings: length,
+            attention_factor: y.0,
+            beta_fast: y.3,
+            beta_slow: y.4,
+            mscale: y.1,
+            mscale_all_dim: y.2,
+            truncate: y.5,
+        }),
+    })
+}
+
 /// Any configuration that passes the check, near those of [`every_family`].
 fn any_config() -> impl Strategy<Value = Config> {
     let sizes = (1usize..200, 1usize..9, 1usize..5, 1usize..5, 1usize..20, 1usize..2000);
     let numbers = (1e-3f64..1e7, 1e-9f64..1e-2, 0.0f64..1.0, 0.0f64..1.0, 0.1f64..5.0);
     let flags = (any::<bool>(), any::<bool>(), any::<bool>(), proptest::option::of(0u32..50));
     let moe = (1usize..5, 1usize..4, 1usize..5, 1usize..99, proptest::collection::btree_set(0usize..8, 0..5));
-    (0..every_family().len(), sizes, numbers, flags, moe).prop_filter_map("not a model", |(which, s, x, f, m)| {
-        let mut c = every_family().swap_remove(which).1;
-        let (vocab, layers, kv, group, half, positions) = s;
-        (c.vocab_size, c.num_hidden_layers, c.num_key_value_heads) = (vocab + 50, layers, kv);
-        (c.num_attention_heads, c.head_dim) = (kv * group, half * 4);
-        (c.hidden_size, c.max_position_embeddings) = (kv * group * (1 + half), positions);
-        (c.rope_theta, c.rms_norm_eps, c.initializer_range) = (x.0, x.1, x.2);
-        (c.tie_word_embeddings, c.bos_token_id, c.pad_token_id) = (f.0, f.3, f.3.map(|id| id / 2));
-        c.eos_token_id = (0..m.0 as u32 - 1).collect();
-        c.intermediate_size = m.3 + 1;
-        if c.family != Family::Mixtral {
-            c.attention_bias = f.1;
-            c.attention_output_bias = f.1 && c.family != Family::Glm4Moe;
-        }
-        if let Some(moe) = &mut c.moe {
-            moe.moe_intermediate_size = if c.family == Family::Mixtral { m.3 + 1 } else { m.3 };
-            moe.router_aux_loss_coef = x.3;
-            moe.num_experts_per_tok = m.1;
-            if c.family == Family::Qwen3Moe {
-                moe.norm_topk_prob = f.2;
-                moe.dense_layers = m.4.iter().copied().filter(|&l| l < layers).collect();
+    (0..every_family().len(), sizes, numbers, flags, moe, any_scaling()).prop_filter_map(
+        "not a model",
+        |(which, s, x, f, m, scaling)| {
+            let mut c = every_family().swap_remove(which).1;
+            let (vocab, layers, kv, group, half, positions) = s;
+            (c.vocab_size, c.num_hidden_layers, c.num_key_value_heads) = (vocab + 50, layers, kv);
+            (c.num_attention_heads, c.head_dim) = (kv * group, half * 4);
+            (c.hidden_size, c.max_position_embeddings) = (kv * group * (1 + half), positions);
+            (c.rope_theta, c.rms_norm_eps, c.initializer_range) = (x.0, x.1, x.2);
+            c.rope_scaling = scaling;
+            (c.tie_word_embeddings, c.bos_token_id, c.pad_token_id) = (f.0, f.3, f.3.map(|id| id / 2));
+            c.eos_token_id = (0..m.0 as u32 - 1).collect();
+            c.intermediate_size = m.3 + 1;
+            c.attention_bias = match c.family {
+                Family::Mistral | Family::Mixtral => false,
+                Family::Qwen2 => true,
+                _ => f.1,
+            };
+            let quiet = matches!(c.family, Family::Qwen2 | Family::Qwen2Moe | Family::Glm4Moe);
+            c.attention_output_bias = c.attention_bias && !quiet;
+            if c.family == Family::Olmoe {
+                (c.num_key_value_heads, c.hidden_size) = (kv * group, kv * group * c.head_dim);
             }
-            if c.family == Family::Glm4Moe {
-                (moe.n_group, moe.topk_group) = (m.2, m.2.min(m.0));
-                moe.num_experts = m.2 * (m.0 + 1);
-                moe.routed_scaling_factor = x.4;
-                moe.dense_layers = (0..layers.min(m.0 - 1)).collect();
-                moe.norm_topk_prob = f.2;
-            } else {
-                moe.num_experts = m.0 * m.2;
+            if let Some(moe) = &mut c.moe {
+                let theirs = matches!(c.family, Family::Mixtral | Family::Olmoe);
+                moe.moe_intermediate_size = if theirs { m.3 + 1 } else { m.3 };
+                moe.router_aux_loss_coef = x.3;
+                moe.num_experts_per_tok = m.1;
+                if c.family == Family::Olmoe {
+                    moe.norm_topk_prob = f.2;
+                }
+                if matches!(c.family, Family::Qwen2Moe | Family::Qwen3Moe) {
+                    moe.norm_topk_prob = f.2;
+                    moe.dense_layers = m.4.iter().copied().filter(|&l| l < layers).collect();
+                }
+                if c.family == Family::Glm4Moe {
+                    (moe.n_group, moe.topk_group) = (m.2, m.2.min(m.0));
+                    moe.num_experts = m.2 * (m.0 + 1);
+                    moe.routed_scaling_factor = x.4;
+                    moe.dense_layers = (0..layers.min(m.0 - 1)).collect();
+                    moe.norm_topk_prob = f.2;
+                } else {
+                    moe.num_experts = m.0 * m.2;
+                }
             }
-        }
-        c.check().ok().map(|()| c)
-    })
+            c.check().ok().map(|()| c)
+        },
+    )
 }
 
 proptest! {
@@ -263,8 +399,9 @@ proptest! {
 
     /// Foreign bytes get an answer, never a panic.
     #[test]
-    fn garbled_files_are_answered(case in 0usize..7, edits in proptest::collection::vec((any::<u16>(), any::<u8>()), 1..6)) {
-        let case = ["llama", "qwen3", "mixtral", "qwen3_moe", "qwen3_moe_norm", "glm4_moe", "glm4_moe_plain"][case];
+    fn garbled_files_are_answered(case in 0usize..11, edits in proptest::collection::vec((any::<u16>(), any::<u8>()), 1..6)) {
+        let case = ["llama", "qwen3", "mixtral", "qwen3_moe", "qwen3_moe_norm", "glm4_moe", "glm4_moe_plain",
+            "mistral", "qwen2", "qwen2_moe", "olmoe"][case];
         let mut bytes = golden(case);
         for (at, byte) in edits {
             let at = at as usize % bytes.len();

@@ -15,7 +15,19 @@ use wudao_model::model::Options;
 use wudao_model::store::Kind;
 use wudao_model::{Model, Store, weights};
 
-const CASES: [&str; 7] = ["llama", "qwen3", "mixtral", "qwen3_moe", "qwen3_moe_norm", "glm4_moe", "glm4_moe_plain"];
+const CASES: [&str; 11] = [
+    "llama",
+    "qwen3",
+    "mixtral",
+    "qwen3_moe",
+    "qwen3_moe_norm",
+    "glm4_moe",
+    "glm4_moe_plain",
+    "mistral",
+    "qwen2",
+    "qwen2_moe",
+    "olmoe",
+];
 
 /// A file of expected values.
 struct Expected(BTreeMap<String, Vec<f64>>);

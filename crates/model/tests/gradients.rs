@@ -84,7 +84,7 @@ macro_rules! every_parameter {
         }
     };
 }
-every_parameter!(llama llama_tied qwen3 mixtral qwen3_moe qwen3_moe_norm glm4_moe glm4_moe_plain);
+every_parameter!(llama llama_tied qwen3 mixtral qwen3_moe qwen3_moe_norm glm4_moe glm4_moe_plain mistral qwen2 qwen2_moe olmoe);
 
 #[test]
 fn recomputation_changes_no_bit() {

@@ -20,7 +20,19 @@ use wudao_model::store::{Kind, Shard};
 use wudao_model::weights::{self, INDEX, MODEL, Snapshot, load, load_into, load_some, save};
 use wudao_model::{Config, Model, Store};
 
-const CASES: [&str; 7] = ["llama", "qwen3", "mixtral", "qwen3_moe", "qwen3_moe_norm", "glm4_moe", "glm4_moe_plain"];
+const CASES: [&str; 11] = [
+    "llama",
+    "qwen3",
+    "mixtral",
+    "qwen3_moe",
+    "qwen3_moe_norm",
+    "glm4_moe",
+    "glm4_moe_plain",
+    "mistral",
+    "qwen2",
+    "qwen2_moe",
+    "olmoe",
+];
 const BIG: u64 = 1 << 40;
 
 fn dev() -> Cpu {
@@ -381,7 +393,7 @@ proptest! {
     /// refusal changes no weight.
     #[test]
     fn garbled_files_are_answered(
-        case in 0usize..7,
+        case in 0..CASES.len(),
         edits in proptest::collection::vec((any::<u16>(), any::<u8>()), 0..6),
         cut in proptest::option::of(any::<u32>()),
     ) {

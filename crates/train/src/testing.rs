@@ -28,6 +28,7 @@ pub fn tiny_dense() -> Config {
         head_dim: 8,
         max_position_embeddings: 64,
         rope_theta: 10_000.0,
+        rope_scaling: None,
         partial_rotary_factor: 1.0,
         rms_norm_eps: 1e-6,
         tie_word_embeddings: true,

@@ -75,6 +75,7 @@ fn a_full_disk_costs_the_new_checkpoint_and_not_the_old_one() {
         head_dim: 16,
         max_position_embeddings: 32,
         rope_theta: 10_000.0,
+        rope_scaling: None,
         partial_rotary_factor: 1.0,
         rms_norm_eps: 1e-6,
         tie_word_embeddings: true,

@@ -6,7 +6,8 @@ use crate::block::{Block, FeedForward};
 use crate::common::{by_name, families::every_family, log_for, randomize, solo};
 use crate::config::MoeConfig;
 use crate::layer::{Auxiliary, Packing};
-use crate::model::{Options, rope_table};
+use crate::model::Options;
+use crate::rope::rope_table;
 use crate::store::{Layout, Shard};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -61,8 +62,11 @@ fn oracle(m: &MoeConfig, w: &Weights, at: &str, mixtral: bool, x: &[f64]) -> (Ve
         y.iter_mut().zip(out).for_each(|(y, o)| *y += weight * o);
     }
     if m.n_shared_experts > 0 {
-        let [gate, up, down] = names.map(|n| &w[&format!("{at}.shared_experts.{n}.weight")]);
-        y.iter_mut().zip(feed_forward(gate, up, down, x)).for_each(|(y, o)| *y += o);
+        let gated = w.get(&format!("{at}.shared_expert_gate.weight"));
+        let one = if gated.is_some() { "shared_expert" } else { "shared_experts" };
+        let [gate, up, down] = names.map(|n| &w[&format!("{at}.{one}.{n}.weight")]);
+        let share = gated.map_or(1.0, |w| 1.0 / (1.0 + (-times(w, x)[0]).exp()));
+        y.iter_mut().zip(feed_forward(gate, up, down, x)).for_each(|(y, o)| *y += share * o);
     }
     (y, chosen.into_iter().map(|(e, _)| e).collect())
 }

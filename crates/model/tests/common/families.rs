@@ -1,6 +1,6 @@
 //! A tiny model of every kind that there is, for proofs.
 
-use wudao_model::{Config, Family, MoeConfig};
+use wudao_model::{Config, Family, MoeConfig, RopeScaling};
 
 fn dense(family: Family) -> Config {
     Config {
@@ -14,6 +14,7 @@ fn dense(family: Family) -> Config {
         head_dim: 4,
         max_position_embeddings: 32,
         rope_theta: 100.0,
+        rope_scaling: None,
         partial_rotary_factor: 1.0,
         rms_norm_eps: 1e-3,
         tie_word_embeddings: false,
@@ -95,6 +96,41 @@ pub fn every_family() -> Vec<(&'static str, Config)> {
         }),
         ..dense(Family::Glm4Moe)
     };
+    let mistral = Config {
+        head_dim: 6,
+        rope_scaling: Some(RopeScaling::Llama3 {
+            factor: 4.0,
+            low_freq_factor: 0.5,
+            high_freq_factor: 2.0,
+            original_max_position_embeddings: 4,
+        }),
+        ..dense(Family::Mistral)
+    };
+    let yarn = RopeScaling::Yarn {
+        factor: 4.0,
+        original_max_position_embeddings: 4,
+        attention_factor: None,
+        beta_fast: 4.0,
+        beta_slow: 0.5,
+        mscale: None,
+        mscale_all_dim: None,
+        truncate: true,
+    };
+    let qwen2 = Config { attention_bias: true, rope_scaling: Some(yarn), ..dense(Family::Qwen2) };
+    let qwen2_moe = Config {
+        attention_bias: true,
+        moe: Some(MoeConfig { n_shared_experts: 2, norm_topk_prob: false, dense_layers: vec![0], ..moe(4, 2) }),
+        ..dense(Family::Qwen2Moe)
+    };
+    let olmoe = Config {
+        intermediate_size: 6,
+        num_key_value_heads: 4,
+        head_dim: 2,
+        qk_norm: true,
+        rope_scaling: Some(RopeScaling::Linear { factor: 2.0 }),
+        moe: Some(MoeConfig { norm_topk_prob: false, ..moe(4, 2) }),
+        ..dense(Family::Olmoe)
+    };
     vec![
         ("llama", llama),
         ("llama_tied", llama_tied),
@@ -104,5 +140,9 @@ pub fn every_family() -> Vec<(&'static str, Config)> {
         ("qwen3_moe_norm", qwen3_moe_norm),
         ("glm4_moe", glm4_moe),
         ("glm4_moe_plain", glm4_moe_plain),
+        ("mistral", mistral),
+        ("qwen2", qwen2),
+        ("qwen2_moe", qwen2_moe),
+        ("olmoe", olmoe),
     ]
 }

@@ -68,8 +68,12 @@ pub fn page(name: &str, history: &History, run: &Value) -> String {
 fn model(config: &Config) -> String {
     let family = match config.family {
         Family::Llama => "Llama",
+        Family::Mistral => "Mistral",
+        Family::Qwen2 => "Qwen2",
         Family::Qwen3 => "Qwen3",
         Family::Mixtral => "Mixtral",
+        Family::Qwen2Moe => "Qwen2-MoE",
+        Family::Olmoe => "OLMoE",
         Family::Qwen3Moe => "Qwen3-MoE",
         Family::Glm4Moe => "GLM-4-MoE",
     };
