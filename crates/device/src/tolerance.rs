@@ -55,6 +55,8 @@ pub const TABLE: &[Row] = &[
     row("gemm", DType::F32, 1e-5, 2e-5, "K up to a few hundred products of order one: √K·U·|sum|, with room for any order"),
     row("gemm", DType::F64, 1e-12, 1e-12, "another order of the sum"),
     row("gemm", DType::Bf16, 4e-3, 2e-5, "as in f32, then rounded once: the sum of bf16 products is kept in f32"),
+    row("quant gemm", DType::F32, 1e-5, 1e-5, "a product of 3 U and an addition of U a block, of a few blocks of sums of order one; inner sums are exact"),
+    row("quant encode", DType::F32, 7e-4, 1e-7, "half a code apart, and the scale is rounded to f16: 2^-11 of the largest weight, twice with a minimum; then clipping a code by as much"),
     row("gather", DType::F32, 1e-6, 1e-6, "a few additions of numbers of order one"),
     row("gather", DType::F64, 1e-14, 1e-14, "the same additions in the same order"),
     row("add_bias", DType::F32, 5e-7, 5e-7, "one addition; the bias gradient is summed in f64 and rounded once"),

@@ -50,7 +50,7 @@ impl Part {
 }
 
 /// Every kernel that is timed, under the name of its method.
-const KERNELS: [(&str, Part); 27] = [
+const KERNELS: [(&str, Part); 29] = [
     ("fill", Part::Elementwise),
     ("copy", Part::Elementwise),
     ("axpby", Part::Elementwise),
@@ -59,6 +59,8 @@ const KERNELS: [(&str, Part); 27] = [
     ("gemm", Part::Gemm),
     ("gemm_bands", Part::Experts),
     ("gemm_bands_outer", Part::Experts),
+    ("quant_gemm", Part::Gemm),
+    ("quant_gemm_bands", Part::Experts),
     ("gather", Part::Elementwise),
     ("gather_backward", Part::Elementwise),
     ("gather_sum", Part::Elementwise),

@@ -1,0 +1,229 @@
+//! Micro-kernels for x86-64.
+//!
+//! With VNNI one instruction multiplies 64 pairs of bytes and adds them by fours, and it takes the activations' four bytes
+//! from memory, spread over the lanes. So a block of 32 costs a row 8 such instructions and 3 more (to number, by the
+//! activations' scale, by the weights'), and the 8 vectors of the block's codes stay in registers for all rows of the
+//! group: 16 rows of sums, 8 of codes, 2 of scales make 26 of 32 registers. Sums begin with the correction for unsigned
+//! codes instead of 0, which is free.
+//!
+//! With AVX2 a product of an unsigned and a signed byte is added to its neighbour's in 16 bits, saturating. 4-bit codes are
+//! at most 15, so even the sum of a whole block fits (8·2·15·128 = 30720). 8-bit codes do not: their sign moves to the
+//! activations, and two products of at most 128·127 fit. (A block that holds a NaN may have the code −128; then the
+//! sums are NaN whatever the integers are.)
+
+use super::format::QuantKind;
+use super::kernel::Lanes;
+use super::pack::{GROUPS, LANES, Layout, SCALES};
+use super::rows::RowBlock;
+use std::arch::x86_64::*;
+
+const INT8: u8 = 0;
+const INT4: u8 = 1;
+const INT4_MIN: u8 = 2;
+
+/// Calls `tile_of::<ROWS, KIND>` for the number of rows and the kind.
+macro_rules! dispatch {
+    ($kind:ident, $rows:expr, [$($r:literal)+], $arguments:tt) => {
+        match ($rows, $kind) {
+            $(($r, QuantKind::Int8) => tile_of::<$r, INT8> $arguments,
+            ($r, QuantKind::Int4) => tile_of::<$r, INT4> $arguments,
+            ($r, QuantKind::Int4Min) => tile_of::<$r, INT4_MIN> $arguments,)+
+            (rows, _) => unreachable!("a group of {rows} rows"),
+        }
+    };
+}
+
+/// A group of four activations, as the instructions take it.
+///
+/// # Safety
+/// `row` may be read.
+#[inline(always)]
+unsafe fn group(row: *const RowBlock, g: usize) -> i32 {
+    // SAFETY: the caller's promise; g is below the number of groups.
+    unsafe { (&raw const (*row).codes).cast::<i32>().add(g).read() }
+}
+
+pub(super) mod vnni {
+    use super::*;
+
+    /// Most rows of a group.
+    pub const ROWS: usize = 16;
+    /// How far ahead of the multiplications codes are fetched, where they are few, in bytes.
+    const AHEAD: usize = 2048;
+    /// Up to so many rows, memory is slower than multiplying.
+    const FEW: usize = 4;
+
+    /// # Safety
+    /// The machine has AVX-512 F, BW and VNNI; `panel` is a panel of this layout at a multiple of 64 bytes; there is a
+    /// block for every row and block.
+    pub unsafe fn tile(kind: QuantKind, layout: Layout, panel: *const u8, rows: &[RowBlock], sums: &mut [Lanes]) {
+        // SAFETY: passed on from the caller.
+        unsafe {
+            dispatch!(kind, sums.len(), [1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16], (layout, panel, rows.as_ptr(), sums))
+        }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    unsafe fn tile_of<const R: usize, const KIND: u8>(
+        layout: Layout,
+        panel: *const u8,
+        mut rows: *const RowBlock,
+        out: &mut [Lanes],
+    ) {
+        let mut sums = [_mm512_setzero_ps(); R];
+        // SAFETY: the caller answers for the panel and the rows; a prefetch never faults.
+        unsafe {
+            let (mut scales, mut codes) = (panel, panel.add(layout.codes));
+            for _ in 0..layout.blocks {
+                if R <= FEW {
+                    for line in 0..layout.step / 64 {
+                        _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(AHEAD + 64 * line).cast());
+                    }
+                }
+                let w: [__m512i; GROUPS] = if KIND == INT8 {
+                    std::array::from_fn(|g| _mm512_load_si512(codes.add(64 * g).cast()))
+                } else {
+                    let low = _mm512_set1_epi8(15);
+                    let mut w = [low; GROUPS];
+                    for (j, w) in w.chunks_exact_mut(2).enumerate() {
+                        let both = _mm512_load_si512(codes.add(64 * j).cast());
+                        w[0] = _mm512_and_si512(both, low);
+                        w[1] = _mm512_and_si512(_mm512_srli_epi16::<4>(both), low);
+                    }
+                    w
+                };
+                let d = _mm512_cvtph_ps(_mm256_load_si256(scales.cast()));
+                let m = if KIND == INT4_MIN {
+                    _mm512_cvtph_ps(_mm256_load_si256(scales.add(layout.mins).cast()))
+                } else {
+                    d
+                };
+                // Written out, row by row: a loop might keep the sums in memory.
+                macro_rules! row {
+                    ($r:literal) => {
+                        if $r < R {
+                            let row = rows.add($r);
+                            let mut dot = match KIND {
+                                INT8 => _mm512_set1_epi32((*row).less_128),
+                                INT4 => _mm512_set1_epi32((*row).less_8),
+                                _ => _mm512_setzero_si512(),
+                            };
+                            for g in 0..GROUPS {
+                                dot = _mm512_dpbusd_epi32(dot, w[g], _mm512_set1_epi32(group(row, g)));
+                            }
+                            let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(dot), _mm512_set1_ps((*row).scale));
+                            sums[$r] = _mm512_fmadd_ps(scaled, d, sums[$r]);
+                            if KIND == INT4_MIN {
+                                sums[$r] = _mm512_fmadd_ps(_mm512_set1_ps((*row).sum), m, sums[$r]);
+                            }
+                        }
+                    };
+                }
+                row!(0);
+                row!(1);
+                row!(2);
+                row!(3);
+                row!(4);
+                row!(5);
+                row!(6);
+                row!(7);
+                row!(8);
+                row!(9);
+                row!(10);
+                row!(11);
+                row!(12);
+                row!(13);
+                row!(14);
+                row!(15);
+                rows = rows.add(R);
+                scales = scales.add(SCALES);
+                codes = codes.add(layout.step);
+            }
+            for (out, sum) in out.iter_mut().zip(sums) {
+                _mm512_storeu_ps(out.as_mut_ptr(), sum);
+            }
+        }
+    }
+}
+
+pub(super) mod avx2 {
+    use super::*;
+
+    /// Most rows of a group.
+    pub const ROWS: usize = 4;
+    /// Lanes of a vector: a panel is gone through twice.
+    const HALF: usize = LANES / 2;
+
+    /// # Safety
+    /// The machine has AVX2, FMA and F16C; `panel` is a panel of this layout at a multiple of 64 bytes; there is a block
+    /// for every row and block.
+    pub unsafe fn tile(kind: QuantKind, layout: Layout, panel: *const u8, rows: &[RowBlock], sums: &mut [Lanes]) {
+        // SAFETY: passed on from the caller.
+        unsafe { dispatch!(kind, sums.len(), [1 2 3 4], (layout, panel, rows.as_ptr(), sums)) }
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn tile_of<const R: usize, const KIND: u8>(
+        layout: Layout,
+        panel: *const u8,
+        rows: *const RowBlock,
+        out: &mut [Lanes],
+    ) {
+        let (low, one) = (_mm256_set1_epi8(15), _mm256_set1_epi16(1));
+        for half in 0..2 {
+            let mut sums = [_mm256_setzero_ps(); R];
+            // SAFETY: the caller answers for the panel and the rows; a half of a vector of codes, of scales, and of a row
+            // of sums lies within them.
+            unsafe {
+                let scales = panel.add(half * HALF * 2);
+                let codes = panel.add(layout.codes + half * 32);
+                for b in 0..layout.blocks {
+                    let (rows, codes) = (rows.add(b * R), codes.add(b * layout.step));
+                    let mut dots = [_mm256_setzero_si256(); R];
+                    if KIND == INT8 {
+                        for g in 0..GROUPS {
+                            let w = _mm256_load_si256(codes.add(64 * g).cast());
+                            let w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
+                            let size = _mm256_abs_epi8(w);
+                            for (r, dot) in dots.iter_mut().enumerate() {
+                                let a = _mm256_sign_epi8(_mm256_set1_epi32(group(rows.add(r), g)), w);
+                                let pairs = _mm256_maddubs_epi16(size, a);
+                                *dot = _mm256_add_epi32(*dot, _mm256_madd_epi16(pairs, one));
+                            }
+                        }
+                    } else {
+                        for j in 0..GROUPS / 2 {
+                            let both = _mm256_load_si256(codes.add(64 * j).cast());
+                            let first = _mm256_and_si256(both, low);
+                            let second = _mm256_and_si256(_mm256_srli_epi16::<4>(both), low);
+                            for (r, dot) in dots.iter_mut().enumerate() {
+                                let a = |g| _mm256_set1_epi32(group(rows.add(r), g));
+                                *dot = _mm256_add_epi16(*dot, _mm256_maddubs_epi16(first, a(2 * j)));
+                                *dot = _mm256_add_epi16(*dot, _mm256_maddubs_epi16(second, a(2 * j + 1)));
+                            }
+                        }
+                        for (r, dot) in dots.iter_mut().enumerate() {
+                            *dot = _mm256_madd_epi16(*dot, one);
+                            if KIND == INT4 {
+                                *dot = _mm256_add_epi32(*dot, _mm256_set1_epi32((*rows.add(r)).less_8));
+                            }
+                        }
+                    }
+                    let d = _mm256_cvtph_ps(_mm_load_si128(scales.add(b * SCALES).cast()));
+                    for (r, (sum, dot)) in sums.iter_mut().zip(dots).enumerate() {
+                        let row = rows.add(r);
+                        let scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(dot), _mm256_set1_ps((*row).scale));
+                        *sum = _mm256_fmadd_ps(scaled, d, *sum);
+                        if KIND == INT4_MIN {
+                            let m = _mm256_cvtph_ps(_mm_load_si128(scales.add(layout.mins + b * SCALES).cast()));
+                            *sum = _mm256_fmadd_ps(_mm256_set1_ps((*row).sum), m, *sum);
+                        }
+                    }
+                }
+                for (out, sum) in out.iter_mut().zip(sums) {
+                    _mm256_storeu_ps(out[half * HALF..].as_mut_ptr(), sum);
+                }
+            }
+        }
+    }
+}
