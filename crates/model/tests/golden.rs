@@ -97,6 +97,18 @@ fn logits_loss_and_gradients() {
     }
 }
 
+/// Weights of 8 bits are made wide as they are read, and what they give is what transformers computes from them.
+#[test]
+fn weights_of_eight_bits() {
+    let dev = Cpu::new(2);
+    let expected = Expected::read(&golden_dir().join("fp8").join("golden.safetensors"));
+    let (model, weights) = open(&dev, "fp8");
+    let batch = Batch::of(&[expected.ids("input_ids")]);
+    let mut cx = solo(&dev, &weights, &batch.packing, Auxiliary::default(), None);
+    let logits = model.logits(&mut cx, &batch.ids).unwrap().view().to_f64(&dev);
+    assert_close("fp8: logits", "golden logits", DType::F32, &expected.0["logits"], &logits);
+}
+
 #[test]
 fn packed_documents_are_as_if_alone() {
     let dev = Cpu::new(2);
