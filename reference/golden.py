@@ -6,6 +6,7 @@ experts), saves it with `save_pretrained`, and writes beside it
 
     golden.safetensors   input_ids [2,S], labels [2,S], logits [2,S,V], loss [], grad.<name> for every trained tensor
     losses.json          ten AdamW losses on the same batch, with every hyper-parameter
+    greedy.json          a prompt and the 32 tokens that follow when the likeliest is taken each time
     packed.safetensors   (some folders) documents run one by one, for attention that must not cross a document's edge
 
 `labels` follows transformers: it equals `input_ids`, and the shift by one is the loss's business, so that the loss is
@@ -46,6 +47,8 @@ STEPS = 10
 ADAMW = {"lr": 1e-2, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
 
 TOLERANCE = 1e-5  # --check: largest difference, relative to the largest magnitude in the tensor (at least 1)
+GREEDY = 32
+MARGIN = 1e-2  # greedy.json: the likeliest token's logit is ahead of the next by at least this much
 VISIBLE = 1e-3  # a planted error moves some logit by at least this much
 NUDGE = 1e-5  # a hundred times the rounding of f32
 CONDITION = 2e-4  # ten losses: relative change allowed when every weight moves by about NUDGE of itself
@@ -356,6 +359,27 @@ def losses(model, ids: torch.Tensor) -> list[float]:
     return out
 
 
+def greedy(model, ids: torch.Tensor) -> dict:
+    """The continuation of the first prompt of which no choice is close, without a cache; of a prompt that leads to several
+    tokens if there is one (models with tied embeddings like to repeat themselves)."""
+    found = []
+    for n in range(2, SEQUENCE):
+        for row in ids:
+            prompt = all_ids = row[:n].tolist()
+            margin = float("inf")
+            for _ in range(GREEDY):
+                with torch.no_grad():
+                    best = model(input_ids=torch.tensor([all_ids])).logits[0, -1].topk(2)
+                margin = min(margin, (best.values[0] - best.values[1]).item())
+                all_ids = [*all_ids, best.indices[0].item()]
+            if margin > MARGIN:
+                found.append({"prompt": prompt, "tokens": all_ids[n:], "margin": round(margin, 4)})
+                if len(set(all_ids[n:])) > 3:
+                    return found[-1]
+    assert found, "every prompt has a close choice: take another seed"
+    return max(found, key=lambda g: len(set(g["tokens"])))
+
+
 def packed(case: Case, model, folder: Path) -> dict:
     """Documents one by one, each from position 0; the loss is the mean over all predictions of all of them."""
     ids = tokens(case, model.config.vocab_size, sum(DOCUMENTS)).split(DOCUMENTS)
@@ -480,6 +504,7 @@ def write(name: str, folder: Path) -> None:
         **gradients(case, model, folder),
     }
     save_file(golden, folder / "golden.safetensors")
+    (folder / "greedy.json").write_text(json.dumps(greedy(reload(folder), ids)) + "\n")
     if case.packed:
         save_file(packed(case, model, folder), folder / "packed.safetensors")
 
