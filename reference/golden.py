@@ -6,6 +6,7 @@ experts), saves it with `save_pretrained`, and writes beside it
 
     golden.safetensors   input_ids [2,S], labels [2,S], logits [2,S,V], loss [], grad.<name> for every trained tensor
     losses.json          ten AdamW losses on the same batch, with every hyper-parameter
+    greedy.json          a prompt and the 32 tokens that follow when the likeliest is taken each time
     packed.safetensors   (some folders) documents run one by one, for attention that must not cross a document's edge
 
 `labels` follows transformers: it equals `input_ids`, and the shift by one is the loss's business, so that the loss is
@@ -46,6 +47,8 @@ STEPS = 10
 ADAMW = {"lr": 1e-2, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
 
 TOLERANCE = 1e-5  # --check: largest difference, relative to the largest magnitude in the tensor (at least 1)
+GREEDY = 32
+MARGIN = 1e-2  # greedy.json: the likeliest token's logit is ahead of the next by at least this much
 VISIBLE = 1e-3  # a planted error moves some logit by at least this much
 NUDGE = 1e-5  # a hundred times the rounding of f32
 CONDITION = 2e-4  # ten losses: relative change allowed when every weight moves by about NUDGE of itself
@@ -356,6 +359,27 @@ def losses(model, ids: torch.Tensor) -> list[float]:
     return out
 
 
+def greedy(model, ids: torch.Tensor) -> dict:
+    """The continuation of the first prompt of which no choice is close, without a cache; of a prompt that leads to several
+    tokens if there is one (models with tied embeddings like to repeat themselves)."""
+    found = []
+    for n in range(2, SEQUENCE):
+        for row in ids:
+            prompt = all_ids = row[:n].tolist()
+            margin = float("inf")
+            for _ in range(GREEDY):
+                with torch.no_grad():
+                    best = model(input_ids=torch.tensor([all_ids])).logits[0, -1].topk(2)
+                margin = min(margin, (best.values[0] - best.values[1]).item())
+                all_ids = [*all_ids, best.indices[0].item()]
+            if margin > MARGIN:
+                found.append({"prompt": prompt, "tokens": all_ids[n:], "margin": round(margin, 4)})
+                if len(set(all_ids[n:])) > 3:
+                    return found[-1]
+    assert found, "every prompt has a close choice: take another seed"
+    return max(found, key=lambda g: len(set(g["tokens"])))
+
+
 def packed(case: Case, model, folder: Path) -> dict:
     """Documents one by one, each from position 0; the loss is the mean over all predictions of all of them."""
     ids = tokens(case, model.config.vocab_size, sum(DOCUMENTS)).split(DOCUMENTS)
@@ -480,6 +504,7 @@ def write(name: str, folder: Path) -> None:
         **gradients(case, model, folder),
     }
     save_file(golden, folder / "golden.safetensors")
+    (folder / "greedy.json").write_text(json.dumps(greedy(reload(folder), ids)) + "\n")
     if case.packed:
         save_file(packed(case, model, folder), folder / "packed.safetensors")
 
@@ -540,6 +565,73 @@ def rope() -> None:
         print(name, head_dim, f"{factor:.9g}", [float(f"{x:.7g}") for x in frequency[::step].tolist()])
 
 
+# --- weights of 8 bits ---------------------------------------------------------------------------------------------
+
+BLOCK = 128
+FP8 = {
+    "hidden_size": 256,  # two blocks wide
+    "intermediate_size": 128,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "tie_word_embeddings": True,
+    "rope_parameters": theta(10000.0),
+}
+
+
+def write_fp8(folder: Path) -> None:
+    """A qwen3 whose projections are e4m3 with a scale for each block of 128 x 128, and its logits: golden.safetensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    case = Case("qwen3", seed=9, config=FP8)
+    build(case).to(torch.bfloat16).save_pretrained(folder)
+    tensors, draw = {}, torch.Generator().manual_seed(10)
+    for name, w in load_file(folder / "model.safetensors").items():
+        # So wide a model would have large logits, and small ones among them are then noise.
+        w = w if name.endswith("norm.weight") else w / 4
+        if not name.endswith("_proj.weight"):
+            tensors[name] = w
+            continue
+        rows, columns = w.shape
+        grid = -(-rows // BLOCK), -(-columns // BLOCK)
+        # Blocks of very different size, so that a scale in the wrong place shows.
+        sizes = torch.exp(torch.randn(grid, generator=draw))
+        unit = w.abs().max().float() / torch.finfo(torch.float8_e4m3fn).max
+        tensors[name] = (w.float() / unit).to(torch.float8_e4m3fn)
+        tensors[name + "_scale_inv"] = sizes * unit
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {
+        "activation_scheme": "dynamic",
+        "fmt": "e4m3",
+        "quant_method": "fp8",
+        "weight_block_size": [BLOCK, BLOCK],
+        "modules_to_not_convert": ["lm_head"],
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+    # transformers opens such a folder only with accelerate, which nothing else here needs: its operation alone, then.
+    from transformers.integrations.finegrained_fp8 import Fp8Dequantize
+
+    wide = {}
+    for name, q in tensors.items():
+        if name.endswith("_scale_inv"):
+            continue
+        wide[name] = q.float()
+        if name.endswith("_proj.weight"):
+            scale = tensors[name + "_scale_inv"]
+            wide[name] = Fp8Dequantize(None)._dequantize_one(q, scale, torch.float32)
+            spread = scale.repeat_interleave(BLOCK, 0)[: q.shape[0]].repeat_interleave(BLOCK, 1)[:, : q.shape[1]]
+            assert torch.equal(wide[name], q.float() * spread), name
+    model = build(case)
+    kept = model.load_state_dict(wide, strict=False)
+    assert kept.missing_keys == ["lm_head.weight"] and not kept.unexpected_keys, kept
+    model.tie_weights()
+    ids = tokens(case, model.config.vocab_size, 1, 12)
+    with torch.no_grad():
+        save_file({"input_ids": ids, "logits": model(input_ids=ids).logits}, folder / "golden.safetensors")
+    print(f"{folder.name:15} {sum(f.stat().st_size for f in folder.iterdir()) / 1e3:6.0f} kB")
+
+
 def differences(old: Path, new: Path) -> list[str]:
     """What differs between two folders, beyond the tolerance."""
     found = []
@@ -560,7 +652,7 @@ def differences(old: Path, new: Path) -> list[str]:
             if x != y:
                 found.append(f"{name}: differs in {[k for k in x.keys() | y.keys() if x.get(k) != y.get(k)]}")
         else:
-            x, y = load_file(a), load_file(b)
+            x, y = ({n: t.float() if t.dtype == torch.float8_e4m3fn else t for n, t in load_file(f).items()} for f in (a, b))
             if x.keys() != y.keys():
                 found.append(f"{name}: other tensors: {sorted(x.keys() ^ y.keys())}")
             for t in sorted(x.keys() & y.keys()):
@@ -574,16 +666,19 @@ def differences(old: Path, new: Path) -> list[str]:
     return found
 
 
+KNOWN = [*CASES, "fp8"]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Write, or check, the golden values.")
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"any of: {', '.join(CASES)} (default: all)")
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"any of: {', '.join(KNOWN)} (default: all)")
     parser.add_argument("--check", action="store_true", help="compare with the committed files instead of writing")
     parser.add_argument("--rope", action="store_true", help="print the numbers that the tests of rope.rs hold")
     args = parser.parse_args()
     if args.rope:
         rope()
         return 0
-    unknown = [c for c in args.cases if c not in CASES]
+    unknown = [c for c in args.cases if c not in KNOWN]
     if unknown:
         parser.error(f"no such case: {', '.join(unknown)}")
 
@@ -594,13 +689,14 @@ def main() -> int:
     transformers.utils.logging.disable_progress_bar()
 
     failed = False
-    for name in args.cases or CASES:
+    for name in args.cases or KNOWN:
+        make = write_fp8 if name == "fp8" else lambda folder, name=name: write(name, folder)
         if not args.check:
-            write(name, GOLDEN / name)
+            make(GOLDEN / name)
             continue
         with tempfile.TemporaryDirectory() as scratch:
             fresh = Path(scratch) / name
-            write(name, fresh)
+            make(fresh)
             found = differences(GOLDEN / name, fresh)
             same = all((GOLDEN / name / f.name).read_bytes() == f.read_bytes() for f in fresh.iterdir()) if not found else False
         for line in found:

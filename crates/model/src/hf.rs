@@ -380,6 +380,17 @@ fn pretty(keys: &BTreeMap<&str, Value>) -> String {
     serde_json::to_string_pretty(keys).expect("JSON from JSON values") + "\n"
 }
 
+/// Weights of 8 bits that we make wide again when they are read: e4m3, a scale for each block of 128 × 128. Whatever is
+/// not converted is in the file as it is.
+fn is_fp8(v: &Value) -> bool {
+    let says = |key: &str, only: Value| v.get(key).is_none_or(|v| v.is_null() || *v == only);
+    v.get("quant_method").is_some_and(|m| m == "fp8")
+        && says("weight_block_size", json!([128, 128]))
+        && says("fmt", json!("e4m3"))
+        && says("activation_scheme", json!("dynamic"))
+        && says("expert_dtype", json!("fp8"))
+}
+
 fn refuse_the_unsupported(keys: &Keys) -> Result<(), ConfigError> {
     keys.only("hidden_act", &json!("silu"))?;
     keys.only("mlp_bias", &json!(false))?;
@@ -388,8 +399,9 @@ fn refuse_the_unsupported(keys: &Keys) -> Result<(), ConfigError> {
     if let Some(v) = keys.get("clip_qkv") {
         return fail("clip_qkv", format!("{} is not supported; only null is", shown(v)));
     }
-    if let Some(v) = keys.get("quantization_config") {
-        return fail("quantization_config", format!("{} is not supported; only unquantised weights are", shown(v)));
+    if let Some(v) = keys.get("quantization_config").filter(|v| !is_fp8(v)) {
+        let what = "only unquantised weights are, or \"fp8\": e4m3 in blocks of 128 x 128, activations dynamic";
+        return fail("quantization_config", format!("{} is not supported; {what}", shown(v)));
     }
     let full = |v: &Value| v.as_array().is_some_and(|types| types.iter().all(|t| t == "full_attention"));
     if let Some(v) = keys.get("layer_types").filter(|v| !full(v)) {

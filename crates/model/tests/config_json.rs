@@ -132,6 +132,9 @@ fn what_we_do_not_compute_is_refused_by_name() {
         ("llama", "rope_parameters", json!({"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0})),
         ("llama", "rope_parameters", json!({"full_attention": {"rope_type": "default"}})),
         ("llama", "quantization_config", json!({"quant_method": "gptq"})),
+        ("llama", "quantization_config", json!({"quant_method": "fp8", "weight_block_size": [64, 128]})),
+        ("llama", "quantization_config", json!({"quant_method": "fp8", "activation_scheme": "static"})),
+        ("llama", "quantization_config", json!("fp8")),
         ("qwen3", "use_sliding_window", json!(true)),
         ("qwen3", "layer_types", json!(["full_attention", "sliding_attention"])),
         ("mixtral", "sliding_window", json!(32)),
@@ -146,6 +149,9 @@ fn what_we_do_not_compute_is_refused_by_name() {
     }
     // A sliding window that is switched off may keep its size.
     with("qwen3_moe", "sliding_window", json!(4096)).unwrap();
+    let fp8 =
+        json!({"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128], "activation_scheme": "dynamic"});
+    with("llama", "quantization_config", fp8).unwrap();
     with("mistral", "sliding_window", json!(64)).unwrap();
     without("mistral", "sliding_window").unwrap();
     let longer = changed("mistral", |v| {

@@ -13,7 +13,7 @@ use wudao_device::{Cpu, DType};
 use wudao_model::layer::Auxiliary;
 use wudao_model::model::Options;
 use wudao_model::store::Kind;
-use wudao_model::{Model, Store, weights};
+use wudao_model::{KvCache, Model, Packing, Store, weights};
 
 const CASES: [&str; 11] = [
     "llama",
@@ -95,6 +95,45 @@ fn logits_loss_and_gradients() {
         assert_close(&format!("{case}: logits"), "golden logits", DType::F32, &expected.0["logits"], &logits);
         prove(&dev, case, &model, &weights, &rows, &expected);
     }
+}
+
+/// The likeliest token, 32 times: reading the prompt in one piece and then token by token, over a cache.
+#[test]
+fn greedy_tokens() {
+    let dev = Cpu::new(2);
+    for case in CASES {
+        let bytes = std::fs::read(golden_dir().join(case).join("greedy.json")).unwrap();
+        let expected: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+        let ids = |key: &str| -> Vec<u32> { serde_json::from_value(expected[key].clone()).unwrap() };
+        let (prompt, tokens) = (ids("prompt"), ids("tokens"));
+        assert_eq!(tokens.len(), 32);
+        let (model, weights) = open(&dev, case);
+        let mut cache = KvCache::new(&dev, model.config(), prompt.len() + tokens.len(), DType::F32);
+        let (mut next, mut ours) = (prompt, vec![]);
+        while ours.len() < tokens.len() {
+            let past = cache.len() as u32;
+            let positions = (past..past + next.len() as u32).collect();
+            let packing = Packing { positions, segments: vec![0, next.len() as u32] };
+            let mut cx = solo(&dev, &weights, &packing, Auxiliary::default(), None);
+            let logits = model.decode(&mut cx, &mut cache, &next).unwrap().view().to_f64(&dev);
+            let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap();
+            ours.push(best as u32);
+            next = vec![best as u32];
+        }
+        assert_eq!(ours, tokens, "{case}");
+    }
+}
+
+/// Weights of 8 bits are made wide as they are read, and what they give is what transformers computes from them.
+#[test]
+fn weights_of_eight_bits() {
+    let dev = Cpu::new(2);
+    let expected = Expected::read(&golden_dir().join("fp8").join("golden.safetensors"));
+    let (model, weights) = open(&dev, "fp8");
+    let batch = Batch::of(&[expected.ids("input_ids")]);
+    let mut cx = solo(&dev, &weights, &batch.packing, Auxiliary::default(), None);
+    let logits = model.logits(&mut cx, &batch.ids).unwrap().view().to_f64(&dev);
+    assert_close("fp8: logits", "golden logits", DType::F32, &expected.0["logits"], &logits);
 }
 
 #[test]

@@ -192,6 +192,39 @@ fn a_file_that_does_not_fit_is_refused_by_name() {
 }
 
 #[test]
+fn scales_of_eight_bits_are_checked() {
+    let refused = |words: &[&str], change: &dyn Fn(&mut Raw)| {
+        let e = changed("fp8", |t, _| change(t)).unwrap_err();
+        assert!(words.iter().all(|w| e.contains(w)), "{words:?} in: {e}");
+    };
+    let q = "model.layers.0.self_attn.q_proj.weight";
+    let scale = "model.layers.0.self_attn.q_proj.weight_scale_inv";
+    refused(&[scale, "missing"], &|t| drop(t.remove(scale)));
+    refused(&[scale, "[2, 1]", "[1, 2]"], &|t| t.get_mut(scale).unwrap().1 = vec![2, 1]);
+    refused(&[scale, "I32", "BF16"], &|t| t.get_mut(scale).unwrap().0 = Dtype::I32);
+    refused(&[q, "F8_E5M2", "F8_E4M3 with a scale"], &|t| {
+        t.remove(scale);
+        t.get_mut(q).unwrap().0 = Dtype::F8_E5M2;
+    });
+    let norm = "model.layers.0.input_layernorm.weight";
+    refused(&["norm.weight_scale_inv", "no qwen3 has it"], &|t| {
+        t.insert(format!("{norm}_scale_inv"), (Dtype::F32, vec![1, 1], vec![0; 4]));
+    });
+    // What is wide in the file needs no scale, and a scale may have fewer bits.
+    let plain = changed("fp8", |_, _| ()).unwrap();
+    let half = changed("fp8", |t, _| {
+        let (dtype, _, bytes) = t.get_mut(scale).unwrap();
+        *dtype = Dtype::F16;
+        *bytes = [0.5, 4.0].iter().flat_map(|&x| f16::from_f64(x).to_le_bytes()).collect();
+    });
+    let half = half.unwrap();
+    for (row, before) in half[q].chunks(256).zip(plain[q].chunks(256)) {
+        let signs = row.iter().zip(before).all(|(a, b)| a.signum() == b.signum());
+        assert!(signs && row[..128].iter().all(|x| (x * 2.0 * 512.0).fract() == 0.0), "e4m3 halved");
+    }
+}
+
+#[test]
 fn harmless_surplus_is_left_out() {
     let plain = changed("qwen3", |_, _| ()).unwrap();
     let tied = changed("qwen3", |t, _| {

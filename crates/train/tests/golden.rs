@@ -15,6 +15,8 @@ use wudao_train::step::Learner;
 fn folders() -> Vec<PathBuf> {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../reference/golden");
     let mut folders: Vec<PathBuf> = std::fs::read_dir(golden).unwrap().map(|e| e.unwrap().path()).collect();
+    // Some folders are only about reading.
+    folders.retain(|folder| folder.join("losses.json").exists());
     folders.sort();
     folders
 }
@@ -81,5 +83,8 @@ fn ten_steps_have_pytorchs_losses() {
             assert!(difference <= bound.allowed(expected), "{} step {step}: {got} {expected}", folder.display());
         }
     }
-    assert_eq!(types.into_iter().collect::<Vec<_>>(), ["glm4_moe", "llama", "mixtral", "qwen3", "qwen3_moe"]);
+    assert_eq!(
+        types.into_iter().collect::<Vec<_>>(),
+        ["glm4_moe", "llama", "mistral", "mixtral", "olmoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe"]
+    );
 }

@@ -1,17 +1,26 @@
 //! From files to stores.
 
-use super::convert::{convert, file_type, is_float};
+use super::convert::{BLOCK, convert, dequantize, file_type, is_float};
 use super::format::Opened;
 use super::write::expected;
 use super::{CONFIG, INDEX, MODEL, WeightsError};
 use crate::config::{Config, Family};
 use crate::store::{Home, Param, Store};
+use safetensors::Dtype;
 use safetensors::tensor::TensorInfo as Info;
 use serde::Deserialize;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
-use wudao_device::{Device, ViewMut};
+use wudao_device::{DType, Device, ViewMut};
+
+/// What is added to a matrix's name for that of its scales.
+const SCALE: &str = "_scale_inv";
+
+fn scale_name(matrix: &str) -> String {
+    format!("{matrix}{SCALE}")
+}
 
 /// Elements that are converted at a time.
 const CHUNK: usize = 1 << 20;
@@ -59,7 +68,8 @@ pub fn tensors(path: &Path) -> Result<Vec<TensorInfo>, WeightsError> {
     Ok(all)
 }
 
-/// Fills `store` from a model's folder, whatever floating-point type the files have. On a rank with a share of the
+/// Fills `store` from a model's folder, whatever floating-point type the files have; e4m3 matrices are multiplied by the
+/// scales of their blocks, as DeepSeek-V3's and Qwen3's 8-bit folders have them (activations are not quantised). On a rank with a share of the
 /// experts only those are read. Nothing is changed unless every tensor of the model is there in its shape, and no other.
 pub fn load<D: Device>(device: &D, dir: &Path, config: &Config, store: &mut Store<D>) -> Result<(), WeightsError> {
     let files = Files::open(dir)?;
@@ -107,6 +117,16 @@ pub fn load_some<D: Device>(
     fill(device, &files, prefix, store, keep)
 }
 
+/// A tensor that is right and has its place.
+struct Found<'a> {
+    home: Home,
+    rows: Range<usize>,
+    file: &'a Opened,
+    info: &'a Info,
+    /// Of an e4m3 matrix.
+    scales: Option<Vec<f64>>,
+}
+
 /// Checks every tensor that the store wants, then copies.
 fn fill<D: Device>(
     device: &D,
@@ -115,7 +135,7 @@ fn fill<D: Device>(
     store: &mut Store<D>,
     keep: impl Fn(&Param) -> bool,
 ) -> Result<(), WeightsError> {
-    let mut work: Vec<(Home, std::ops::Range<usize>, &Opened, &Info)> = vec![];
+    let mut work: Vec<Found> = vec![];
     for (home, param) in store.params().into_iter().filter(|(_, param)| keep(param)) {
         for part in param.parts {
             let name = format!("{prefix}{}", part.name);
@@ -124,15 +144,24 @@ fn fill<D: Device>(
                 let problem = format!("has shape {:?}, expected {:?}", info.shape, part.shape);
                 return Err(WeightsError::tensor(&file.path, &name, problem));
             }
-            if !is_float(info.dtype) {
-                let problem = format!("has type {:?}; supported are F32, BF16, F16 and F64", info.dtype);
-                return Err(WeightsError::tensor(&file.path, &name, problem));
-            }
-            work.push((home, part.rows, file, info));
+            let scales = match info.dtype {
+                Dtype::F8_E4M3 => Some(files.scales(&name, info)?),
+                dtype if is_float(dtype) => None,
+                other => {
+                    let known = "F32, BF16, F16, F64, and F8_E4M3 with a scale for each block";
+                    let problem = format!("has type {other:?}; supported are {known}");
+                    return Err(WeightsError::tensor(&file.path, &name, problem));
+                }
+            };
+            work.push(Found { home, rows: part.rows, file, info, scales });
         }
     }
-    for (home, rows, file, info) in work {
-        upload(device, info, file.bytes(info), store.get_mut(home).rows(rows));
+    for Found { home, rows, file, info, scales } in work {
+        let to = store.get_mut(home).rows(rows);
+        match scales {
+            None => upload(device, info, file.bytes(info), to),
+            Some(scales) => upload_scaled(device, file.bytes(info), &scales, to),
+        }
     }
     Ok(())
 }
@@ -147,6 +176,17 @@ fn upload<D: Device>(device: &D, info: &Info, bytes: &[u8], mut to: ViewMut<D>) 
         let n = chunk.len() / size;
         let at = i * CHUNK..i * CHUNK + n;
         device.copy_from_host(&convert(Cow::Borrowed(chunk), info.dtype, dtype), to.reborrow().part(at, [1, n]));
+    }
+}
+
+/// An e4m3 matrix, a few rows at a time.
+fn upload_scaled<D: Device>(device: &D, bytes: &[u8], scales: &[f64], mut to: ViewMut<D>) {
+    let ([_, columns], dtype) = (to.shape(), to.dtype());
+    let step = (CHUNK / columns).max(1);
+    for (i, chunk) in bytes.chunks(step * columns).enumerate() {
+        let (first, rows) = (i * step, chunk.len() / columns);
+        let wide = dequantize(chunk, first, columns, scales, dtype);
+        device.copy_from_host(&wide, to.reborrow().rows(first..first + rows));
     }
 }
 
@@ -221,10 +261,33 @@ impl Files {
             .ok_or_else(|| WeightsError::tensor(&self.path, name, "missing"))
     }
 
+    /// The scales of an e4m3 matrix, one for each block of 128 × 128.
+    fn scales(&self, name: &str, matrix: &Info) -> Result<Vec<f64>, WeightsError> {
+        let (file, info) = self.get(&scale_name(name))?;
+        let grid: Vec<usize> = matrix.shape.iter().map(|n| n.div_ceil(BLOCK)).collect();
+        if info.shape != grid || grid.len() != 2 || !is_float(info.dtype) {
+            let (dtype, shape) = (info.dtype, &info.shape);
+            let problem = format!(
+                "has type {dtype:?} and shape {shape:?}, expected F32, BF16, F16 or F64 and {grid:?}: a scale for each \
+                 block of {BLOCK} x {BLOCK} of a matrix of {:?}",
+                matrix.shape
+            );
+            return Err(WeightsError::tensor(&file.path, &scale_name(name), problem));
+        }
+        let wide = convert(file.bytes(info).into(), info.dtype, DType::F64);
+        Ok(wide.as_chunks().0.iter().map(|&b| f64::from_le_bytes(b)).collect())
+    }
+
     /// Tensors that files hold and models do not: the rotary frequencies of old files, GLM's layers for predicting several
-    /// tokens, and a tied head's copy of the embedding, if a copy is what it is.
+    /// tokens, scales of matrices of 8 bits, and a tied head's copy of the embedding, if a copy is what it is.
     fn may_be_left_out(&self, config: &Config, name: &str) -> Result<bool, WeightsError> {
         if name.ends_with(".rotary_emb.inv_freq") {
+            return Ok(true);
+        }
+        if let Some(matrix) = name.strip_suffix(SCALE)
+            && let Ok((_, info)) = self.get(matrix)
+            && info.dtype == Dtype::F8_E4M3
+        {
             return Ok(true);
         }
         if config.family == Family::Glm4Moe
