@@ -13,7 +13,7 @@
 
 use super::format::QuantKind;
 use super::kernel::Lanes;
-use super::pack::{GROUPS, LANES, Layout, SCALES};
+use super::pack::{GROUPS, HEAD, LANES, Layout, SCALES};
 use super::rows::RowBlock;
 use std::arch::x86_64::*;
 
@@ -71,12 +71,14 @@ pub(super) mod vnni {
         out: &mut [Lanes],
     ) {
         let mut sums = [_mm512_setzero_ps(); R];
+        let step = if KIND == INT8 { GROUPS * 64 } else { GROUPS / 2 * 64 };
         // SAFETY: the caller answers for the panel and the rows; a prefetch never faults.
         unsafe {
-            let (mut scales, mut codes) = (panel, panel.add(layout.codes));
-            for _ in 0..layout.blocks {
+            let (mut scales, mut codes) = (panel, panel.add(HEAD));
+            for b in 0..layout.blocks {
                 if R <= FEW {
-                    for line in 0..layout.step / 64 {
+                    // The codes of a block, and a head.
+                    for line in 0..=step / 64 {
                         _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(AHEAD + 64 * line).cast());
                     }
                 }
@@ -93,11 +95,8 @@ pub(super) mod vnni {
                     w
                 };
                 let d = _mm512_cvtph_ps(_mm256_load_si256(scales.cast()));
-                let m = if KIND == INT4_MIN {
-                    _mm512_cvtph_ps(_mm256_load_si256(scales.add(layout.mins).cast()))
-                } else {
-                    d
-                };
+                let m =
+                    if KIND == INT4_MIN { _mm512_cvtph_ps(_mm256_load_si256(scales.add(SCALES).cast())) } else { d };
                 // Written out, row by row: a loop might keep the sums in memory.
                 macro_rules! row {
                     ($r:literal) => {
@@ -136,8 +135,14 @@ pub(super) mod vnni {
                 row!(14);
                 row!(15);
                 rows = rows.add(R);
-                scales = scales.add(SCALES);
-                codes = codes.add(layout.step);
+                // As `Layout` has it, of numbers that the compiler knows.
+                if KIND == INT4_MIN || b % 2 == 1 {
+                    scales = codes.add(step);
+                    codes = scales.add(HEAD);
+                } else {
+                    scales = scales.add(SCALES);
+                    codes = codes.add(step);
+                }
             }
             for (out, sum) in out.iter_mut().zip(sums) {
                 _mm512_storeu_ps(out.as_mut_ptr(), sum);
@@ -175,10 +180,11 @@ pub(super) mod avx2 {
             // SAFETY: the caller answers for the panel and the rows; a half of a vector of codes, of scales, and of a row
             // of sums lies within them.
             unsafe {
-                let scales = panel.add(half * HALF * 2);
-                let codes = panel.add(layout.codes + half * 32);
+                let panel = panel.add(half * HALF * 4);
                 for b in 0..layout.blocks {
-                    let (rows, codes) = (rows.add(b * R), codes.add(b * layout.step));
+                    let (rows, codes) = (rows.add(b * R), panel.add(layout.codes(b)));
+                    // Halves of scales are half as far apart as halves of codes.
+                    let scales = panel.sub(half * HALF * 2).add(layout.scales(b));
                     let mut dots = [_mm256_setzero_si256(); R];
                     if KIND == INT8 {
                         for g in 0..GROUPS {
@@ -209,13 +215,13 @@ pub(super) mod avx2 {
                             }
                         }
                     }
-                    let d = _mm256_cvtph_ps(_mm_load_si128(scales.add(b * SCALES).cast()));
+                    let d = _mm256_cvtph_ps(_mm_load_si128(scales.cast()));
                     for (r, (sum, dot)) in sums.iter_mut().zip(dots).enumerate() {
                         let row = rows.add(r);
                         let scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(dot), _mm256_set1_ps((*row).scale));
                         *sum = _mm256_fmadd_ps(scaled, d, *sum);
                         if KIND == INT4_MIN {
-                            let m = _mm256_cvtph_ps(_mm_load_si128(scales.add(layout.mins + b * SCALES).cast()));
+                            let m = _mm256_cvtph_ps(_mm_load_si128(scales.add(SCALES).cast()));
                             *sum = _mm256_fmadd_ps(_mm256_set1_ps((*row).sum), m, *sum);
                         }
                     }
