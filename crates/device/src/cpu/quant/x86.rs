@@ -2,9 +2,9 @@
 //!
 //! With VNNI one instruction multiplies 64 pairs of bytes and adds them by fours, and it takes the activations' four bytes
 //! from memory, spread over the lanes. So a block of 32 costs a row 8 such instructions and 3 more (to number, by the
-//! activations' scale, by the weights'), and the 8 vectors of the block's codes stay in registers for all rows of the
-//! group: 16 rows of sums, 8 of codes, 2 of scales make 26 of 32 registers. Sums begin with the correction for unsigned
-//! codes instead of 0, which is free.
+//! activations' scale, by the weights'): at best 80 % of the peak of multiplying bytes. 14 rows of sums, of a block and of
+//! all, and a group's codes make 30 of 32 registers. A block's sums begin with the correction for unsigned codes instead
+//! of 0, which is free.
 //!
 //! With AVX2 a product of an unsigned and a signed byte is added to its neighbour's in 16 bits, saturating. 4-bit codes are
 //! at most 15, so even the sum of a whole block fits (8·2·15·128 = 30720). 8-bit codes do not: their sign moves to the
@@ -33,6 +33,16 @@ macro_rules! dispatch {
     };
 }
 
+/// A body for each of some numbers, which it knows as a constant.
+macro_rules! each {
+    ([$($n:literal)+] $i:ident => $body:expr) => {
+        $({
+            const $i: usize = $n;
+            $body
+        })+
+    };
+}
+
 /// A group of four activations, as the instructions take it.
 ///
 /// # Safety
@@ -47,7 +57,7 @@ pub(super) mod vnni {
     use super::*;
 
     /// Most rows of a group.
-    pub const ROWS: usize = 16;
+    pub const ROWS: usize = 14;
     /// How far ahead of the multiplications codes are fetched, where they are few, in bytes.
     const AHEAD: usize = 2048;
     /// Up to so many rows, memory is slower than multiplying.
@@ -58,9 +68,7 @@ pub(super) mod vnni {
     /// block for every row and block.
     pub unsafe fn tile(kind: QuantKind, layout: Layout, panel: *const u8, rows: &[RowBlock], sums: &mut [Lanes]) {
         // SAFETY: passed on from the caller.
-        unsafe {
-            dispatch!(kind, sums.len(), [1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16], (layout, panel, rows.as_ptr(), sums))
-        }
+        unsafe { dispatch!(kind, sums.len(), [1 2 3 4 5 6 7 8 9 10 11 12 13 14], (layout, panel, rows.as_ptr(), sums)) }
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
@@ -82,58 +90,39 @@ pub(super) mod vnni {
                         _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(AHEAD + 64 * line).cast());
                     }
                 }
-                let w: [__m512i; GROUPS] = if KIND == INT8 {
-                    std::array::from_fn(|g| _mm512_load_si512(codes.add(64 * g).cast()))
-                } else {
-                    let low = _mm512_set1_epi8(15);
-                    let mut w = [low; GROUPS];
-                    for (j, w) in w.chunks_exact_mut(2).enumerate() {
-                        let both = _mm512_load_si512(codes.add(64 * j).cast());
-                        w[0] = _mm512_and_si512(both, low);
-                        w[1] = _mm512_and_si512(_mm512_srli_epi16::<4>(both), low);
-                    }
-                    w
-                };
-                let d = _mm512_cvtph_ps(_mm256_load_si256(scales.cast()));
-                let m =
-                    if KIND == INT4_MIN { _mm512_cvtph_ps(_mm256_load_si256(scales.add(SCALES).cast())) } else { d };
-                // Written out, row by row: a loop might keep the sums in memory.
-                macro_rules! row {
-                    ($r:literal) => {
-                        if $r < R {
-                            let row = rows.add($r);
-                            let mut dot = match KIND {
-                                INT8 => _mm512_set1_epi32((*row).less_128),
-                                INT4 => _mm512_set1_epi32((*row).less_8),
-                                _ => _mm512_setzero_si512(),
-                            };
-                            for g in 0..GROUPS {
-                                dot = _mm512_dpbusd_epi32(dot, w[g], _mm512_set1_epi32(group(row, g)));
-                            }
-                            let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(dot), _mm512_set1_ps((*row).scale));
-                            sums[$r] = _mm512_fmadd_ps(scaled, d, sums[$r]);
-                            if KIND == INT4_MIN {
-                                sums[$r] = _mm512_fmadd_ps(_mm512_set1_ps((*row).sum), m, sums[$r]);
-                            }
-                        }
-                    };
+                // Written out, and every row before the next group: so a group's codes are needed but once, and left to
+                // itself the compiler would keep more alive than there are registers.
+                let mut dots = [_mm512_setzero_si512(); R];
+                if KIND != INT4_MIN {
+                    each!([0 1 2 3 4 5 6 7 8 9 10 11 12 13] ROW => if ROW < R {
+                        let row = rows.add(ROW);
+                        dots[ROW] = _mm512_set1_epi32(if KIND == INT8 { (*row).less_128 } else { (*row).less_8 });
+                    });
                 }
-                row!(0);
-                row!(1);
-                row!(2);
-                row!(3);
-                row!(4);
-                row!(5);
-                row!(6);
-                row!(7);
-                row!(8);
-                row!(9);
-                row!(10);
-                row!(11);
-                row!(12);
-                row!(13);
-                row!(14);
-                row!(15);
+                each!([0 1 2 3] PAIR => {
+                    let w = if KIND == INT8 {
+                        [0, 64].map(|half| _mm512_load_si512(codes.add(128 * PAIR + half).cast()))
+                    } else {
+                        let (both, low) = (_mm512_load_si512(codes.add(64 * PAIR).cast()), _mm512_set1_epi8(15));
+                        [_mm512_and_si512(both, low), _mm512_and_si512(_mm512_srli_epi16::<4>(both), low)]
+                    };
+                    each!([0 1] SECOND => {
+                        each!([0 1 2 3 4 5 6 7 8 9 10 11 12 13] ROW => if ROW < R {
+                            let four = _mm512_set1_epi32(group(rows.add(ROW), 2 * PAIR + SECOND));
+                            dots[ROW] = _mm512_dpbusd_epi32(dots[ROW], w[SECOND], four);
+                        });
+                    });
+                });
+                let d = _mm512_cvtph_ps(_mm256_load_si256(scales.cast()));
+                let m = _mm512_cvtph_ps(_mm256_load_si256(scales.add(SCALES).cast()));
+                each!([0 1 2 3 4 5 6 7 8 9 10 11 12 13] ROW => if ROW < R {
+                    let row = rows.add(ROW);
+                    let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(dots[ROW]), _mm512_set1_ps((*row).scale));
+                    sums[ROW] = _mm512_fmadd_ps(scaled, d, sums[ROW]);
+                    if KIND == INT4_MIN {
+                        sums[ROW] = _mm512_fmadd_ps(_mm512_set1_ps((*row).sum), m, sums[ROW]);
+                    }
+                });
                 rows = rows.add(R);
                 // As `Layout` has it, of numbers that the compiler knows.
                 if KIND == INT4_MIN || b % 2 == 1 {
