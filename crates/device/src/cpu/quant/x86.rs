@@ -58,10 +58,9 @@ pub(super) mod vnni {
 
     /// Most rows of a group.
     pub const ROWS: usize = 14;
-    /// How far ahead of the multiplications codes are fetched, where they are few, in bytes.
+    /// How far ahead of the multiplications codes are fetched, in bytes. With few rows memory is slower than multiplying;
+    /// with many it is the first group of rows that would wait at every panel.
     const AHEAD: usize = 2048;
-    /// Up to so many rows, memory is slower than multiplying.
-    const FEW: usize = 4;
 
     /// # Safety
     /// The machine has AVX-512 F, BW and VNNI; `panel` is a panel of this layout at a multiple of 64 bytes; there is a
@@ -84,11 +83,9 @@ pub(super) mod vnni {
         unsafe {
             let (mut scales, mut codes) = (panel, panel.add(HEAD));
             for b in 0..layout.blocks {
-                if R <= FEW {
-                    // The codes of a block, and a head.
-                    for line in 0..=step / 64 {
-                        _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(AHEAD + 64 * line).cast());
-                    }
+                // The codes of a block, and a head.
+                for line in 0..=step / 64 {
+                    _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(AHEAD + 64 * line).cast());
                 }
                 // Written out, and every row before the next group: so a group's codes are needed but once, and left to
                 // itself the compiler would keep more alive than there are registers.
