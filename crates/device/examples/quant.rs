@@ -1,6 +1,6 @@
 //! Speed of products with coded weights: `cargo run --release -p wudao-device --example quant [THREADS [WORD …]]`.
 //!
-//! Medians of several runs. One row at a time is bound by memory: the figure to look at is GB/s of weights, beside the
+//! Medians of several runs, and the fastest: on a shared machine they may be far apart. One row at a time is bound by memory: the figure to look at is GB/s of weights, beside the
 //! speed of plain reading measured in the same run; each call takes another matrix of a set that no cache holds. Many rows
 //! are bound by arithmetic: GOP/s, of which the bf16 product of the same shape, also in the table, is the measure. With
 //! words, only the lines that contain all of them.
@@ -37,7 +37,7 @@ fn main() {
     let words: Vec<String> = std::env::args().skip(2).collect();
     let cpu = Cpu::new(threads);
     println!("{threads} threads, {}: read {:.1} GB/s", cpu.quant_instructions(), cpu.read_gbytes_per_s());
-    println!("{:<44}{:>10}{:>9}{:>9}", "y[T,N], K", "ms", "GOP/s", "GB/s");
+    println!("{:<44}{:>10}{:>9}{:>9}{:>10}{:>9}{:>9}", "y[T,N], K", "ms", "GOP/s", "GB/s", "best ms", "GOP/s", "GB/s");
     let wanted = |name: &str| words.iter().all(|word| name.contains(word.as_str()));
     for (experts, [t, n, k]) in PRODUCTS.iter().map(|&p| (1, p)).chain(EXPERTS.iter().copied()) {
         let bands: Vec<_> = (0..experts).map(|e| e * t..(e + 1) * t).collect();
@@ -56,7 +56,7 @@ fn main() {
             let set: Vec<Vec<_>> = (0..copies(bytes)).map(|_| (0..experts).map(|_| of()).collect()).collect();
             let set: Vec<Vec<&QuantMatrix>> = set.iter().map(|w| w.iter().collect()).collect();
             let mut turn = set.iter().cycle();
-            let seconds = median(|| {
+            let seconds = times(|| {
                 let w = turn.next().expect("a set");
                 cpu.quant_gemm_bands(&bands, x.view(), w, false, y.view_mut());
             });
@@ -78,7 +78,7 @@ fn bf16(cpu: &Cpu, name: &str, bands: &[Range<usize>], [t, n, k]: [usize; 3]) {
     let set: Vec<Vec<_>> = (0..copies(bytes)).map(|_| (0..experts).map(|_| weights()).collect()).collect();
     let set: Vec<Vec<View<Cpu>>> = set.iter().map(|w| w.iter().map(Tensor::view).collect()).collect();
     let mut turn = set.iter().cycle();
-    let seconds = median(|| {
+    let seconds = times(|| {
         let w = turn.next().expect("a set");
         cpu.gemm_bands(Gemm::NT, bands, x.view(), w, y.view_mut());
     });
@@ -99,8 +99,8 @@ fn name(kind: &str, experts: usize, [t, n, k]: [usize; 3]) -> String {
     format!("{kind}: {experts}{t}×{n}, {k}")
 }
 
-/// Median seconds of a run, of about a fifth of a second of runs.
-fn median(mut f: impl FnMut()) -> f64 {
+/// Median and least seconds of a run, of about a fifth of a second of runs.
+fn times(mut f: impl FnMut()) -> [f64; 2] {
     f();
     let start = Instant::now();
     let mut times = Vec::new();
@@ -110,9 +110,13 @@ fn median(mut f: impl FnMut()) -> f64 {
         times.push(start.elapsed().as_secs_f64());
     }
     times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
+    [times[times.len() / 2], times[0]]
 }
 
-fn line(name: &str, s: f64, ops: usize, bytes: usize) {
-    println!("{name:<44}{:>10.3}{:>9.1}{:>9.1}", s * 1e3, ops as f64 / s / 1e9, bytes as f64 / s / 1e9);
+fn line(name: &str, seconds: [f64; 2], ops: usize, bytes: usize) {
+    print!("{name:<44}");
+    for s in seconds {
+        print!("{:>10.3}{:>9.1}{:>9.1}", s * 1e3, ops as f64 / s / 1e9, bytes as f64 / s / 1e9);
+    }
+    println!();
 }

@@ -1,20 +1,22 @@
 //! Weights as kernels read them: panels of 16 rows, packed once.
 //!
-//! A row of W is a column of the result, so the 16 rows of a panel are the 16 lanes of a vector of sums. A panel is
+//! A row of W is a column of the result, so the 16 rows of a panel are the 16 lanes of a vector of sums. A panel is one
+//! block of all rows after another, each of
 //!
 //! ```text
-//! d   [blocks][16]  f16                  scales of the 16 rows, block after block
-//! m   [blocks][16]  f16                  (Int4Min only)
-//!     zeros up to a multiple of 64 bytes
-//! q   [blocks][8][16][4]  u8             Int8: groups of 4 consecutive weights of each row
-//!     [blocks][4][16][4]  u8             4 bits: group 2j in the lower halves, group 2j + 1 in the upper ones
+//! d, m  [16]  f16         scales and minima of the 16 rows: 64 bytes
+//! q     [8][16][4]  u8    Int8: groups of 4 consecutive weights of each row
+//!       [4][16][4]  u8    4 bits: group 2j in the lower halves, group 2j + 1 in the upper ones
 //! ```
 //!
+//! or, where there is no m, two blocks after another: the scales of both, the codes of the first, the codes of the second.
+//! So every load of codes is one whole cache line, and a matrix is one stream of memory from its beginning to its end, which
+//! is what memory reads fastest. (Scales and codes apart were tried: at every panel a stream began anew, and products of
+//! one row took up to twice the time.)
+//!
 //! A group of 4 bytes a lane is what one multiply-add instruction of bytes takes, and 64 bytes are one vector of 512 bits
-//! or two of 256. Scales and codes are two streams, so that every load of codes is of one whole cache line: between the
-//! codes, the 32 bytes of scales would shift every other block to two lines a load. Codes are unsigned (see
-//! [`QuantKind::zero`](super::QuantKind)), because the instructions want one side so, and the weights' side costs nothing
-//! at run time. Rows that fill up the last panel have scale 0.
+//! or two of 256. Codes are unsigned (see [`QuantKind::zero`](super::QuantKind)), because the instructions want one side so,
+//! and the weights' side costs nothing at run time. Rows that fill up the last panel have scale 0.
 
 use super::format::{BLOCK, QuantKind};
 use half::f16;
@@ -28,15 +30,16 @@ pub(super) const GROUPS: usize = BLOCK / GROUP;
 /// Bytes of a block's scales (or minima) in a panel.
 pub(super) const SCALES: usize = LANES * size_of::<f16>();
 
+/// Bytes before the codes: the scales and minima of one block, or the scales of two.
+pub(super) const HEAD: usize = 64;
+
 /// Where things lie in a panel, in bytes from its beginning.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Layout {
     /// Blocks of a row.
     pub blocks: usize,
-    /// The minima, if there are any.
-    pub mins: usize,
-    /// The codes.
-    pub codes: usize,
+    /// Blocks that share a head.
+    pub together: usize,
     /// Codes of one block of all rows.
     pub step: usize,
     /// The end: the next panel.
@@ -46,10 +49,24 @@ pub(super) struct Layout {
 impl Layout {
     /// Of rows of `blocks` blocks.
     pub const fn new(kind: QuantKind, blocks: usize) -> Self {
-        let mins = blocks * SCALES;
-        let heads = if kind.has_min() { 2 * mins } else { mins };
-        let (codes, step) = (heads.next_multiple_of(64), LANES * kind.code_bytes());
-        Layout { blocks, mins, codes, step, bytes: codes + blocks * step }
+        let together = if kind.has_min() { 1 } else { 2 };
+        let step = LANES * kind.code_bytes();
+        Layout { blocks, together, step, bytes: blocks.div_ceil(together) * HEAD + blocks * step }
+    }
+
+    /// The head of block b.
+    const fn head(self, b: usize) -> usize {
+        b / self.together * (HEAD + self.together * self.step)
+    }
+
+    /// The scales of block b. Minima are [`SCALES`] on.
+    pub const fn scales(self, b: usize) -> usize {
+        self.head(b) + b % self.together * SCALES
+    }
+
+    /// The codes of block b.
+    pub const fn codes(self, b: usize) -> usize {
+        self.head(b) + HEAD + b % self.together * self.step
     }
 }
 
@@ -59,12 +76,12 @@ pub(super) fn pack<T: AsRef<[u8]>>(kind: QuantKind, layout: Layout, rows: impl I
     for (lane, row) in rows.enumerate() {
         for (b, block) in row.as_ref().chunks_exact(kind.block_bytes()).enumerate() {
             let [d, m] = kind.head(block);
-            let at = b * SCALES + lane * size_of::<f16>();
+            let at = layout.scales(b) + lane * size_of::<f16>();
             panel[at..][..2].copy_from_slice(&d.to_le_bytes());
             if kind.has_min() {
-                panel[layout.mins + at..][..2].copy_from_slice(&m.to_le_bytes());
+                panel[at + SCALES..][..2].copy_from_slice(&m.to_le_bytes());
             }
-            let codes = &mut panel[layout.codes + b * layout.step..][..layout.step];
+            let codes = &mut panel[layout.codes(b)..][..layout.step];
             for (g, group) in kind.codes(block).as_chunks::<GROUP>().0.iter().enumerate() {
                 match kind {
                     QuantKind::Int8 => codes[(g * LANES + lane) * GROUP..][..GROUP].copy_from_slice(group),
@@ -81,9 +98,9 @@ pub(super) fn pack<T: AsRef<[u8]>>(kind: QuantKind, layout: Layout, rows: impl I
 /// `d` and `m` of a block of one lane, and its codes, in the order of the weights.
 pub(super) fn unpack(kind: QuantKind, layout: Layout, panel: &[u8], b: usize, lane: usize) -> ([f32; 2], [u8; BLOCK]) {
     let half = |at: usize| f16::from_le_bytes([panel[at], panel[at + 1]]).to_f32();
-    let at = b * SCALES + lane * size_of::<f16>();
-    let m = if kind.has_min() { half(layout.mins + at) } else { 0.0 };
-    let codes = &panel[layout.codes + b * layout.step..][..layout.step];
+    let at = layout.scales(b) + lane * size_of::<f16>();
+    let m = if kind.has_min() { half(at + SCALES) } else { 0.0 };
+    let codes = &panel[layout.codes(b)..][..layout.step];
     let code = |i: usize| {
         let (g, k) = (i / GROUP, i % GROUP);
         match kind {

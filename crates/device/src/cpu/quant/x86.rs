@@ -2,9 +2,9 @@
 //!
 //! With VNNI one instruction multiplies 64 pairs of bytes and adds them by fours, and it takes the activations' four bytes
 //! from memory, spread over the lanes. So a block of 32 costs a row 8 such instructions and 3 more (to number, by the
-//! activations' scale, by the weights'), and the 8 vectors of the block's codes stay in registers for all rows of the
-//! group: 16 rows of sums, 8 of codes, 2 of scales make 26 of 32 registers. Sums begin with the correction for unsigned
-//! codes instead of 0, which is free.
+//! activations' scale, by the weights'): at best 80 % of the peak of multiplying bytes. 14 rows of sums, of a block and of
+//! all, and a group's codes make 30 of 32 registers. A block's sums begin with the correction for unsigned codes instead
+//! of 0, which is free.
 //!
 //! With AVX2 a product of an unsigned and a signed byte is added to its neighbour's in 16 bits, saturating. 4-bit codes are
 //! at most 15, so even the sum of a whole block fits (8·2·15·128 = 30720). 8-bit codes do not: their sign moves to the
@@ -13,7 +13,7 @@
 
 use super::format::QuantKind;
 use super::kernel::Lanes;
-use super::pack::{GROUPS, LANES, Layout, SCALES};
+use super::pack::{GROUPS, HEAD, LANES, Layout, SCALES};
 use super::rows::RowBlock;
 use std::arch::x86_64::*;
 
@@ -33,6 +33,16 @@ macro_rules! dispatch {
     };
 }
 
+/// A body for each of some numbers, which it knows as a constant.
+macro_rules! each {
+    ([$($n:literal)+] $i:ident => $body:expr) => {
+        $({
+            const $i: usize = $n;
+            $body
+        })+
+    };
+}
+
 /// A group of four activations, as the instructions take it.
 ///
 /// # Safety
@@ -47,20 +57,17 @@ pub(super) mod vnni {
     use super::*;
 
     /// Most rows of a group.
-    pub const ROWS: usize = 16;
-    /// How far ahead of the multiplications codes are fetched, where they are few, in bytes.
+    pub const ROWS: usize = 14;
+    /// How far ahead of the multiplications codes are fetched, in bytes. With few rows memory is slower than multiplying;
+    /// with many it is the first group of rows that would wait at every panel.
     const AHEAD: usize = 2048;
-    /// Up to so many rows, memory is slower than multiplying.
-    const FEW: usize = 4;
 
     /// # Safety
     /// The machine has AVX-512 F, BW and VNNI; `panel` is a panel of this layout at a multiple of 64 bytes; there is a
     /// block for every row and block.
     pub unsafe fn tile(kind: QuantKind, layout: Layout, panel: *const u8, rows: &[RowBlock], sums: &mut [Lanes]) {
         // SAFETY: passed on from the caller.
-        unsafe {
-            dispatch!(kind, sums.len(), [1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16], (layout, panel, rows.as_ptr(), sums))
-        }
+        unsafe { dispatch!(kind, sums.len(), [1 2 3 4 5 6 7 8 9 10 11 12 13 14], (layout, panel, rows.as_ptr(), sums)) }
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
@@ -71,73 +78,57 @@ pub(super) mod vnni {
         out: &mut [Lanes],
     ) {
         let mut sums = [_mm512_setzero_ps(); R];
+        let step = if KIND == INT8 { GROUPS * 64 } else { GROUPS / 2 * 64 };
         // SAFETY: the caller answers for the panel and the rows; a prefetch never faults.
         unsafe {
-            let (mut scales, mut codes) = (panel, panel.add(layout.codes));
-            for _ in 0..layout.blocks {
-                if R <= FEW {
-                    for line in 0..layout.step / 64 {
-                        _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(AHEAD + 64 * line).cast());
-                    }
+            let (mut scales, mut codes) = (panel, panel.add(HEAD));
+            for b in 0..layout.blocks {
+                // The codes of a block, and a head.
+                for line in 0..=step / 64 {
+                    _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(AHEAD + 64 * line).cast());
                 }
-                let w: [__m512i; GROUPS] = if KIND == INT8 {
-                    std::array::from_fn(|g| _mm512_load_si512(codes.add(64 * g).cast()))
-                } else {
-                    let low = _mm512_set1_epi8(15);
-                    let mut w = [low; GROUPS];
-                    for (j, w) in w.chunks_exact_mut(2).enumerate() {
-                        let both = _mm512_load_si512(codes.add(64 * j).cast());
-                        w[0] = _mm512_and_si512(both, low);
-                        w[1] = _mm512_and_si512(_mm512_srli_epi16::<4>(both), low);
-                    }
-                    w
-                };
-                let d = _mm512_cvtph_ps(_mm256_load_si256(scales.cast()));
-                let m = if KIND == INT4_MIN {
-                    _mm512_cvtph_ps(_mm256_load_si256(scales.add(layout.mins).cast()))
-                } else {
-                    d
-                };
-                // Written out, row by row: a loop might keep the sums in memory.
-                macro_rules! row {
-                    ($r:literal) => {
-                        if $r < R {
-                            let row = rows.add($r);
-                            let mut dot = match KIND {
-                                INT8 => _mm512_set1_epi32((*row).less_128),
-                                INT4 => _mm512_set1_epi32((*row).less_8),
-                                _ => _mm512_setzero_si512(),
-                            };
-                            for g in 0..GROUPS {
-                                dot = _mm512_dpbusd_epi32(dot, w[g], _mm512_set1_epi32(group(row, g)));
-                            }
-                            let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(dot), _mm512_set1_ps((*row).scale));
-                            sums[$r] = _mm512_fmadd_ps(scaled, d, sums[$r]);
-                            if KIND == INT4_MIN {
-                                sums[$r] = _mm512_fmadd_ps(_mm512_set1_ps((*row).sum), m, sums[$r]);
-                            }
-                        }
+                // Written out, and every row before the next group: so a group's codes are needed but once, and left to
+                // itself the compiler would keep more alive than there are registers.
+                let mut dots = [_mm512_setzero_si512(); R];
+                if KIND != INT4_MIN {
+                    each!([0 1 2 3 4 5 6 7 8 9 10 11 12 13] ROW => if ROW < R {
+                        let row = rows.add(ROW);
+                        dots[ROW] = _mm512_set1_epi32(if KIND == INT8 { (*row).less_128 } else { (*row).less_8 });
+                    });
+                }
+                each!([0 1 2 3] PAIR => {
+                    let w = if KIND == INT8 {
+                        [0, 64].map(|half| _mm512_load_si512(codes.add(128 * PAIR + half).cast()))
+                    } else {
+                        let (both, low) = (_mm512_load_si512(codes.add(64 * PAIR).cast()), _mm512_set1_epi8(15));
+                        [_mm512_and_si512(both, low), _mm512_and_si512(_mm512_srli_epi16::<4>(both), low)]
                     };
-                }
-                row!(0);
-                row!(1);
-                row!(2);
-                row!(3);
-                row!(4);
-                row!(5);
-                row!(6);
-                row!(7);
-                row!(8);
-                row!(9);
-                row!(10);
-                row!(11);
-                row!(12);
-                row!(13);
-                row!(14);
-                row!(15);
+                    each!([0 1] SECOND => {
+                        each!([0 1 2 3 4 5 6 7 8 9 10 11 12 13] ROW => if ROW < R {
+                            let four = _mm512_set1_epi32(group(rows.add(ROW), 2 * PAIR + SECOND));
+                            dots[ROW] = _mm512_dpbusd_epi32(dots[ROW], w[SECOND], four);
+                        });
+                    });
+                });
+                let d = _mm512_cvtph_ps(_mm256_load_si256(scales.cast()));
+                let m = _mm512_cvtph_ps(_mm256_load_si256(scales.add(SCALES).cast()));
+                each!([0 1 2 3 4 5 6 7 8 9 10 11 12 13] ROW => if ROW < R {
+                    let row = rows.add(ROW);
+                    let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(dots[ROW]), _mm512_set1_ps((*row).scale));
+                    sums[ROW] = _mm512_fmadd_ps(scaled, d, sums[ROW]);
+                    if KIND == INT4_MIN {
+                        sums[ROW] = _mm512_fmadd_ps(_mm512_set1_ps((*row).sum), m, sums[ROW]);
+                    }
+                });
                 rows = rows.add(R);
-                scales = scales.add(SCALES);
-                codes = codes.add(layout.step);
+                // As `Layout` has it, of numbers that the compiler knows.
+                if KIND == INT4_MIN || b % 2 == 1 {
+                    scales = codes.add(step);
+                    codes = scales.add(HEAD);
+                } else {
+                    scales = scales.add(SCALES);
+                    codes = codes.add(step);
+                }
             }
             for (out, sum) in out.iter_mut().zip(sums) {
                 _mm512_storeu_ps(out.as_mut_ptr(), sum);
@@ -175,10 +166,11 @@ pub(super) mod avx2 {
             // SAFETY: the caller answers for the panel and the rows; a half of a vector of codes, of scales, and of a row
             // of sums lies within them.
             unsafe {
-                let scales = panel.add(half * HALF * 2);
-                let codes = panel.add(layout.codes + half * 32);
+                let panel = panel.add(half * HALF * 4);
                 for b in 0..layout.blocks {
-                    let (rows, codes) = (rows.add(b * R), codes.add(b * layout.step));
+                    let (rows, codes) = (rows.add(b * R), panel.add(layout.codes(b)));
+                    // Halves of scales are half as far apart as halves of codes.
+                    let scales = panel.sub(half * HALF * 2).add(layout.scales(b));
                     let mut dots = [_mm256_setzero_si256(); R];
                     if KIND == INT8 {
                         for g in 0..GROUPS {
@@ -209,13 +201,13 @@ pub(super) mod avx2 {
                             }
                         }
                     }
-                    let d = _mm256_cvtph_ps(_mm_load_si128(scales.add(b * SCALES).cast()));
+                    let d = _mm256_cvtph_ps(_mm_load_si128(scales.cast()));
                     for (r, (sum, dot)) in sums.iter_mut().zip(dots).enumerate() {
                         let row = rows.add(r);
                         let scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(dot), _mm256_set1_ps((*row).scale));
                         *sum = _mm256_fmadd_ps(scaled, d, *sum);
                         if KIND == INT4_MIN {
-                            let m = _mm256_cvtph_ps(_mm_load_si128(scales.add(layout.mins + b * SCALES).cast()));
+                            let m = _mm256_cvtph_ps(_mm_load_si128(scales.add(SCALES).cast()));
                             *sum = _mm256_fmadd_ps(_mm256_set1_ps((*row).sum), m, *sum);
                         }
                     }
