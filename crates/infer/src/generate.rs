@@ -103,7 +103,7 @@ impl<D: Device> Checkpoint<D> {
             let logits = self.decode(&mut cache, &history[next..])?;
             let mut logits: Vec<f32> = logits.into_iter().map(|x| x as f32).collect();
             next = history.len();
-            let id = sampler.sample(&mut logits, &history);
+            let id = sampler.sample(&mut logits, &history, prompt_tokens);
             history.push(id);
             if self.config.eos_token_id.contains(&id) {
                 break Stop::EndOfText;

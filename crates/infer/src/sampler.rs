@@ -1,7 +1,11 @@
 //! From logits to the next token.
 //!
-//! The order is Hugging Face's: repetition penalty, temperature, top-k, top-p, min-p, then a draw. Temperature 0 is
-//! greedy, ties to the lower id. The random stream depends on the seed alone, so a completion is reproducible.
+//! The order is that of Hugging Face and vLLM: logit bias, repetition penalty, frequency and presence penalty,
+//! temperature, top-k, top-p, min-p, then a draw. Temperature 0 is greedy, ties to the lower id. The repetition penalty
+//! looks at the whole text, the other two only at what was written after the prompt, as OpenAI defines them. The random
+//! stream depends on the seed alone, so a completion is reproducible whatever else the machine does.
+//!
+//! [`log_probabilities`] is about the model, not about the draw: it takes the logits as they left the head.
 
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
@@ -22,13 +26,29 @@ pub struct Sampling {
     /// Logits of tokens already in the text are divided (positive) or multiplied (negative) by this (Keskar et al. 2019); 1
     /// is off.
     pub repetition_penalty: f32,
+    /// Taken off the logit of every token written so far, once (OpenAI); 0 is off.
+    pub presence_penalty: f32,
+    /// Taken off the logit of a token as often as it was written so far (OpenAI); 0 is off.
+    pub frequency_penalty: f32,
+    /// Added to the logits of these tokens (OpenAI): -100 all but bans one.
+    pub logit_bias: Vec<(u32, f32)>,
     /// Seed of the random stream.
     pub seed: u64,
 }
 
 impl Default for Sampling {
     fn default() -> Self {
-        Sampling { temperature: 0.8, top_k: 0, top_p: 0.95, min_p: 0.0, repetition_penalty: 1.0, seed: 0 }
+        Sampling {
+            temperature: 0.8,
+            top_k: 0,
+            top_p: 0.95,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            seed: 0,
+        }
     }
 }
 
@@ -36,7 +56,8 @@ impl Default for Sampling {
 #[derive(Debug, thiserror::Error, PartialEq)]
 #[error("{key} = {value} is out of range: it must be {range}")]
 pub struct SamplingError {
-    key: &'static str,
+    /// The setting.
+    pub key: &'static str,
     value: f32,
     range: &'static str,
 }
@@ -49,14 +70,72 @@ impl Sampling {
             ("top_p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0, "above 0 and at most 1"),
             ("min_p", self.min_p, (0.0..=1.0).contains(&self.min_p), "between 0 and 1"),
             ("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0.0, "above 0"),
+            ("presence_penalty", self.presence_penalty, self.presence_penalty.abs() <= 2.0, "between -2 and 2"),
+            ("frequency_penalty", self.frequency_penalty, self.frequency_penalty.abs() <= 2.0, "between -2 and 2"),
         ];
-        for (key, value, ok, range) in rules {
+        let bias = |&(_, bias): &(u32, f32)| ("logit_bias", bias, bias.abs() <= 100.0, "between -100 and 100");
+        for (key, value, ok, range) in rules.into_iter().chain(self.logit_bias.iter().map(bias)) {
             if !ok || !value.is_finite() {
                 return Err(SamplingError { key, value, range });
             }
         }
         Ok(())
     }
+
+    /// Logit bias and the three penalties.
+    fn penalize(&self, logits: &mut [f32], history: &[u32], prompt: usize) {
+        for &(id, bias) in &self.logit_bias {
+            if let Some(x) = logits.get_mut(id as usize) {
+                *x += bias;
+            }
+        }
+        if self.repetition_penalty != 1.0 {
+            for (id, _) in counted(history) {
+                if let Some(x) = logits.get_mut(id as usize) {
+                    *x = if *x > 0.0 { *x / self.repetition_penalty } else { *x * self.repetition_penalty };
+                }
+            }
+        }
+        if self.presence_penalty != 0.0 || self.frequency_penalty != 0.0 {
+            for (id, count) in counted(history.get(prompt..).unwrap_or_default()) {
+                if let Some(x) = logits.get_mut(id as usize) {
+                    *x -= self.frequency_penalty * count as f32 + self.presence_penalty;
+                }
+            }
+        }
+    }
+}
+
+/// Each token with how often it is there.
+fn counted(ids: &[u32]) -> Vec<(u32, usize)> {
+    let mut sorted = ids.to_vec();
+    sorted.sort_unstable();
+    sorted.chunk_by(|a, b| a == b).map(|same| (same[0], same.len())).collect()
+}
+
+/// The log probability of one token, and of the likeliest.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Logprob {
+    /// Natural logarithm of the token's probability.
+    pub logprob: f32,
+    /// The likeliest tokens with theirs, best first.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// The log softmax of `logits` (before bias, penalties and temperature) at `id`, and at the `top` best tokens.
+pub fn log_probabilities(logits: &[f32], id: u32, top: usize) -> Logprob {
+    let best = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().filter(|x| !x.is_nan()).map(|&x| f64::from(x - best).exp()).sum();
+    let log_sum = f64::from(best) + sum.ln();
+    let at = |id: u32| (f64::from(logits[id as usize]) - log_sum) as f32;
+    let mut order: Vec<u32> = (0..logits.len() as u32).filter(|&id| !logits[id as usize].is_nan()).collect();
+    let better = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+    if top > 0 && top < order.len() {
+        order.select_nth_unstable_by(top - 1, better);
+    }
+    order.truncate(top);
+    order.sort_unstable_by(better);
+    Logprob { logprob: at(id), top: order.into_iter().map(|id| (id, at(id))).collect() }
 }
 
 /// Draws tokens for one sequence.
@@ -72,20 +151,12 @@ impl Sampler {
         Sampler { settings, random }
     }
 
-    /// The next token after `history`. `logits` has one entry per token; entries that are not numbers are never drawn.
-    pub fn sample(&mut self, logits: &mut [f32], history: &[u32]) -> u32 {
+    /// The next token after `history`, whose first `prompt` tokens were given and not written. `logits` has one entry per
+    /// token; entries that are not numbers are never drawn.
+    pub fn sample(&mut self, logits: &mut [f32], history: &[u32], prompt: usize) -> u32 {
         let s = &self.settings;
+        s.penalize(logits, history, prompt);
         logits.iter_mut().filter(|x| x.is_nan()).for_each(|x| *x = f32::NEG_INFINITY);
-        if s.repetition_penalty != 1.0 {
-            let mut seen = history.to_vec();
-            seen.sort_unstable();
-            seen.dedup();
-            for id in seen {
-                if let Some(x) = logits.get_mut(id as usize) {
-                    *x = if *x > 0.0 { *x / s.repetition_penalty } else { *x * s.repetition_penalty };
-                }
-            }
-        }
         let mut order: Vec<u32> = (0..logits.len() as u32).collect();
         let better = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
         if s.temperature == 0.0 {
@@ -133,7 +204,7 @@ mod tests {
 
     fn draw(s: Sampling, logits: &[f32], history: &[u32], n: usize) -> Vec<u32> {
         let mut sampler = Sampler::new(s);
-        (0..n).map(|_| sampler.sample(&mut logits.to_vec(), history)).collect()
+        (0..n).map(|_| sampler.sample(&mut logits.to_vec(), history, 0)).collect()
     }
 
     #[test]
@@ -174,6 +245,38 @@ mod tests {
     }
 
     #[test]
+    fn penalties_come_in_order_and_know_the_prompt() {
+        let logits = [1.0f32, -1.0, 4.0, 0.0];
+        let s = Sampling {
+            logit_bias: vec![(0, 1.0), (9, 5.0)],
+            repetition_penalty: 2.0,
+            presence_penalty: 0.25,
+            frequency_penalty: 0.5,
+            ..settings()
+        };
+        let mut out = logits;
+        // 0 and 1 are of the prompt; 0 and 2 are written, 2 twice.
+        s.penalize(&mut out, &[0, 1, 2, 0, 2], 2);
+        assert_eq!(out, [(1.0 + 1.0) / 2.0 - 0.75, -1.0 * 2.0, 4.0 / 2.0 - 1.25, 0.0]);
+        let greedy = Sampling { temperature: 0.0, logit_bias: vec![(2, -100.0)], ..settings() };
+        assert_eq!(draw(greedy, &logits, &[], 1), [0]);
+    }
+
+    #[test]
+    fn log_probabilities_are_of_one_distribution() {
+        let logits = [0.5f32, 2.0, f32::NEG_INFINITY, 2.0, 700.0, f32::NAN];
+        let all = log_probabilities(&logits[..4], 0, 4);
+        let sum: f64 = all.top.iter().map(|&(_, p)| f64::from(p).exp()).sum();
+        // f32 log probabilities: each term is within one rounding of itself.
+        assert!((sum - 1.0).abs() < f64::from(f32::EPSILON) * 4.0, "{sum}");
+        assert_eq!(all.top.iter().map(|t| t.0).collect::<Vec<_>>(), [1, 3, 0, 2]);
+        assert!(all.top.contains(&(0, all.logprob)));
+        let two = log_probabilities(&logits, 4, 2);
+        assert_eq!((two.logprob, two.top[0], two.top[1].0), (0.0, (4, 0.0), 1));
+        assert!(log_probabilities(&logits, 1, 0).top.is_empty());
+    }
+
+    #[test]
     fn settings_out_of_range_are_named() {
         let bad = Sampling { top_p: 0.0, ..settings() };
         assert_eq!(bad.check().unwrap_err().to_string(), "top_p = 0 is out of range: it must be above 0 and at most 1");
@@ -189,7 +292,7 @@ mod tests {
             (t, k, p, m, r) in (0f32..3.0, 0usize..60, 0.01f32..=1.0, 0f32..=1.0, 0.1f32..3.0),
             seed: u64,
         ) {
-            let s = Sampling { temperature: t, top_k: k, top_p: p, min_p: m, repetition_penalty: r, seed };
+            let s = Sampling { temperature: t, top_k: k, top_p: p, min_p: m, repetition_penalty: r, seed, ..settings() };
             let a = draw(s.clone(), &logits, &history, 3);
             prop_assert!(a.iter().all(|&id| (id as usize) < logits.len()));
             prop_assert_eq!(a, draw(s, &logits, &history, 3));

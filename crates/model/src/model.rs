@@ -8,6 +8,7 @@ use crate::layer::{Cx, Layer};
 use crate::norm::Norm;
 use crate::rope::rope_table;
 use crate::store::{Layout, ParamId, Shard, Store};
+use std::ops::Range;
 use std::sync::Arc;
 use wudao_device::{DType, Device, Fault, Gemm, Tensor, View};
 
@@ -250,6 +251,17 @@ impl<D: Device> Model<D> {
     /// Appends one sequence's next tokens to its cache and returns the logits `[1, V]` after the last of them.
     /// [`Cx::packing`] must hold their positions, from [`KvCache::len`] on. Panics if the cache is too small.
     pub fn decode(&self, cx: &mut Cx<D>, cache: &mut KvCache<D>, ids: &[u32]) -> Result<Tensor<D>, Fault> {
+        self.decode_rows(cx, cache, ids, ids.len().saturating_sub(1)..ids.len())
+    }
+
+    /// As [`Model::decode`], but returns the logits after each of the tokens `rows` of `ids`: `[rows, V]`.
+    pub fn decode_rows(
+        &self,
+        cx: &mut Cx<D>,
+        cache: &mut KvCache<D>,
+        ids: &[u32],
+        rows: Range<usize>,
+    ) -> Result<Tensor<D>, Fault> {
         let (past, n) = (cache.len, ids.len());
         assert!(n > 0 && past + n <= cache.capacity(), "{past} + {n} tokens in a cache of {}", cache.capacity());
         let mut x_td = self.embed(cx, ids);
@@ -257,8 +269,8 @@ impl<D: Device> Model<D> {
             x_td = block.layer.forward_cached(cx, layer, past, x_td)?;
         }
         cache.len += n;
-        let last = Tensor::copy_of(cx.device, x_td.view().rows(n - 1..n));
-        let (h_td, _) = self.norm.forward(cx, last.view());
+        let wanted = Tensor::copy_of(cx.device, x_td.view().rows(rows));
+        let (h_td, _) = self.norm.forward(cx, wanted.view());
         let logits = self.project(cx, h_td.view());
         cx.device.sync()?;
         Ok(logits)

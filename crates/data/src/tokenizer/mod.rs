@@ -256,6 +256,11 @@ impl Tokenizer {
         &self.json
     }
 
+    /// The bytes of the `tokenizer_config.json` that lay beside it, if one did.
+    pub fn config_json(&self) -> Option<&[u8]> {
+        self.config.as_deref()
+    }
+
     /// Whether our own encoder serves this file; if not, the `tokenizers` crate does, many times slower.
     pub fn is_fast(&self) -> bool {
         self.fast.is_some()

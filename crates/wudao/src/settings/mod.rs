@@ -170,7 +170,8 @@ impl Default for GenerateSettings {
 impl From<GenerateSettings> for wudao_infer::Generation {
     fn from(s: GenerateSettings) -> Self {
         let GenerateSettings { max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, stop } = s;
-        let sampling = wudao_infer::Sampling { temperature, top_k, top_p, min_p, repetition_penalty, seed };
+        let rest = wudao_infer::Sampling::default();
+        let sampling = wudao_infer::Sampling { temperature, top_k, top_p, min_p, repetition_penalty, seed, ..rest };
         wudao_infer::Generation { max_tokens, sampling, stop }
     }
 }
