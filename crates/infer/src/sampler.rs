@@ -257,7 +257,7 @@ mod tests {
         let mut out = logits;
         // 0 and 1 are of the prompt; 0 and 2 are written, 2 twice.
         s.penalize(&mut out, &[0, 1, 2, 0, 2], 2);
-        assert_eq!(out, [(1.0 + 1.0) / 2.0 - 0.75, -1.0 * 2.0, 4.0 / 2.0 - 1.25, 0.0]);
+        assert_eq!(out, [(1.0 + 1.0) / 2.0 - 0.75, -2.0, 4.0 / 2.0 - 1.25, 0.0]);
         let greedy = Sampling { temperature: 0.0, logit_bias: vec![(2, -100.0)], ..settings() };
         assert_eq!(draw(greedy, &logits, &[], 1), [0]);
     }

@@ -17,7 +17,7 @@ use wudao_device::{DType, Device, Tensor};
 
 /// How rotary frequencies are scaled.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-#[serde(tag = "rope_type", rename_all = "snake_case", deny_unknown_fields)]
+#[serde(try_from = "Keys", into = "Keys")]
 pub enum RopeScaling {
     /// Every frequency divided by the factor.
     Linear {
@@ -42,22 +42,16 @@ pub enum RopeScaling {
         /// The trained length.
         original_max_position_embeddings: usize,
         /// What cosines and sines are multiplied by, instead of what the paper recommends.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         attention_factor: Option<f64>,
         /// A pair that turns more often than this within the trained length is kept.
-        #[serde(default = "beta_fast")]
         beta_fast: f64,
         /// One that turns less often is slowed in full.
-        #[serde(default = "beta_slow")]
         beta_slow: f64,
         /// With `mscale_all_dim`: the attention factor is a ratio of two (DeepSeek-V2).
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         mscale: Option<f64>,
         /// The denominator's.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         mscale_all_dim: Option<f64>,
         /// The blend begins and ends at whole pairs.
-        #[serde(default = "truncate", skip_serializing_if = "Clone::clone")]
         truncate: bool,
     },
 }
@@ -70,6 +64,125 @@ pub(crate) fn beta_slow() -> f64 {
 }
 pub(crate) fn truncate() -> bool {
     true
+}
+
+/// [`RopeScaling`] as keys: which of them belong together is for [`TryFrom`] to say.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Keys {
+    rope_type: RopeType,
+    factor: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    low_freq_factor: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    high_freq_factor: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    original_max_position_embeddings: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attention_factor: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    beta_fast: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    beta_slow: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mscale: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mscale_all_dim: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    truncate: Option<bool>,
+}
+
+#[derive(Clone, Copy, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum RopeType {
+    #[default]
+    Linear,
+    Llama3,
+    Yarn,
+}
+
+impl TryFrom<Keys> for RopeScaling {
+    type Error = String;
+
+    fn try_from(mut keys: Keys) -> Result<Self, String> {
+        let missing = |name| format!("rope_scaling: {name} is missing");
+        let trained = keys.original_max_position_embeddings.take();
+        let trained = || trained.ok_or_else(|| missing("original_max_position_embeddings"));
+        let factor = keys.factor;
+        let scaling = match keys.rope_type {
+            RopeType::Linear => RopeScaling::Linear { factor },
+            RopeType::Llama3 => RopeScaling::Llama3 {
+                factor,
+                low_freq_factor: keys.low_freq_factor.take().ok_or_else(|| missing("low_freq_factor"))?,
+                high_freq_factor: keys.high_freq_factor.take().ok_or_else(|| missing("high_freq_factor"))?,
+                original_max_position_embeddings: trained()?,
+            },
+            RopeType::Yarn => RopeScaling::Yarn {
+                factor,
+                original_max_position_embeddings: trained()?,
+                attention_factor: keys.attention_factor.take(),
+                beta_fast: keys.beta_fast.take().unwrap_or(beta_fast()),
+                beta_slow: keys.beta_slow.take().unwrap_or(beta_slow()),
+                mscale: keys.mscale.take(),
+                mscale_all_dim: keys.mscale_all_dim.take(),
+                truncate: keys.truncate.take().unwrap_or(truncate()),
+            },
+        };
+        // Each kind took its own keys; one that is left means nothing to it.
+        let floats = [
+            ("low_freq_factor", keys.low_freq_factor),
+            ("high_freq_factor", keys.high_freq_factor),
+            ("attention_factor", keys.attention_factor),
+            ("beta_fast", keys.beta_fast),
+            ("beta_slow", keys.beta_slow),
+            ("mscale", keys.mscale),
+            ("mscale_all_dim", keys.mscale_all_dim),
+            ("truncate", keys.truncate.map(f64::from)),
+        ];
+        match floats.iter().find(|(_, left)| left.is_some()) {
+            Some((name, _)) => Err(format!("rope_scaling: {name} means nothing to this rope_type: remove it")),
+            None => Ok(scaling),
+        }
+    }
+}
+
+impl From<RopeScaling> for Keys {
+    fn from(scaling: RopeScaling) -> Self {
+        match scaling {
+            RopeScaling::Linear { factor } => Keys { factor, ..Keys::default() },
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
+                Keys {
+                    rope_type: RopeType::Llama3,
+                    factor,
+                    low_freq_factor: Some(low_freq_factor),
+                    high_freq_factor: Some(high_freq_factor),
+                    original_max_position_embeddings: Some(original_max_position_embeddings),
+                    ..Keys::default()
+                }
+            }
+            RopeScaling::Yarn {
+                factor,
+                original_max_position_embeddings,
+                attention_factor,
+                beta_fast,
+                beta_slow,
+                mscale,
+                mscale_all_dim,
+                truncate,
+            } => Keys {
+                rope_type: RopeType::Yarn,
+                factor,
+                original_max_position_embeddings: Some(original_max_position_embeddings),
+                attention_factor,
+                beta_fast: Some(beta_fast),
+                beta_slow: Some(beta_slow),
+                mscale,
+                mscale_all_dim,
+                truncate: (!truncate).then_some(false),
+                ..Keys::default()
+            },
+        }
+    }
 }
 
 impl RopeScaling {

@@ -6,12 +6,13 @@
 //! each field's name and the type it asks for, and answers with any value of that type.
 //!
 //! It understands what settings are made of: structs, numbers, words, flags, optional values, lists, and enums without
-//! data. A type that is none of these is refused by [`Schema::of`], which every test of this crate calls.
+//! data. A type that is none of these is refused by [`Schema::of`], which every test of this crate calls. A type that
+//! checks its values may not like made-up ones: where it is optional it is left out, once its keys are known.
 
 use serde::de::value::StrDeserializer;
 use serde::de::{self, Deserialize, DeserializeSeed, IntoDeserializer, Visitor};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 /// What a key holds.
@@ -69,9 +70,15 @@ pub struct Schema {
 impl Schema {
     /// The keys of a type, or why it cannot be settings.
     pub fn of<'de, T: Deserialize<'de>>() -> Result<Schema, String> {
-        let keys = RefCell::new(BTreeMap::new());
-        T::deserialize(Tracer { keys: &keys, path: String::new(), optional: false }).map_err(|error| error.0)?;
-        Ok(Schema { keys: keys.into_inner() })
+        let (keys, left_out) = (RefCell::new(BTreeMap::new()), RefCell::new(BTreeSet::new()));
+        loop {
+            let tracer = Tracer { keys: &keys, left_out: &left_out, path: String::new(), optional: false };
+            match T::deserialize(tracer) {
+                Ok(_) => return Ok(Schema { keys: keys.into_inner() }),
+                Err(Unsupported::Check { path: Some(path), .. }) if left_out.borrow_mut().insert(path.clone()) => {}
+                Err(error) => return Err(error.to_string()),
+            }
+        }
     }
 
     /// The key at a dotted path.
@@ -110,11 +117,17 @@ impl Schema {
 
 /// Why a type cannot be settings.
 #[derive(Debug)]
-struct Unsupported(String);
+enum Unsupported {
+    /// It is no setting.
+    Kind(String),
+    /// Its own check refuses a made-up value; the path is that of the nearest optional value around it.
+    Check { path: Option<String>, message: String },
+}
 
 impl fmt::Display for Unsupported {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        let (Unsupported::Kind(message) | Unsupported::Check { message, .. }) = self;
+        f.write_str(message)
     }
 }
 
@@ -122,13 +135,14 @@ impl std::error::Error for Unsupported {}
 
 impl de::Error for Unsupported {
     fn custom<T: fmt::Display>(message: T) -> Self {
-        Unsupported(message.to_string())
+        Unsupported::Check { path: None, message: message.to_string() }
     }
 }
 
 /// Poses as the value at a path.
 struct Tracer<'a> {
     keys: &'a RefCell<BTreeMap<String, Key>>,
+    left_out: &'a RefCell<BTreeSet<String>>,
     path: String,
     optional: bool,
 }
@@ -139,7 +153,7 @@ impl Tracer<'_> {
     }
 
     fn refuse<T>(&self, what: &str) -> Result<T, Unsupported> {
-        Err(Unsupported(format!("{}: {what} cannot be a setting", self.path)))
+        Err(Unsupported::Kind(format!("{}: {what} cannot be a setting", self.path)))
     }
 }
 
@@ -191,7 +205,14 @@ impl<'de> de::Deserializer<'de> for Tracer<'_> {
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Unsupported> {
-        visitor.visit_some(Tracer { optional: true, ..self })
+        if self.left_out.borrow().contains(&self.path) {
+            return visitor.visit_none();
+        }
+        let around = self.path.clone();
+        visitor.visit_some(Tracer { optional: true, ..self }).map_err(|error| match error {
+            Unsupported::Check { path: None, message } => Unsupported::Check { path: Some(around), message },
+            other => other,
+        })
     }
 
     fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, v: V) -> Result<V::Value, Unsupported> {
@@ -224,7 +245,7 @@ impl<'de> de::Deserializer<'de> for Tracer<'_> {
 
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Unsupported> {
         let item = RefCell::new(BTreeMap::new());
-        let value = visitor.visit_seq(One { keys: &item, given: false })?;
+        let value = visitor.visit_seq(One { keys: &item, left_out: self.left_out, given: false })?;
         let Some(Key { kind, .. }) = item.into_inner().remove("") else {
             return self.refuse("a list of tables");
         };
@@ -267,13 +288,14 @@ impl<'de> de::MapAccess<'de> for Fields<'_> {
         self.next += 1;
         let above = &self.tracer.path;
         let path = if above.is_empty() { field.to_owned() } else { format!("{above}.{field}") };
-        seed.deserialize(Tracer { keys: self.tracer.keys, path, optional: false })
+        seed.deserialize(Tracer { path, optional: false, ..self.tracer })
     }
 }
 
 /// A list of one item.
 struct One<'a> {
     keys: &'a RefCell<BTreeMap<String, Key>>,
+    left_out: &'a RefCell<BTreeSet<String>>,
     given: bool,
 }
 
@@ -284,7 +306,8 @@ impl<'de> de::SeqAccess<'de> for One<'_> {
         if std::mem::replace(&mut self.given, true) {
             return Ok(None);
         }
-        seed.deserialize(Tracer { keys: self.keys, path: String::new(), optional: false }).map(Some)
+        let Self { keys, left_out, .. } = *self;
+        seed.deserialize(Tracer { keys, left_out, path: String::new(), optional: false }).map(Some)
     }
 }
 
@@ -303,6 +326,25 @@ mod tests {
         layers: Vec<usize>,
         colour: Colour,
         inner: Option<Inner>,
+        picky: Option<Picky>,
+    }
+
+    /// Likes no value that is made up.
+    #[derive(Deserialize)]
+    #[serde(try_from = "Taste")]
+    struct Picky;
+
+    #[derive(Deserialize)]
+    struct Taste {
+        flavour: String,
+    }
+
+    impl TryFrom<Taste> for Picky {
+        type Error = &'static str;
+
+        fn try_from(taste: Taste) -> Result<Self, Self::Error> {
+            if taste.flavour.is_empty() { Err("no flavour") } else { Ok(Picky) }
+        }
     }
 
     #[derive(Deserialize, Default)]
@@ -340,6 +382,7 @@ mod tests {
                 ("inner.on", key(Kind::Bool, false)),
                 ("layers", key(Kind::List(Box::new(Kind::Integer)), false)),
                 ("out", key(Kind::Text, true)),
+                ("picky.flavour", key(Kind::Text, false)),
                 ("rate", key(Kind::Float, false)),
                 ("steps", key(Kind::Integer, false)),
             ]
@@ -366,5 +409,6 @@ mod tests {
             any: BTreeMap<String, String>,
         }
         assert_eq!(Schema::of::<Free>().unwrap_err(), "any: a map cannot be a setting");
+        assert_eq!(Schema::of::<Picky>().unwrap_err(), "no flavour");
     }
 }

@@ -1,4 +1,5 @@
 use super::*;
+use wudao_model::RopeScaling;
 use wudao_train::TrainSettings;
 
 fn args(config: Option<&Path>, preset: Option<&str>, set: &[&str]) -> SettingsArgs {
@@ -145,4 +146,20 @@ fn saved_settings_reproduce_themselves() {
     let prepare = |r: &Resolved| r.section::<PrepareSettings>("prepare").unwrap();
     assert_eq!(prepare(&again), prepare(&resolved));
     assert_eq!(again.layers.get("model.moe.num_experts"), resolved.layers.get("model.moe.num_experts"));
+}
+
+#[test]
+fn rope_scaling_is_a_table_like_any_other() {
+    let with = |text: &str| {
+        let (_dir, path) = file(&format!("preset = \"tiny\"\n{text}"));
+        let resolved = resolve(&args(Some(&path), None, &["model.vocab_size=512"]), &[], &environment(&[]));
+        resolved.and_then(|r| r.section::<wudao_model::Config>("model")).map(|c| c.rope_scaling)
+    };
+    assert_eq!(with("").unwrap(), None);
+    let yarn = "[model.rope_scaling]\nrope_type = \"yarn\"\nfactor = 4\noriginal_max_position_embeddings = 64\n";
+    assert!(matches!(with(yarn).unwrap(), Some(RopeScaling::Yarn { factor: 4.0, beta_fast: 32.0, .. })));
+    let of = |text: &str| with(&format!("[model.rope_scaling]\n{text}")).unwrap_err().to_string();
+    assert!(of("rope_type = \"linear\"\nfactor = 2\nmscale = 1").contains("mscale means nothing"));
+    assert!(of("rope_type = \"llama3\"\nfactor = 2").contains("low_freq_factor is missing"));
+    assert!(of("rope_type = \"dynamic\"\nfactor = 2").contains("\"linear\", \"llama3\" or \"yarn\""));
 }
