@@ -1,12 +1,10 @@
 //! Continues a prompt, token by token, over a cache of keys and values.
-//!
-//! Text goes out as soon as it is certain: never half a character, and never the beginning of what may turn out to be a
-//! stop string.
 
 use crate::checkpoint::Checkpoint;
 use crate::sampler::{Sampler, Sampling, SamplingError};
+use crate::text::Text;
 use wudao_comm::Solo;
-use wudao_data::tokenizer::{Tokenizer, TokenizerError};
+use wudao_data::tokenizer::TokenizerError;
 use wudao_device::{Device, Fault};
 use wudao_model::{Cx, KvCache, Packing};
 
@@ -89,7 +87,7 @@ impl<D: Device> Checkpoint<D> {
         let capacity = limit.min(ids.len() + how.max_tokens);
         let mut cache = KvCache::new(&self.device, &self.config, capacity, self.model.dtype());
         let mut sampler = Sampler::new(how.sampling.clone());
-        let mut text = Text::new(&self.tokenizer, &how.stop);
+        let mut text = Text::new(&self.tokenizer, true, how.stop.clone());
         let prompt_tokens = ids.len();
         let mut history = ids;
         let mut next = 0;
@@ -143,124 +141,5 @@ impl<D: Device> Checkpoint<D> {
             again: false,
         };
         Ok(self.model.decode(&mut cx, cache, ids)?.view().to_f64(&self.device))
-    }
-}
-
-/// The text so far, and what of it has been given out.
-struct Text<'a> {
-    decoder: Option<wudao_data::tokenizer::DecodeStream<'a>>,
-    stops: &'a [String],
-    text: String,
-    given: usize,
-}
-
-impl<'a> Text<'a> {
-    fn new(tokenizer: &'a Tokenizer, stops: &'a [String]) -> Self {
-        Text { decoder: Some(tokenizer.decode_stream(true)), stops, text: String::new(), given: 0 }
-    }
-
-    fn push(&mut self, id: u32, emit: &mut dyn FnMut(&str) -> bool) -> Option<Stop> {
-        let piece = self.decoder.as_mut().map(|d| d.push(id)).unwrap_or_default();
-        self.append(&piece, emit)
-    }
-
-    fn append(&mut self, piece: &str, emit: &mut dyn FnMut(&str) -> bool) -> Option<Stop> {
-        if piece.is_empty() {
-            return None;
-        }
-        self.text.push_str(piece);
-        let pending = &self.text[self.given..];
-        let found = self.stops.iter().filter(|s| !s.is_empty()).filter_map(|s| pending.find(s.as_str())).min();
-        if let Some(at) = found {
-            self.text.truncate(self.given + at);
-            self.give(self.text.len(), emit);
-            return Some(Stop::StopString);
-        }
-        // The longest end of the text that a stop string begins with stays here.
-        let held = self.stops.iter().map(|s| open_prefix(pending, s)).max().unwrap_or(0);
-        let until = self.text.len() - held;
-        (!self.give(until, emit)).then_some(Stop::Reader)
-    }
-
-    fn give(&mut self, until: usize, emit: &mut dyn FnMut(&str) -> bool) -> bool {
-        let piece = &self.text[self.given..until];
-        self.given = until;
-        piece.is_empty() || emit(piece)
-    }
-
-    fn finish(mut self, stop: Stop, emit: &mut dyn FnMut(&str) -> bool) -> (String, Stop) {
-        let mut stop = stop;
-        if !matches!(stop, Stop::StopString | Stop::Reader) {
-            let rest = self.decoder.take().map(|d| d.finish()).unwrap_or_default();
-            if self.append(&rest, emit) == Some(Stop::StopString) {
-                stop = Stop::StopString;
-            }
-            self.give(self.text.len(), emit);
-        }
-        (self.text, stop)
-    }
-}
-
-/// Bytes at the end of `text` that are a proper beginning of `stop`.
-fn open_prefix(text: &str, stop: &str) -> usize {
-    stop.char_indices().map(|(i, _)| i).rev().find(|&i| i > 0 && text.ends_with(&stop[..i])).unwrap_or(0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    #[test]
-    fn an_open_prefix_is_the_longest_one() {
-        assert_eq!(open_prefix("abcab", "abd"), 2);
-        assert_eq!(open_prefix("abcab", "x"), 0);
-        assert_eq!(open_prefix("床前明", "明月"), "明".len());
-        assert_eq!(open_prefix("", "ab"), 0);
-    }
-
-    fn run(pieces: &[String], stops: &[String]) -> (String, String, Stop) {
-        let mut text = Text { decoder: None, stops, text: String::new(), given: 0 };
-        let mut out = String::new();
-        let mut emit = |s: &str| {
-            out.push_str(s);
-            true
-        };
-        let mut stop = Stop::MaxTokens;
-        for p in pieces {
-            if let Some(s) = text.append(p, &mut emit) {
-                stop = s;
-                break;
-            }
-        }
-        let (whole, stop) = text.finish(stop, &mut emit);
-        (whole, out, stop)
-    }
-
-    proptest! {
-        #[test]
-        fn streamed_text_ends_where_the_first_stop_string_begins(
-            pieces in prop::collection::vec("[abc明月]{0,3}", 0..12),
-            stops in prop::collection::vec("[abc明月]{1,3}", 0..3),
-        ) {
-            let (whole, streamed, stop) = run(&pieces, &stops);
-            prop_assert_eq!(&whole, &streamed);
-            let all = pieces.concat();
-            // A stop string is seen as soon as it is complete, so of several the one that ends first wins.
-            let mut expected = all.as_str();
-            let mut end = usize::MAX;
-            let mut sum = 0;
-            for p in &pieces {
-                sum += p.len();
-                let hits: Vec<usize> = stops.iter().filter_map(|s| all[..sum].find(s.as_str())).collect();
-                if let Some(&at) = hits.iter().min() {
-                    expected = &all[..at];
-                    end = at;
-                    break;
-                }
-            }
-            prop_assert_eq!(&whole, expected);
-            prop_assert_eq!(stop == Stop::StopString, end != usize::MAX);
-        }
     }
 }

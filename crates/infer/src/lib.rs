@@ -1,14 +1,17 @@
 //! From a checkpoint to text and to figures: cached decoding, sampling, scoring.
 //!
-//! [`checkpoint`] opens a folder; [`generate`] continues prompts; [`score`] measures how well a model predicts
-//! documents; [`tasks`] lets it choose between answers.
+//! [`checkpoint`] opens a folder; [`generate`] continues prompts; [`engine`] serves many readers at once; [`score`]
+//! measures how well a model predicts documents; [`tasks`] lets it choose between answers.
 
 pub mod checkpoint;
+pub mod engine;
 pub mod generate;
 pub mod sampler;
 pub mod score;
 pub mod tasks;
+mod text;
 
 pub use checkpoint::Checkpoint;
+pub use engine::Engine;
 pub use generate::{Completion, Generation, Stop};
 pub use sampler::{Sampler, Sampling};

@@ -1,0 +1,420 @@
+//! One model, many readers: completions are made by a thread of their own.
+//!
+//! A [`Request`] goes in with [`Engine::submit`] and comes back as [`Event`]s, each given to the request's [`Sink`] on the
+//! engine's thread. An [`Engine`] is a handle: cheap to clone, without the type of the machine, which the thread owns. What
+//! is not here: HTTP, chat templates, several answers to one request (they are several requests).
+
+mod sequence;
+mod status;
+mod worker;
+
+pub use crate::sampler::Logprob;
+pub use status::{Counters, Histogram, Status};
+
+use crate::checkpoint::Checkpoint;
+use crate::generate::Stop;
+use crate::sampler::{Sampling, SamplingError};
+use sequence::Waiting;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use wudao_data::tokenizer::Tokenizer;
+use wudao_device::Device;
+use wudao_model::Config;
+
+/// One completion to make.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request {
+    /// The tokens to continue, as they are: nothing is put before them.
+    pub prompt: Vec<u32>,
+    /// Most tokens to write; 0 only reads the prompt (for [`Request::prompt_logprobs`]).
+    pub max_tokens: usize,
+    /// How they are drawn.
+    pub sampling: Sampling,
+    /// Ends the completion where one of these begins; the string itself is not part of it.
+    pub stop: Vec<String>,
+    /// Write on after the model has ended the text.
+    pub ignore_eos: bool,
+    /// With each token its log probability, and this many of the likeliest.
+    pub logprobs: Option<usize>,
+    /// The same of every token of the prompt, in one [`Event::Prompt`].
+    pub prompt_logprobs: Option<usize>,
+    /// Special tokens leave no text.
+    pub skip_special: bool,
+    /// Who asks: those who wait are served in turns, one request of each.
+    pub client: u64,
+}
+
+impl Default for Request {
+    fn default() -> Self {
+        Request {
+            prompt: Vec::new(),
+            max_tokens: 16,
+            sampling: Sampling::default(),
+            stop: Vec::new(),
+            ignore_eos: false,
+            logprobs: None,
+            prompt_logprobs: None,
+            skip_special: true,
+            client: 0,
+        }
+    }
+}
+
+/// What happens to a request, in this order: perhaps `Prompt`, any number of `Token`, then `Done` or `Failed`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// Log probabilities of the prompt's tokens; the first has none.
+    Prompt(Vec<Option<Logprob>>),
+    /// A token is written.
+    Token {
+        /// Its id. That of the token that ends the text comes too, without text of its own.
+        id: u32,
+        /// The characters that are certain with it: perhaps none, perhaps some of the tokens before it.
+        text: String,
+        /// If asked for.
+        logprob: Option<Logprob>,
+    },
+    /// The completion is finished.
+    Done {
+        /// Why.
+        stop: Stop,
+        /// The stop string that came.
+        stop_string: Option<String>,
+        /// What it took.
+        usage: Usage,
+    },
+    /// The machine failed, or the engine was shut down.
+    Failed(String),
+}
+
+/// Tokens of a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Usage {
+    /// Of the prompt.
+    pub prompt_tokens: usize,
+    /// Of the prompt, those whose keys and values another request had left.
+    pub cached_tokens: usize,
+    /// Written, the one that ended the text included.
+    pub completion_tokens: usize,
+}
+
+/// Where events go; `false` says that the reader has left. It is called on the engine's thread and must not wait.
+pub type Sink = Box<dyn FnMut(Event) -> bool + Send>;
+
+/// Where an embedding goes: the vector, or what went wrong.
+pub type EmbedSink = Box<dyn FnOnce(Result<Vec<f32>, String>) + Send>;
+
+/// How a text becomes one vector.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pooling {
+    /// The mean of all final hidden states.
+    #[default]
+    Mean,
+    /// The last one.
+    Last,
+}
+
+/// How an engine works.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EngineOptions {
+    /// Most tokens of a prompt and its completion; 0 is as many as the model takes.
+    pub context: usize,
+    /// Most sequences at once.
+    pub batch: usize,
+    /// Most requests that wait.
+    pub queue: usize,
+    /// Bytes of memory for keys and values of all sequences.
+    pub cache_bytes: usize,
+    /// Most tokens of prompts that one step reads.
+    pub prefill_chunk: usize,
+    /// Keep what was read of a prompt for others that begin with the same tokens.
+    pub prefix_cache: bool,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        EngineOptions {
+            context: 0,
+            batch: 16,
+            queue: 256,
+            cache_bytes: 1 << 30,
+            prefill_chunk: 256,
+            prefix_cache: true,
+        }
+    }
+}
+
+/// Why an engine cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// More than the model was made for.
+    #[error("a context of {asked} tokens is more than the model's {limit} (max_position_embeddings): ask for less")]
+    Context {
+        /// As asked for.
+        asked: usize,
+        /// The model's.
+        limit: usize,
+    },
+    /// An option that leaves nothing to do.
+    #[error("{option} is 0: the engine could do nothing")]
+    Zero {
+        /// Which.
+        option: &'static str,
+    },
+    /// No room for one sequence.
+    #[error(
+        "{bytes} bytes of cache hold {tokens} tokens, but one sequence may have {context}: give the cache {needed} bytes or \
+         the context fewer tokens"
+    )]
+    Cache {
+        /// As asked for.
+        bytes: usize,
+        /// What fits.
+        tokens: usize,
+        /// Tokens of a sequence.
+        context: usize,
+        /// What would be enough.
+        needed: usize,
+    },
+    /// The operating system gave no thread.
+    #[error("cannot start the engine's thread")]
+    Thread(#[from] std::io::Error),
+}
+
+/// Why a request was not taken.
+#[derive(Debug, thiserror::Error, PartialEq)]
+pub enum Rejected {
+    /// Too many wait.
+    #[error("{waiting} requests wait already, the most that may: try again later")]
+    QueueFull {
+        /// Requests that wait.
+        waiting: usize,
+    },
+    /// No room for an answer.
+    #[error("the prompt has {tokens} tokens, but prompt and completion may have {limit} in all: shorten the prompt")]
+    TooLong {
+        /// Tokens of the prompt.
+        tokens: usize,
+        /// Most tokens of prompt and completion.
+        limit: usize,
+    },
+    /// Nothing to continue.
+    #[error("the prompt has no tokens: give at least one")]
+    Empty,
+    /// A setting out of range.
+    #[error(transparent)]
+    Sampling(#[from] SamplingError),
+    /// The engine was shut down.
+    #[error("the engine is shut down and takes no more requests")]
+    Closed,
+    /// A token that is not of this model.
+    #[error("the prompt has token {id}, but the model's are 0 to {}: was it encoded with another tokenizer?", vocab - 1)]
+    BadToken {
+        /// The token.
+        id: u32,
+        /// Tokens that the model has.
+        vocab: usize,
+    },
+}
+
+/// A request in the engine's hands. Dropped, the request is cancelled.
+#[must_use = "a dropped ticket cancels its request"]
+#[derive(Debug)]
+pub struct Ticket(Arc<AtomicBool>);
+
+impl Ticket {
+    /// Ends the request: it gets at most the events of the step that runs.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.cancel();
+    }
+}
+
+/// What goes from the handles to the thread.
+struct Inbox {
+    requests: Vec<Waiting>,
+    embeds: Vec<Embed>,
+    /// No more requests; those that run have until then.
+    closed: Option<Instant>,
+    /// The thread has ended.
+    gone: bool,
+}
+
+/// Tokens that become one vector.
+struct Embed {
+    ids: Vec<u32>,
+    pooling: Pooling,
+    sink: EmbedSink,
+}
+
+/// What handles and thread share.
+struct Shared {
+    config: Config,
+    tokenizer: Tokenizer,
+    options: EngineOptions,
+    inbox: Mutex<Inbox>,
+    /// Something is in the inbox.
+    bell: Condvar,
+    status: Mutex<Status>,
+}
+
+/// Nothing behind these locks is ever left half done, so a panic elsewhere does not matter.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Ends the thread with the last handle.
+struct Owner {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Owner {
+    fn close(&self, grace: Duration) {
+        let now = Instant::now();
+        let by = now.checked_add(grace).unwrap_or(now);
+        let mut inbox = lock(&self.shared.inbox);
+        inbox.closed = Some(inbox.closed.map_or(by, |earlier| earlier.min(by)));
+        drop(inbox);
+        self.shared.bell.notify_all();
+        let thread = lock(&self.thread).take();
+        // A handle may be dropped by a sink, on the thread itself.
+        if let Some(thread) = thread.filter(|t| t.thread().id() != std::thread::current().id()) {
+            // A panic there has been printed, and every sink has been dropped.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.close(Duration::ZERO);
+    }
+}
+
+/// A handle to a model that serves many readers. When the last one is dropped the engine stops, whatever runs.
+#[derive(Clone)]
+pub struct Engine {
+    owner: Arc<Owner>,
+}
+
+impl Engine {
+    /// Starts the thread, which takes the model.
+    pub fn start<D: Device>(checkpoint: Checkpoint<D>, mut options: EngineOptions) -> Result<Engine, EngineError> {
+        let limit = checkpoint.config.max_position_embeddings;
+        if options.context > limit {
+            return Err(EngineError::Context { asked: options.context, limit });
+        }
+        if options.context == 0 {
+            options.context = limit;
+        }
+        let counts = [("batch", options.batch), ("queue", options.queue), ("prefill_chunk", options.prefill_chunk)];
+        if let Some((option, _)) = counts.into_iter().find(|(_, n)| *n == 0) {
+            return Err(EngineError::Zero { option });
+        }
+        let Checkpoint { device, config, model, weights, tokenizer } = checkpoint;
+        let worker = worker::Worker::new(device, model, weights, &options)?;
+        let shared = Arc::new(Shared {
+            config,
+            tokenizer,
+            options,
+            inbox: Mutex::new(Inbox { requests: vec![], embeds: vec![], closed: None, gone: false }),
+            bell: Condvar::new(),
+            status: Mutex::new(worker.status()),
+        });
+        let for_thread = shared.clone();
+        let thread = std::thread::Builder::new().name("engine".into()).spawn(move || worker.run(&for_thread))?;
+        Ok(Engine { owner: Arc::new(Owner { shared, thread: Mutex::new(Some(thread)) }) })
+    }
+
+    fn shared(&self) -> &Shared {
+        &self.owner.shared
+    }
+
+    /// Takes a request; its events go to `sink`.
+    pub fn submit(&self, request: Request, sink: Sink) -> Result<Ticket, Rejected> {
+        request.sampling.check()?;
+        self.check(&request.prompt, request.max_tokens.min(1))?;
+        let mut inbox = self.open()?;
+        let waiting = lock(&self.shared().status).waiting + inbox.requests.len();
+        if waiting >= self.shared().options.queue {
+            return Err(Rejected::QueueFull { waiting });
+        }
+        let cancelled = Arc::new(AtomicBool::new(false));
+        inbox.requests.push(Waiting { request, sink, cancelled: cancelled.clone(), since: Instant::now() });
+        drop(inbox);
+        self.shared().bell.notify_all();
+        Ok(Ticket(cancelled))
+    }
+
+    /// One vector for a text: its final hidden states, pooled, not scaled to a length.
+    pub fn embed(&self, ids: Vec<u32>, pooling: Pooling, sink: EmbedSink) -> Result<(), Rejected> {
+        self.check(&ids, 0)?;
+        let mut inbox = self.open()?;
+        let waiting = inbox.embeds.len();
+        if waiting >= self.shared().options.queue {
+            return Err(Rejected::QueueFull { waiting });
+        }
+        inbox.embeds.push(Embed { ids, pooling, sink });
+        drop(inbox);
+        self.shared().bell.notify_all();
+        Ok(())
+    }
+
+    fn open(&self) -> Result<MutexGuard<'_, Inbox>, Rejected> {
+        let inbox = lock(&self.shared().inbox);
+        if inbox.gone || inbox.closed.is_some() { Err(Rejected::Closed) } else { Ok(inbox) }
+    }
+
+    fn check(&self, ids: &[u32], room: usize) -> Result<(), Rejected> {
+        let (limit, vocab) = (self.shared().options.context, self.config().vocab_size);
+        if ids.is_empty() {
+            return Err(Rejected::Empty);
+        }
+        if ids.len() + room > limit {
+            return Err(Rejected::TooLong { tokens: ids.len(), limit });
+        }
+        match ids.iter().find(|&&id| id as usize >= vocab) {
+            Some(&id) => Err(Rejected::BadToken { id, vocab }),
+            None => Ok(()),
+        }
+    }
+
+    /// What the engine does and has done.
+    pub fn status(&self) -> Status {
+        let arrived = lock(&self.shared().inbox).requests.len();
+        let mut status = lock(&self.shared().status).clone();
+        status.waiting += arrived;
+        status
+    }
+
+    /// Most tokens of a prompt and its completion.
+    pub fn context(&self) -> usize {
+        self.shared().options.context
+    }
+
+    /// The model's tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.shared().tokenizer
+    }
+
+    /// What the model is.
+    pub fn config(&self) -> &Config {
+        &self.shared().config
+    }
+
+    /// Takes no more requests, gives the others `grace` to end (then they fail), and waits for that.
+    pub fn shutdown(self, grace: Duration) {
+        self.owner.close(grace);
+    }
+}
+
+#[cfg(test)]
+mod tests;

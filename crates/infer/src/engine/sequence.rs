@@ -1,0 +1,173 @@
+//! One request on its way: what it has read and written, and what its reader is told.
+//!
+//! A sequence knows nothing of the model. It is given logits and answers whether it wants more.
+
+use super::status::Counters;
+use super::{Event, Request, Sink, Usage};
+use crate::generate::Stop;
+use crate::sampler::{Logprob, Sampler, log_probabilities};
+use crate::text::Text;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+use wudao_data::tokenizer::Tokenizer;
+
+/// A request that nobody has taken up.
+pub(super) struct Waiting {
+    pub request: Request,
+    pub sink: Sink,
+    pub cancelled: Arc<AtomicBool>,
+    pub since: Instant,
+}
+
+impl Waiting {
+    pub fn cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Acquire)
+    }
+}
+
+/// A request that is read or written.
+pub(super) struct Sequence<'t> {
+    /// Prompt and completion.
+    pub ids: Vec<u32>,
+    /// Tokens of the prompt.
+    pub prompt: usize,
+    /// Tokens of the prompt that were found in the prefix cache.
+    pub cached: usize,
+    /// Log probabilities of the prompt so far, if asked for.
+    scores: Option<Vec<Option<Logprob>>>,
+    /// Tokens of prompt and completion that end it, and what that is called.
+    limit: (usize, Stop),
+    request: Request,
+    sampler: Sampler,
+    text: Text<'t>,
+    sink: Sink,
+    cancelled: Arc<AtomicBool>,
+    since: Instant,
+    /// When the last token was written.
+    wrote: Option<Instant>,
+}
+
+impl<'t> Sequence<'t> {
+    /// Takes a request up. `context` is the most tokens of prompt and completion.
+    pub fn new(waiting: Waiting, tokenizer: &'t Tokenizer, context: usize) -> Self {
+        let Waiting { mut request, sink, cancelled, since } = waiting;
+        let ids = std::mem::take(&mut request.prompt);
+        let wanted = ids.len().saturating_add(request.max_tokens);
+        let limit = if wanted > context { (context, Stop::Context) } else { (wanted, Stop::MaxTokens) };
+        Sequence {
+            prompt: ids.len(),
+            cached: 0,
+            scores: request.prompt_logprobs.map(|_| vec![None]),
+            limit,
+            sampler: Sampler::new(request.sampling.clone()),
+            text: Text::new(tokenizer, request.skip_special, std::mem::take(&mut request.stop)),
+            ids,
+            request,
+            sink,
+            cancelled,
+            since,
+            wrote: None,
+        }
+    }
+
+    /// The reader has left.
+    pub fn cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Acquire)
+    }
+
+    /// Most tokens of prompt and completion.
+    pub fn limit(&self) -> usize {
+        self.limit.0
+    }
+
+    /// Tokens of the prompt whose logits are wanted are those from here on; all but the last serve only scores.
+    pub fn wants_logits_from(&self) -> usize {
+        match &self.scores {
+            Some(scores) => scores.len() - 1,
+            None => self.ids.len() - 1,
+        }
+    }
+
+    /// Takes the logits after the token at `position`: scores the token that follows in the prompt, or writes the next.
+    /// Why the sequence is over, if it is.
+    pub fn take(&mut self, position: usize, logits: &mut [f32], eos: &[u32], counters: &mut Counters) -> Option<Stop> {
+        if position + 1 < self.ids.len() {
+            if let (Some(scores), Some(top)) = (&mut self.scores, self.request.prompt_logprobs) {
+                scores.push(Some(log_probabilities(logits, self.ids[position + 1], top)));
+            }
+            return None;
+        }
+        self.write(logits, eos, counters)
+    }
+
+    /// False if nobody reads any more: then the sink is not called again.
+    fn tell(&mut self, event: Event) -> bool {
+        if self.cancelled() {
+            return false;
+        }
+        let goes_on = (self.sink)(event);
+        if !goes_on {
+            self.cancelled.store(true, Ordering::Release);
+        }
+        goes_on
+    }
+
+    fn write(&mut self, logits: &mut [f32], eos: &[u32], counters: &mut Counters) -> Option<Stop> {
+        if let Some(scores) = self.scores.take()
+            && !self.tell(Event::Prompt(scores))
+        {
+            return Some(Stop::Reader);
+        }
+        if self.ids.len() >= self.limit.0 {
+            return Some(self.limit.1);
+        }
+        let before = self.request.logprobs.map(|_| logits.to_vec());
+        let id = self.sampler.sample(logits, &self.ids, self.prompt);
+        let logprob = before.zip(self.request.logprobs).map(|(logits, top)| log_probabilities(&logits, id, top));
+        self.ids.push(id);
+        let now = Instant::now();
+        match self.wrote.replace(now) {
+            Some(last) => counters.between_tokens.observe(now - last),
+            None => counters.first_token.observe(now - self.since),
+        }
+        counters.completion_tokens += 1;
+
+        let mut text = String::new();
+        let mut emit = |piece: &str| {
+            text.push_str(piece);
+            true
+        };
+        let stop = if eos.contains(&id) && !self.request.ignore_eos {
+            Some(Stop::EndOfText)
+        } else {
+            self.text.push(id, &mut emit).or((self.ids.len() >= self.limit.0).then_some(self.limit.1))
+        };
+        let stop = stop.map(|stop| self.text.finish(stop, &mut emit).1);
+        if !self.tell(Event::Token { id, text, logprob }) {
+            return Some(Stop::Reader);
+        }
+        stop
+    }
+
+    /// Tokens read and written.
+    pub fn usage(&self) -> Usage {
+        Usage {
+            prompt_tokens: self.prompt,
+            cached_tokens: self.cached,
+            completion_tokens: self.ids.len() - self.prompt,
+        }
+    }
+
+    /// The last word.
+    pub fn finish(mut self, stop: Stop) {
+        let stop_string = self.text.stop_string().map(str::to_owned);
+        let usage = self.usage();
+        self.tell(Event::Done { stop, stop_string, usage });
+    }
+
+    /// The last word where something broke.
+    pub fn fail(mut self, why: &str) {
+        self.tell(Event::Failed(why.to_owned()));
+    }
+}

@@ -1,0 +1,202 @@
+//! A tiny random model serves; what it says is compared with what it says when asked alone.
+
+use super::*;
+use std::sync::mpsc;
+use wudao_data::tokenizer::TrainOptions;
+use wudao_device::{Cpu, DType};
+use wudao_model::model::Options;
+use wudao_model::{Family, Model, MoeConfig};
+
+fn tokenizer() -> Tokenizer {
+    let texts = ["the quick brown fox jumps over the lazy dog", "床前明月光,疑是地上霜。"];
+    Tokenizer::train(texts, &TrainOptions::new(320)).unwrap()
+}
+
+fn config(sparse: bool, vocab_size: usize) -> Config {
+    let moe = MoeConfig {
+        num_experts: 8,
+        num_experts_per_tok: 3,
+        moe_intermediate_size: 24,
+        n_shared_experts: 0,
+        sigmoid: false,
+        norm_topk_prob: true,
+        routed_scaling_factor: 1.0,
+        n_group: 1,
+        topk_group: 1,
+        dense_layers: vec![1],
+        router_aux_loss_coef: 0.0,
+    };
+    Config {
+        family: if sparse { Family::Qwen3Moe } else { Family::Llama },
+        vocab_size,
+        hidden_size: 32,
+        intermediate_size: 40,
+        num_hidden_layers: 3,
+        num_attention_heads: 4,
+        num_key_value_heads: 2,
+        head_dim: 12,
+        max_position_embeddings: 256,
+        rope_theta: 10_000.0,
+        rope_scaling: None,
+        partial_rotary_factor: 1.0,
+        rms_norm_eps: 1e-5,
+        tie_word_embeddings: false,
+        attention_bias: false,
+        attention_output_bias: false,
+        qk_norm: sparse,
+        // Wide, so that the logits are far from alike.
+        initializer_range: 0.3,
+        bos_token_id: None,
+        eos_token_id: vec![0],
+        pad_token_id: None,
+        moe: sparse.then_some(moe),
+    }
+}
+
+fn checkpoint(sparse: bool, dtype: DType) -> Checkpoint<Cpu> {
+    let (device, tokenizer) = (Cpu::new(2), tokenizer());
+    let config = config(sparse, tokenizer.vocab_size());
+    let model = Model::new(&device, &config, config.max_position_embeddings, Options { dtype, ..Options::default() });
+    let model = model.unwrap();
+    let weights = model.init(&device, 3);
+    Checkpoint { device, config, model, weights, tokenizer }
+}
+
+fn engine(options: EngineOptions) -> Engine {
+    Engine::start(checkpoint(true, DType::F32), options).unwrap()
+}
+
+fn request(prompt: Vec<u32>, max_tokens: usize) -> Request {
+    Request { prompt, max_tokens, ignore_eos: true, ..Request::default() }
+}
+
+/// Submits and hands over the stream.
+fn start(engine: &Engine, request: Request) -> (Ticket, mpsc::Receiver<Event>) {
+    let (tx, rx) = mpsc::channel();
+    (engine.submit(request, Box::new(move |e| tx.send(e).is_ok())).unwrap(), rx)
+}
+
+/// All events of one request.
+fn ask(engine: &Engine, request: Request) -> Vec<Event> {
+    let (_ticket, rx) = start(engine, request);
+    rx.into_iter().collect()
+}
+
+fn ids(events: &[Event]) -> Vec<u32> {
+    events.iter().filter_map(|e| if let Event::Token { id, .. } = e { Some(*id) } else { None }).collect()
+}
+
+fn text(events: &[Event]) -> String {
+    events.iter().filter_map(|e| if let Event::Token { text, .. } = e { Some(text.as_str()) } else { None }).collect()
+}
+
+fn done(events: &[Event]) -> (Stop, Option<String>, Usage) {
+    match events.last() {
+        Some(Event::Done { stop, stop_string, usage }) => (*stop, stop_string.clone(), *usage),
+        other => panic!("ends with {other:?}"),
+    }
+}
+
+#[test]
+fn a_completion_is_that_of_generate() {
+    let prompt = "the lazy fox";
+    for sparse in [false, true] {
+        let own = checkpoint(sparse, DType::F32);
+        let how = crate::Generation { max_tokens: 40, sampling: Sampling::default(), stop: vec![] };
+        let expected = own.generate(prompt, &how, &mut |_| true).unwrap();
+        let mut ids_in: Vec<u32> = own.config.end_of_text().into_iter().collect();
+        ids_in.extend(own.tokenizer.encode(prompt).unwrap());
+        let engine = Engine::start(own, EngineOptions::default()).unwrap();
+        let events = ask(&engine, Request { prompt: ids_in, max_tokens: 40, ..Request::default() });
+        assert_eq!((ids(&events), text(&events)), (expected.tokens, expected.text));
+        assert_eq!(done(&events).0, expected.stop);
+        let status = engine.status();
+        assert_eq!(status.counters.completion_tokens as usize, done(&events).2.completion_tokens);
+        assert_eq!((status.running, status.waiting), (0, 0));
+    }
+}
+
+#[test]
+fn log_probabilities_of_the_prompt_are_those_of_writing_it() {
+    let engine = engine(EngineOptions { prefill_chunk: 5, ..EngineOptions::default() });
+    let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
+    let first = vec![5, 9, 30, 7];
+    let written = ask(&engine, Request { sampling: greedy, logprobs: Some(2), ..request(first.clone(), 12) });
+    let whole: Vec<u32> = first.iter().copied().chain(ids(&written)).collect();
+    let read = ask(&engine, Request { prompt_logprobs: Some(2), ..request(whole.clone(), 0) });
+    let Event::Prompt(scores) = &read[0] else { panic!("{:?}", read[0]) };
+    assert_eq!((scores.len(), scores[0].clone()), (whole.len(), None));
+    assert_eq!(done(&read), (Stop::MaxTokens, None, Usage { prompt_tokens: 16, ..Usage::default() }));
+    let own = written.iter().filter_map(|e| if let Event::Token { logprob, .. } = e { logprob.clone() } else { None });
+    for (score, own) in scores[first.len()..].iter().zip(own) {
+        let score = score.clone().unwrap();
+        assert_eq!(own.top[0].1, own.logprob, "greedy takes the best");
+        assert_eq!(score.top.iter().map(|t| t.0).collect::<Vec<_>>(), own.top.iter().map(|t| t.0).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn a_stop_string_ends_and_is_named() {
+    let engine = engine(EngineOptions::default());
+    let free = ask(&engine, request(vec![40, 41], 60));
+    let all = text(&free);
+    let stop: String = all.chars().skip(6).take(2).collect();
+    let events = ask(&engine, Request { stop: vec!["\u{1}never".into(), stop.clone()], ..request(vec![40, 41], 60) });
+    assert_eq!(text(&events), all[..all.find(&stop).unwrap()]);
+    assert_eq!((done(&events).0, done(&events).1), (Stop::StopString, Some(stop)));
+}
+
+#[test]
+fn what_cannot_be_served_is_refused_with_a_reason() {
+    let engine = engine(EngineOptions { context: 10, ..EngineOptions::default() });
+    let submit = |r: Request| engine.submit(r, Box::new(|_| true)).map(drop);
+    assert_eq!(submit(request(vec![], 3)), Err(Rejected::Empty));
+    assert_eq!(submit(request(vec![1; 10], 3)), Err(Rejected::TooLong { tokens: 10, limit: 10 }));
+    assert_eq!(submit(request(vec![1; 10], 0)), Ok(()));
+    let vocab = engine.config().vocab_size;
+    assert_eq!(submit(request(vec![1, 5000], 3)), Err(Rejected::BadToken { id: 5000, vocab }));
+    let sampling = Sampling { top_p: 2.0, ..Sampling::default() };
+    assert!(matches!(submit(Request { sampling, ..request(vec![1], 3) }), Err(Rejected::Sampling(_))));
+    assert_eq!(done(&ask(&engine, request(vec![1; 8], 5))).0, Stop::Context);
+    let other = engine.clone();
+    engine.shutdown(Duration::ZERO);
+    assert_eq!(other.submit(request(vec![1], 3), Box::new(|_| true)).map(drop), Err(Rejected::Closed));
+    let start = |o| Engine::start(checkpoint(false, DType::F32), o).err().unwrap().to_string();
+    assert!(start(EngineOptions { context: 999, ..EngineOptions::default() }).contains("256"));
+    assert!(start(EngineOptions { batch: 0, ..EngineOptions::default() }).contains("batch"));
+}
+
+#[test]
+fn a_reader_who_leaves_ends_the_request() {
+    let engine = engine(EngineOptions::default());
+    let (ticket, rx) = start(&engine, request(vec![1, 2], 250));
+    rx.recv().unwrap();
+    drop(ticket);
+    let rest = rx.into_iter().count();
+    assert!(rest < 249, "{rest} more events");
+    let mut left = 3;
+    let (tx, rx) = mpsc::channel();
+    let sink = move |e: Event| {
+        left -= 1;
+        tx.send(e).unwrap();
+        left > 0
+    };
+    let _ticket = engine.submit(request(vec![1, 2], 250), Box::new(sink)).unwrap();
+    assert_eq!(rx.into_iter().count(), 3);
+    assert_eq!(ask(&engine, request(vec![3], 2)).len(), 3);
+    assert_eq!(engine.status().counters.cancelled, 2);
+}
+
+#[test]
+fn an_embedding_is_the_mean_or_the_last_hidden_state() {
+    let engine = engine(EngineOptions::default());
+    let embed = |ids: Vec<u32>, pooling| {
+        let (tx, rx) = mpsc::channel();
+        engine.embed(ids, pooling, Box::new(move |x| tx.send(x).unwrap())).unwrap();
+        rx.recv().unwrap().unwrap()
+    };
+    assert_eq!(embed(vec![7], Pooling::Mean), embed(vec![7], Pooling::Last));
+    let (mean, last) = (embed(vec![7, 8], Pooling::Mean), embed(vec![7, 8], Pooling::Last));
+    assert_eq!(mean.len(), 32);
+    assert_ne!(mean, last);
+}
