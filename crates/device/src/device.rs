@@ -56,6 +56,20 @@ impl Heads {
     }
 }
 
+/// Tokens of a page of a cache of keys and values.
+pub const PAGE: usize = 16;
+
+/// One sequence's part in a call of [`Device::attention_paged`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Paged<'a> {
+    /// Rows of the batch that are its next tokens.
+    pub rows: Range<usize>,
+    /// Tokens that it has already.
+    pub past: usize,
+    /// Its pages in the cache, in order, new tokens included.
+    pub pages: &'a [u32],
+}
+
 /// How a router turns logits into choices and weights.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Routing {
@@ -242,6 +256,23 @@ pub trait Device: Clone + Send + Sync + 'static {
         qkv: View<Self>,
         k_cache: ViewMut<Self>,
         v_cache: ViewMut<Self>,
+        out: ViewMut<Self>,
+    );
+
+    /// Cached attention of several sequences at once, over pages of [`PAGE`] tokens that lie anywhere in a pool: token i of
+    /// a sequence is in its page `i / PAGE`. As [`Device::attention_cached`] for each, but a row's bits depend on its own
+    /// query, keys and values alone: not on the cuts into calls, nor on the pages' places. `k_pages` and `v_pages` are
+    /// `[pages, PAGE·kv·dim]`, A or narrower; how a page is laid out is the device's own affair. No two sequences write
+    /// the same page. All rows of `qkv` belong to a sequence, in order.
+    #[allow(clippy::too_many_arguments)]
+    fn attention_paged(
+        &self,
+        heads: Heads,
+        scale: f64,
+        sequences: &[Paged],
+        qkv: View<Self>,
+        k_pages: ViewMut<Self>,
+        v_pages: ViewMut<Self>,
         out: ViewMut<Self>,
     );
 

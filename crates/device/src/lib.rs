@@ -16,7 +16,7 @@ mod tensor;
 pub mod tolerance;
 
 pub use cpu::Cpu;
-pub use device::{AdamW, Device, Gemm, Heads, IGNORE, Routing, Score};
+pub use device::{AdamW, Device, Gemm, Heads, IGNORE, PAGE, Paged, Routing, Score};
 pub use dtype::{DType, Element};
 pub use fault::Fault;
 pub use meta::{Meta, Usage};

@@ -10,7 +10,7 @@
 //! balanced and the choices of a token differ.
 
 use crate::cpu::block_bytes;
-use crate::{AdamW, DType, Device, Fault, Gemm, Heads, Routing, View, ViewMut};
+use crate::{AdamW, DType, Device, Fault, Gemm, Heads, Paged, Routing, View, ViewMut};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -231,6 +231,22 @@ impl Device for Meta {
     ) {
         let (past, n) = (past as u64, qkv.shape()[0] as u64);
         self.count_attention(heads, past * n + n * (n + 1) / 2);
+    }
+
+    fn attention_paged(
+        &self,
+        heads: Heads,
+        _: f64,
+        sequences: &[Paged],
+        _: View<Self>,
+        _: ViewMut<Self>,
+        _: ViewMut<Self>,
+        _: ViewMut<Self>,
+    ) {
+        for s in sequences {
+            let (past, n) = (s.past as u64, s.rows.len() as u64);
+            self.count_attention(heads, past * n + n * (n + 1) / 2);
+        }
     }
 
     fn swiglu(&self, _: View<Self>, _: Option<View<Self>>, _: ViewMut<Self>) {}

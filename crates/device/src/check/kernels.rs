@@ -1,7 +1,7 @@
 //! Every kernel once, on fixed inputs, on any device in any type.
 
 use super::Random;
-use crate::{AdamW, DType, Device, Gemm, Heads, IGNORE, Routing, Score, Tensor, View};
+use crate::{AdamW, DType, Device, Gemm, Heads, IGNORE, PAGE, Paged, Routing, Score, Tensor, View};
 
 /// One output of one kernel.
 #[derive(Clone, PartialEq, Debug)]
@@ -245,6 +245,24 @@ impl<'a, D: Device> Run<'a, D> {
                 past += n;
             }
             self.keep("attention", "cached", out.view());
+            // And once more over pages, two sequences at a time.
+            let (pages, page) = ([3, 0, 7, 1, 9, 4, 8, 2, 6], PAGE * kv);
+            let mut out = self.fresh([rows, wide]);
+            let (mut k, mut v) = (self.fresh([20, page]), self.fresh([20, page]));
+            let other: Vec<u32> = (10..20).collect();
+            for (from, to) in [(0, 70), (70, 71), (71, 135), (135, 137)] {
+                let mut both = self.fresh([to - from + 5, width]);
+                let (first, second) = both.view_mut().split(to - from);
+                device.copy(qkv.view().rows(163 + from..163 + to), first);
+                device.copy(qkv.view().rows(0..5), second);
+                let mine = Paged { rows: 0..to - from, past: from, pages: &pages };
+                let theirs = Paged { rows: to - from..to - from + 5, past: from, pages: &other };
+                let mut y = self.fresh([to - from + 5, wide]);
+                let (k, v) = (k.view_mut(), v.view_mut());
+                device.attention_paged(heads, scale, &[mine, theirs], both.view(), k, v, y.view_mut());
+                device.copy(y.view().rows(0..to - from), out.view_mut().rows(from..to));
+            }
+            self.keep("attention", "paged", out.view());
         }
     }
 

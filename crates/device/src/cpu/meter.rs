@@ -50,7 +50,7 @@ impl Part {
 }
 
 /// Every kernel that is timed, under the name of its method.
-const KERNELS: [(&str, Part); 29] = [
+const KERNELS: [(&str, Part); 30] = [
     ("fill", Part::Elementwise),
     ("copy", Part::Elementwise),
     ("axpby", Part::Elementwise),
@@ -73,6 +73,7 @@ const KERNELS: [(&str, Part); 29] = [
     ("attention", Part::Attention),
     ("attention_backward", Part::Attention),
     ("attention_cached", Part::Attention),
+    ("attention_paged", Part::Attention),
     ("swiglu", Part::Elementwise),
     ("swiglu_backward", Part::Elementwise),
     ("route", Part::Routing),

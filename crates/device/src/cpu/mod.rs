@@ -27,7 +27,7 @@ mod swiglu;
 #[cfg(test)]
 mod testing;
 
-use crate::{AdamW, DType, Device, Element, Fault, Gemm, Heads, IGNORE, Routing, Score, View, ViewMut};
+use crate::{AdamW, DType, Device, Element, Fault, Gemm, Heads, IGNORE, PAGE, Paged, Routing, Score, View, ViewMut};
 use attention::Context;
 use gemm::{Data, Mat, MatMut};
 use half::bf16;
@@ -164,6 +164,24 @@ macro_rules! by_product {
     };
 }
 
+/// Runs `$body` with `$A` the type of queries, keys and values, and `$T` that of a cache of them.
+macro_rules! by_cache {
+    (@ $a:ty, $t:ty, $A:ident, $T:ident => $body:expr) => {{
+        type $A = $a;
+        type $T = $t;
+        $body
+    }};
+    ($a:expr, $t:expr, $A:ident, $T:ident => $body:expr) => {
+        match ($a, $t) {
+            (DType::F64, DType::F64) => by_cache!(@ f64, f64, $A, $T => $body),
+            (DType::F32, DType::F32) => by_cache!(@ f32, f32, $A, $T => $body),
+            (DType::F32, DType::Bf16) => by_cache!(@ f32, bf16, $A, $T => $body),
+            (DType::Bf16, DType::Bf16) => by_cache!(@ bf16, bf16, $A, $T => $body),
+            (a, t) => panic!("no cache of {t:?} for keys and values in {a:?}"),
+        }
+    };
+}
+
 /// Runs `$body` with `$X` and `$Y` the Rust types of two dtypes of which one converts to the other.
 macro_rules! by_conversion {
     ($x:expr, $y:expr, $X:ident, $Y:ident => $body:expr) => {
@@ -183,6 +201,26 @@ macro_rules! shapes {
     ($($x:ident: [$rows:expr, $cols:expr]),+ $(,)?) => {
         $(assert_eq!($x.shape(), [$rows, $cols], concat!("shape of ", stringify!($x)));)+
     };
+}
+
+/// Asserts that the sequences take all `rows` in order, have a page for every token, and write no page twice.
+fn check_pages(sequences: &[Paged], rows: usize, pages: usize) {
+    let (mut next, mut written) = (0, Vec::new());
+    for s in sequences {
+        assert!(s.rows.start == next && s.rows.end >= next, "rows {:?} after row {next}", s.rows);
+        next = s.rows.end;
+        let needed = (s.past + s.rows.len()).div_ceil(PAGE);
+        assert!(needed <= s.pages.len(), "{} pages for {} tokens", s.pages.len(), s.past + s.rows.len());
+        assert!(s.pages[..needed].iter().all(|&p| (p as usize) < pages), "a page of {pages}: {:?}", s.pages);
+        if !s.rows.is_empty() {
+            written.extend_from_slice(&s.pages[s.past / PAGE..needed]);
+        }
+    }
+    assert_eq!(next, rows, "rows of all sequences");
+    let count = written.len();
+    written.sort_unstable();
+    written.dedup();
+    assert_eq!(written.len(), count, "a page is written twice");
 }
 
 /// Asserts what holds of any routing.
@@ -458,6 +496,27 @@ impl Device for Cpu {
         assert!(past + n <= capacity, "{past} + {n} rows in a cache of {capacity}");
         by_stored!(qkv.dtype(), A => attention::attention_cached::<A>(
             Context::new(&self.pool, &self.memory), heads, scale, past, slice(qkv), (slice_mut(k_cache), slice_mut(v_cache)), slice_mut(out),
+        ))
+    }
+
+    fn attention_paged(
+        &self,
+        heads: Heads,
+        scale: f64,
+        sequences: &[Paged],
+        qkv: View<Self>,
+        k_pages: ViewMut<Self>,
+        v_pages: ViewMut<Self>,
+        out: ViewMut<Self>,
+    ) {
+        timed!(self, attention_paged);
+        let (n, page, count) = (qkv.shape()[0], PAGE * heads.kv * heads.dim, k_pages.shape()[0]);
+        check_heads(&heads);
+        check_pages(sequences, n, count);
+        shapes!(qkv: [n, heads.width()], k_pages: [count, page], v_pages: [count, page], out: [n, heads.q * heads.dim]);
+        assert_eq!(k_pages.dtype(), v_pages.dtype(), "keys and values of one type");
+        by_cache!(qkv.dtype(), k_pages.dtype(), A, T => attention::attention_paged::<A, T>(
+            Context::new(&self.pool, &self.memory), heads, scale, sequences, slice(qkv), (slice_mut(k_pages), slice_mut(v_pages)), slice_mut(out),
         ))
     }
 

@@ -22,6 +22,7 @@ mod backward;
 mod cached;
 mod forward;
 mod number;
+mod paged;
 mod round;
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,7 @@ mod tests;
 pub(crate) use backward::attention_backward;
 pub(crate) use cached::attention_cached;
 pub(crate) use forward::attention;
+pub(crate) use paged::attention_paged;
 
 use super::Pool;
 use super::gemm::{Micro, Operand};

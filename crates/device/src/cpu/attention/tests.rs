@@ -2,7 +2,7 @@
 
 use crate::check::{Random, assert_close, assert_gradient};
 use crate::cpu::testing::{cpu, dot, down, fresh, up};
-use crate::{Cpu, DType, Device, Heads, Tensor};
+use crate::{Cpu, DType, Device, Element, Heads, PAGE, Paged, Tensor};
 use proptest::prelude::*;
 
 fn run(cpu: &Cpu, heads: Heads, scale: f64, segments: &[u32], qkv: &[f64]) -> (Tensor<Cpu>, Tensor<Cpu>) {
@@ -141,4 +141,85 @@ fn large_scores_do_not_overflow() {
     let (out, lse) = run(&cpu, heads, 1.0, &[0, 2], &[1e4, 1e4, 3.0, -1e4, 1e4, 5.0]);
     assert_close("out", "attention", DType::F64, &[3.0, 4.0], &down(&cpu, &out));
     assert_close("lse", "attention", DType::F64, &[1e8, -1e8 + 2f64.ln()], &down(&cpu, &lse));
+}
+
+/// A sequence cut into calls, each beside another sequence, its pages anywhere.
+fn paged<T: Element>(
+    cpu: &Cpu,
+    heads: Heads,
+    qkv: &[T],
+    cuts: &[u32],
+    other: &[T],
+    pages: &[u32],
+    cache: DType,
+) -> Vec<f64> {
+    let (width, wide) = (heads.width(), heads.q * heads.dim);
+    let (t, n) = (qkv.len() / width, other.len() / width);
+    let page = [64, PAGE * heads.kv * heads.dim];
+    let (mut k, mut v) = (Tensor::<Cpu>::new(cpu, page, cache), Tensor::<Cpu>::new(cpu, page, cache));
+    let theirs: Vec<u32> = (0..64).filter(|p| !pages.contains(p)).collect();
+    let mut all = Vec::with_capacity(t * wide);
+    for (i, cut) in cuts.windows(2).enumerate() {
+        let (from, to) = (cut[0] as usize, cut[1] as usize);
+        // The other one starts anew each time: first and after us in turns.
+        let (mine, beside) =
+            if i % 2 == 0 { (0..to - from, to - from..to - from + n) } else { (n..n + to - from, 0..n) };
+        let me = Paged { rows: mine.clone(), past: from, pages };
+        let it = Paged { rows: beside, past: 0, pages: &theirs };
+        let (ours, rows) = (&qkv[from * width..to * width], to - from + n);
+        let both = if i % 2 == 0 { [ours, other].concat() } else { [other, ours].concat() };
+        let sequences = if i % 2 == 0 { [me, it] } else { [it, me] };
+        let x = Tensor::from_host(cpu, [rows, width], &both);
+        let mut out = Tensor::<Cpu>::new(cpu, [rows, wide], T::DTYPE);
+        cpu.attention_paged(heads, 0.3, &sequences, x.view(), k.view_mut(), v.view_mut(), out.view_mut());
+        all.extend(out.view().rows(mine).to_f64(cpu));
+    }
+    all
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    /// Pages give what the whole gives, and the same bits however the sequence is cut, whoever is beside it, wherever its
+    /// pages lie, on any number of threads.
+    #[test]
+    fn pages_agree_with_the_whole_and_bit_for_bit_with_each_other(
+        t in 1usize..600, cuts in 0usize..9, kv in 1usize..3, group in 1usize..6, dim in 1usize..100, n in 0usize..20, seed: u64,
+    ) {
+        let (cpu, mut r) = (cpu(), Random(seed));
+        let heads = Heads { q: kv * group, kv, dim };
+        // Numbers that f32 holds too.
+        let mut values = |n: usize| r.values(n).into_iter().map(|x| f64::from(x as f32)).collect::<Vec<f64>>();
+        let (qkv, other) = (values(t * heads.width()), values(n * heads.width()));
+        let order = |r: &mut Random| {
+            let mut free: Vec<u32> = (0..64).collect();
+            (0..t.div_ceil(PAGE)).map(|_| free.swap_remove(r.below(free.len()))).collect::<Vec<u32>>()
+        };
+        let (here, there, steps) = (order(&mut r), order(&mut r), segments(&mut r, t, cuts));
+        let whole = [0, t as u32];
+        let one = paged(&cpu, heads, &qkv, &whole, &[], &here, DType::F64);
+        let (expected, _) = run(&cpu, heads, 0.3, &whole, &qkv);
+        assert_close("paged", "attention", DType::F64, &down(&cpu, &expected), &one);
+        prop_assert!(one == paged(&Cpu::new(3), heads, &qkv, &steps, &other, &there, DType::F64));
+        let narrow = |x: &[f64]| x.iter().map(|&x| x as f32).collect::<Vec<f32>>();
+        let (qkv, other) = (narrow(&qkv), narrow(&other));
+        for cache in [DType::F32, DType::Bf16] {
+            let one = paged(&cpu, heads, &qkv, &whole, &[], &here, cache);
+            prop_assert!(one == paged(&Cpu::new(3), heads, &qkv, &steps, &other, &there, cache));
+            let what = if cache == DType::F32 { "attention" } else { "attention order" };
+            assert_close("paged", what, cache, &down(&cpu, &expected), &one);
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "a page is written twice")]
+fn two_sequences_cannot_write_one_page() {
+    let heads = Heads { q: 1, kv: 1, dim: 2 };
+    let x = vec![0.0f32; 2 * heads.width()];
+    let cpu = cpu();
+    let x = Tensor::from_host(&cpu, [2, heads.width()], &x);
+    let cache = || Tensor::<Cpu>::new(&cpu, [2, PAGE * 2], DType::F32);
+    let (mut k, mut v, mut out) = (cache(), cache(), Tensor::<Cpu>::new(&cpu, [2, 2], DType::F32));
+    let of = |row: usize| Paged { rows: row..row + 1, past: 3, pages: &[1] };
+    cpu.attention_paged(heads, 1.0, &[of(0), of(1)], x.view(), k.view_mut(), v.view_mut(), out.view_mut());
 }
