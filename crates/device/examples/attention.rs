@@ -5,7 +5,7 @@
 
 use std::time::Instant;
 use wudao_device::check::Random;
-use wudao_device::{Cpu, DType, Device, Heads, Tensor};
+use wudao_device::{Cpu, DType, Device, Heads, PAGE, Paged, Tensor};
 
 fn main() {
     let threads = std::env::args().nth(1).map_or(2, |n| n.parse().expect("a number of threads"));
@@ -26,14 +26,16 @@ fn main() {
             println!("{name:<44}{forward:>10.1}{backward:>9.1}");
         }
     }
-    println!("{:<44}{:>10}{:>9}", "attention over a cache", "µs", "GB/s");
-    for (past, n) in [(511, 1), (4095, 1), (32767, 1), (4092, 4), (3840, 256)] {
-        for dtype in [DType::F32, DType::Bf16] {
-            let heads = Heads { q: 8, kv: 8, dim: 64 };
-            let seconds = cached(&cpu, dtype, past, n, heads);
-            let bytes = 2 * (past + n) * heads.kv * heads.dim * dtype.size();
-            let name = format!("{dtype:?} {n} after {past}");
-            println!("{name:<44}{:>10.1}{:>9.1}", seconds * 1e6, bytes as f64 / seconds / 1e9);
+    println!("{:<44}{:>10}{:>9}{:>10}{:>9}", "attention over a cache", "µs", "GB/s", "paged µs", "GB/s");
+    for (past, n) in [(31, 1), (511, 1), (4095, 1), (32767, 1), (4092, 4), (0, 256), (3840, 256)] {
+        for (heads, dtype) in [(8, DType::F32), (8, DType::Bf16), (2, DType::F32), (2, DType::Bf16)]
+            .map(|(kv, dtype)| (Heads { q: 8, kv, dim: 64 }, dtype))
+        {
+            let [seconds, paged] = cached(&cpu, dtype, past, n, heads);
+            let bytes = (2 * (past + n) * heads.kv * heads.dim * dtype.size()) as f64 / 1e9;
+            let name = format!("{dtype:?} {}/{} heads of 64, {n} after {past}", heads.q, heads.kv);
+            let [rate, paged_rate] = [bytes / seconds, bytes / paged];
+            println!("{name:<44}{:>10.1}{rate:>9.1}{:>10.1}{paged_rate:>9.1}", seconds * 1e6, paged * 1e6);
         }
     }
 }
@@ -61,12 +63,21 @@ fn train(cpu: &Cpu, dtype: DType, t: usize, segment: usize, heads: Heads) -> [f6
     [2.0 * product / forward, 5.0 * product / backward]
 }
 
-/// Seconds for `n` rows over `past`.
-fn cached(cpu: &Cpu, dtype: DType, past: usize, n: usize, heads: Heads) -> f64 {
+/// Seconds for `n` rows over `past`, in one piece and over pages.
+fn cached(cpu: &Cpu, dtype: DType, past: usize, n: usize, heads: Heads) -> [f64; 2] {
     let (kv, wide, scale) = (heads.kv * heads.dim, heads.q * heads.dim, 1.0 / (heads.dim as f64).sqrt());
     let (mut k, mut v) = (tensor(cpu, dtype, past + n, kv), tensor(cpu, dtype, past + n, kv));
     let (qkv, mut out) = (tensor(cpu, dtype, n, heads.width()), tensor(cpu, dtype, n, wide));
-    median(|| cpu.attention_cached(heads, scale, past, qkv.view(), k.view_mut(), v.view_mut(), out.view_mut()))
+    let whole =
+        median(|| cpu.attention_cached(heads, scale, past, qkv.view(), k.view_mut(), v.view_mut(), out.view_mut()));
+    let count = (past + n).div_ceil(PAGE);
+    let (mut k, mut v) = (tensor(cpu, dtype, count, PAGE * kv), tensor(cpu, dtype, count, PAGE * kv));
+    // Neighbours lie apart.
+    let pages: Vec<u32> = (0..count as u32).step_by(2).chain((1..count as u32).step_by(2)).collect();
+    let one = [Paged { rows: 0..n, past, pages: &pages }];
+    let paged =
+        median(|| cpu.attention_paged(heads, scale, &one, qkv.view(), k.view_mut(), v.view_mut(), out.view_mut()));
+    [whole, paged]
 }
 
 /// Median seconds of a run, of about a quarter of a second of runs.

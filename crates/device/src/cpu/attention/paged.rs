@@ -11,6 +11,8 @@
 //! `[kv, PAGE, dim]`. A head's part of a page is one run of memory, read once for all query heads that share it. What is
 //! not here: the matrix instructions that the forward pass of training uses; a prompt's attention runs on plain vectors.
 
+mod tile;
+
 use super::number::Number;
 use super::{Context, Scratch, pieces};
 use crate::cpu::bands::Scattered;
@@ -19,6 +21,7 @@ use crate::cpu::simd::{Isa, larger, max, sum, versions};
 use crate::{Heads, PAGE, Paged};
 use std::f64::consts::LOG2_E;
 use std::ops::Range;
+use tile::{Cached, Tile};
 
 /// Keys whose scores are in registers and the first cache at a time.
 const KEYS: usize = 4 * PAGE;
@@ -68,7 +71,7 @@ impl<'a, T> Cache<'a, T> {
 
 /// Writes the new keys and values to their pages, then attends. Shapes have been checked, and that no page is written by
 /// two sequences.
-pub(crate) fn attention_paged<A: Number, T: Stored<Real = <A as Stored>::Real>>(
+pub(crate) fn attention_paged<A: Number, T: Cached<Real = <A as Stored>::Real>>(
     cx: Context<A>,
     heads: Heads,
     scale: f64,
@@ -161,7 +164,7 @@ pub(crate) fn attention_paged<A: Number, T: Stored<Real = <A as Stored>::Real>>(
 }
 
 /// New keys, transposed, and values to their pages.
-fn store<A: Number, T: Stored<Real = <A as Stored>::Real>>(
+fn store<A: Number, T: Cached<Real = <A as Stored>::Real>>(
     cx: Context<A>,
     heads: Heads,
     sequences: &[Paged],
@@ -209,7 +212,7 @@ versions! {
     }
 
     /// Takes some keys into the states of consecutive rows, the first of which stands at `position`.
-    fn attend<A: Number, T: StoredAs<A>; S>(
+    fn attend<A: Number, T: CachedAs<A>; S>(
         cache: Cache<'_, T>,
         group: usize,
         position: usize,
@@ -240,13 +243,13 @@ versions! {
     }
 }
 
-/// `Stored<Real = A::Real>`, as one word.
-trait StoredAs<A: Number>: Stored<Real = <A as Stored>::Real> {}
-impl<A: Number, T: Stored<Real = <A as Stored>::Real>> StoredAs<A> for T {}
+/// `Cached<Real = A::Real>`, as one word.
+trait CachedAs<A: Number>: Cached<Real = <A as Stored>::Real> {}
+impl<A: Number, T: Cached<Real = <A as Stored>::Real>> CachedAs<A> for T {}
 
 /// At most [`KEYS`] keys for `N` pairs, all of which see the first; the answer is `N`.
 #[inline(always)]
-fn tile<A: Number, T: StoredAs<A>, S: Isa, const N: usize>(
+fn tile<A: Number, T: CachedAs<A>, S: Isa, const N: usize>(
     cache: Cache<T>,
     keys: Range<usize>,
     positions: [usize; N],
@@ -260,7 +263,10 @@ fn tile<A: Number, T: StoredAs<A>, S: Isa, const N: usize>(
     if count == KEYS / PAGE {
         products::<A, T, S, N, { KEYS / PAGE }>(cache, first, queries, &mut scores, 0);
     } else {
-        (0..count).for_each(|i| products::<A, T, S, N, 1>(cache, first + i, queries, &mut scores, i * PAGE));
+        // A loop, since a closure would be compiled by itself, for the baseline.
+        for i in 0..count {
+            products::<A, T, S, N, 1>(cache, first + i, queries, &mut scores, i * PAGE);
+        }
     }
     for ((scores, &seen), state) in scores.iter_mut().zip(&seen).zip(states.chunks_exact_mut(part)) {
         scores[seen..].fill(A::Real::NEG_INFINITY);
@@ -275,83 +281,95 @@ fn tile<A: Number, T: StoredAs<A>, S: Isa, const N: usize>(
         }
     }
     let mut column = 0;
-    while column < dim {
-        column += match dim - column {
-            64.. => values::<A, T, S, N, 64>(cache, keys.start, column, &seen, &scores, states),
-            16.. => values::<A, T, S, N, 16>(cache, keys.start, column, &seen, &scores, states),
-            _ => values::<A, T, S, N, 1>(cache, keys.start, column, &seen, &scores, states),
-        };
+    while column + 4 * PAGE <= dim {
+        values::<A, T, S, N, 4>(cache, keys.start, column, &seen, &scores, states);
+        column += 4 * PAGE;
     }
+    while column + PAGE <= dim {
+        values::<A, T, S, N, 1>(cache, keys.start, column, &seen, &scores, states);
+        column += PAGE;
+    }
+    last_values::<A, T, S, N>(cache, keys.start, column, &seen, &scores, states);
     N
 }
 
 /// Products of `N` queries with the keys of `P` pages from page `first` on.
 #[inline(always)]
-fn products<A: Number, T: StoredAs<A>, S: Isa, const N: usize, const P: usize>(
+fn products<A: Number, T: CachedAs<A>, S: Isa, const N: usize, const P: usize>(
     cache: Cache<T>,
     first: usize,
     queries: &[A::Real],
     scores: &mut [[A::Real; KEYS]; N],
     at: usize,
 ) {
-    let dim = cache.dim;
-    let pages: [&[[T; PAGE]]; P] = std::array::from_fn(|p| cache.page(cache.k, first + p).as_chunks().0);
-    let queries: [&[A::Real]; N] = std::array::from_fn(|i| &queries[i * dim..(i + 1) * dim]);
-    let mut sums = [[[A::Real::ZERO; PAGE]; P]; N];
-    for c in 0..dim {
-        for p in 0..P {
-            let key: [A::Real; PAGE] = pages[p][c].map(T::widen);
-            for i in 0..N {
-                let query = queries[i][c];
-                for l in 0..PAGE {
-                    sums[i][p][l] = S::fma(query, key[l], sums[i][p][l]);
-                }
-            }
-        }
+    for row in scores.iter_mut() {
+        row[at..at + P * PAGE].fill(A::Real::ZERO);
     }
-    for i in 0..N {
-        for p in 0..P {
-            scores[i][at + p * PAGE..][..PAGE].copy_from_slice(&sums[i][p]);
-        }
-    }
+    let tile = Tile {
+        steps: cache.dim,
+        a: std::array::from_fn(|i| queries[i * cache.dim..][..cache.dim].as_ptr()),
+        b: std::array::from_fn::<_, P, _>(|p| cache.page(cache.k, first + p).as_ptr()),
+        step: PAGE,
+        c: scores.each_mut().map(|row| row[at..][..P * PAGE].as_mut_ptr()),
+    };
+    // SAFETY: queries and pages have `dim` steps, rows of scores `P` pages of lanes, and all are borrowed.
+    unsafe { T::multiply::<S, N, P>(tile) }
 }
 
-/// Adds `W` columns of the values from key `first` on, each times its probability; the answer is `W`.
+/// Adds `V` vectors of columns of the values from key `first` on, each times its probability.
 #[inline(always)]
-fn values<A: Number, T: StoredAs<A>, S: Isa, const N: usize, const W: usize>(
+fn values<A: Number, T: CachedAs<A>, S: Isa, const N: usize, const V: usize>(
     cache: Cache<T>,
     first: usize,
     column: usize,
     seen: &[usize; N],
     scores: &[[A::Real; KEYS]; N],
     states: &mut [A::Real],
-) -> usize {
+) {
     let part = cache.dim + 2;
-    let value = |key: usize| -> [A::Real; W] {
-        let row = &cache.value(first + key)[column..column + W];
-        std::array::from_fn(|l| row[l].widen())
-    };
-    let mut sums: [[A::Real; W]; N] =
-        std::array::from_fn(|i| std::array::from_fn(|l| states[i * part + 2 + column + l]));
     // What all see, then what only the later ones do: a value behind a row's position must not touch it, even times 0.
-    for key in 0..seen[0] {
-        let v = value(key);
-        for i in 0..N {
-            for l in 0..W {
-                sums[i][l] = S::fma(scores[i][key], v[l], sums[i][l]);
-            }
-        }
+    let mut key = 0;
+    while key < seen[0] {
+        let steps = (seen[0] - key).min(PAGE);
+        let rows = &cache.page(cache.v, (first + key) / PAGE)[column..(steps - 1) * cache.dim + column + V * PAGE];
+        let tile = Tile {
+            steps,
+            a: std::array::from_fn(|i| scores[i][key..key + steps].as_ptr()),
+            b: std::array::from_fn::<_, V, _>(|v| rows[v * PAGE..].as_ptr()),
+            step: cache.dim,
+            c: std::array::from_fn(|i| states[i * part + 2 + column..][..V * PAGE].as_mut_ptr()),
+        };
+        // SAFETY: so many steps of scores and values are there, and rows of states do not overlap.
+        unsafe { T::multiply::<S, N, V>(tile) };
+        key += steps;
     }
     for i in 1..N {
-        for key in seen[0]..seen[i] {
-            let v = value(key);
-            for l in 0..W {
-                sums[i][l] = S::fma(scores[i][key], v[l], sums[i][l]);
+        for (key, &p) in scores[i].iter().enumerate().take(seen[i]).skip(seen[0]) {
+            let value = &cache.value(first + key)[column..][..V * PAGE];
+            let sums = &mut states[i * part + 2 + column..][..V * PAGE];
+            for (sum, v) in sums.iter_mut().zip(value) {
+                *sum = S::fma(p, v.widen(), *sum);
             }
         }
     }
+}
+
+/// The columns from `column` on, fewer than a vector.
+#[inline(always)]
+fn last_values<A: Number, T: CachedAs<A>, S: Isa, const N: usize>(
+    cache: Cache<T>,
+    first: usize,
+    column: usize,
+    seen: &[usize; N],
+    scores: &[[A::Real; KEYS]; N],
+    states: &mut [A::Real],
+) {
     for i in 0..N {
-        states[i * part + 2 + column..][..W].copy_from_slice(&sums[i]);
+        let sums = &mut states[i * (cache.dim + 2) + 2 + column..][..cache.dim - column];
+        for (key, &p) in scores[i].iter().enumerate().take(seen[i]) {
+            for (sum, v) in sums.iter_mut().zip(&cache.value(first + key)[column..]) {
+                *sum = S::fma(p, v.widen(), *sum);
+            }
+        }
     }
-    W
 }
