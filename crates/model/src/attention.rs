@@ -10,7 +10,7 @@ use crate::layer::{Branch, Cx};
 use crate::mlp::ADD_NT;
 use crate::store::{BlockIds, ParamId, Store};
 use std::sync::Arc;
-use wudao_device::{Device, Fault, Gemm, Heads, Tensor, View, ViewMut};
+use wudao_device::{Device, Fault, Gemm, Heads, Paged, Tensor, View, ViewMut};
 
 pub(crate) struct Attention<D: Device> {
     heads: Heads,
@@ -92,6 +92,22 @@ impl<D: Device> Attention<D> {
         let mut out = Tensor::new(cx.device, [x_td.shape()[0], self.heads.q * self.heads.dim], x_td.dtype());
         let (k, v) = (cache.k.view_mut(), cache.v.view_mut());
         cx.device.attention_cached(self.heads, self.scale(), past, qkv.view(), k, v, out.view_mut());
+        self.project_out(cx, out.view(), acc_y);
+    }
+
+    /// Decoding: the batch is many sequences' next tokens; keys and values go to their pages.
+    pub fn forward_paged(
+        &self,
+        cx: &Cx<D>,
+        cache: &mut LayerCache<D>,
+        sequences: &[Paged],
+        x_td: View<D>,
+        acc_y: ViewMut<D>,
+    ) {
+        let (qkv, _) = self.project(cx, x_td);
+        let mut out = Tensor::new(cx.device, [x_td.shape()[0], self.heads.q * self.heads.dim], x_td.dtype());
+        let (k, v) = (cache.k.view_mut(), cache.v.view_mut());
+        cx.device.attention_paged(self.heads, self.scale(), sequences, qkv.view(), k, v, out.view_mut());
         self.project_out(cx, out.view(), acc_y);
     }
 }

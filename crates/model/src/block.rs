@@ -14,7 +14,7 @@ use crate::moe::{Moe, MoeSaved};
 use crate::norm::Norm;
 use crate::store::{BlockIds, FeedForwardIds, Store};
 use std::sync::Arc;
-use wudao_device::{Device, Fault, Tensor, View, ViewMut};
+use wudao_device::{Device, Fault, Paged, Tensor, View, ViewMut};
 
 pub(crate) enum FeedForward {
     Dense(Mlp),
@@ -106,6 +106,21 @@ impl<D: Device> Block<D> {
     ) -> Result<Tensor<D>, Fault> {
         let (n, _) = self.norm1.forward(cx, x.view());
         self.attention.forward_cached(cx, cache, past, n.view(), x.view_mut());
+        let (n, _) = self.norm2.forward(cx, x.view());
+        self.feed_forward.forward(cx, n.view(), x.view_mut())?;
+        Ok(x)
+    }
+
+    /// As [`Block::forward_cached`], of many sequences over pages.
+    pub fn forward_paged(
+        &self,
+        cx: &mut Cx<D>,
+        cache: &mut LayerCache<D>,
+        sequences: &[Paged],
+        mut x: Tensor<D>,
+    ) -> Result<Tensor<D>, Fault> {
+        let (n, _) = self.norm1.forward(cx, x.view());
+        self.attention.forward_paged(cx, cache, sequences, n.view(), x.view_mut());
         let (n, _) = self.norm2.forward(cx, x.view());
         self.feed_forward.forward(cx, n.view(), x.view_mut())?;
         Ok(x)

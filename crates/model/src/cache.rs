@@ -1,7 +1,11 @@
-//! The keys and values of the tokens that a sequence already has.
+//! The keys and values of the tokens that a sequence already has: in one piece for one sequence, or for many in pages of
+//! one pool, which belongs to nobody in particular (Kwon et al. 2023, "PagedAttention"). Which page is whose is the
+//! caller's to know.
 
 use crate::Config;
-use wudao_device::{DType, Device, Tensor};
+use crate::layer::Packing;
+use std::ops::Range;
+use wudao_device::{DType, Device, PAGE, Paged, Tensor};
 
 /// One layer's keys and values, `[capacity, G·C]` each.
 pub(crate) struct LayerCache<D: Device> {
@@ -42,5 +46,67 @@ impl<D: Device> KvCache<D> {
     /// Forgets the tokens from `len` on.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
+    }
+}
+
+/// A pool of pages for the keys and values of any sequences.
+pub struct PagedCache<D: Device> {
+    /// Each `[pages, PAGE·G·C]`, laid out as the device likes.
+    pub(crate) layers: Vec<LayerCache<D>>,
+    pages: usize,
+}
+
+impl<D: Device> PagedCache<D> {
+    /// Room for `pages` pages of [`PAGE`] tokens, in `dtype`: that of the model's operands, or a narrower one.
+    pub fn new(device: &D, config: &Config, pages: usize, dtype: DType) -> Self {
+        let shape = [pages, PAGE * config.num_key_value_heads * config.head_dim];
+        let layer = || LayerCache { k: Tensor::new(device, shape, dtype), v: Tensor::new(device, shape, dtype) };
+        PagedCache { layers: (0..config.num_hidden_layers).map(|_| layer()).collect(), pages }
+    }
+
+    /// Bytes of a page of all layers.
+    pub fn page_bytes(config: &Config, dtype: DType) -> usize {
+        2 * config.num_hidden_layers * PAGE * config.num_key_value_heads * config.head_dim * dtype.size()
+    }
+
+    /// Pages there are.
+    pub fn pages(&self) -> usize {
+        self.pages
+    }
+}
+
+/// A sequence's part in a call of [`crate::Model::decode_batch`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Step<'a> {
+    /// Its next tokens.
+    pub ids: &'a [u32],
+    /// Tokens that it has already.
+    pub past: usize,
+    /// Its pages in the pool, in order, the new tokens' included.
+    pub pages: &'a [u32],
+    /// Tokens of `ids` after which the model's answer is wanted.
+    pub wanted: Range<usize>,
+}
+
+impl Step<'_> {
+    /// Where the tokens of these steps stand, one step after another.
+    pub fn packing(steps: &[Step]) -> Packing {
+        let mut packing = Packing { positions: vec![], segments: vec![0] };
+        for s in steps {
+            packing.positions.extend((s.past..s.past + s.ids.len()).map(|p| p as u32));
+            packing.segments.push(packing.positions.len() as u32);
+        }
+        packing
+    }
+
+    /// As the device wants to know it.
+    pub(crate) fn paged<'a>(steps: &'a [Step]) -> Vec<Paged<'a>> {
+        let mut next = 0;
+        let paged = steps.iter().map(|s| {
+            let rows = next..next + s.ids.len();
+            next = rows.end;
+            Paged { rows, past: s.past, pages: s.pages }
+        });
+        paged.collect()
     }
 }

@@ -44,7 +44,7 @@ extern crate self as wudao_model;
 #[path = "../tests/common/mod.rs"]
 mod common;
 
-pub use cache::KvCache;
+pub use cache::{KvCache, PagedCache, Step};
 pub use config::{Config, Family, MoeConfig};
 pub use counts::Counts;
 pub use layer::{Cx, Layer, Packing, RouterLog};

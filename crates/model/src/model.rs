@@ -1,7 +1,7 @@
 //! From token ids to a loss, to gradients, and to the next token.
 
 use crate::block::{Block, Recompute};
-use crate::cache::KvCache;
+use crate::cache::{KvCache, PagedCache, Step};
 use crate::config::{Config, ConfigError};
 use crate::init;
 use crate::layer::{Cx, Layer};
@@ -10,7 +10,7 @@ use crate::rope::rope_table;
 use crate::store::{Layout, ParamId, Shard, Store};
 use std::ops::Range;
 use std::sync::Arc;
-use wudao_device::{DType, Device, Fault, Gemm, Tensor, View};
+use wudao_device::{DType, Device, Fault, Gemm, Paged, Tensor, View};
 
 /// Logits that are in memory at once: the head works on as many rows as fit. A constant, so that the order of sums, hence
 /// every bit of a gradient, depends on nothing but the shapes. Fewer would save memory but walk over the head and its
@@ -272,6 +272,33 @@ impl<D: Device> Model<D> {
         let wanted = Tensor::copy_of(cx.device, x_td.view().rows(rows));
         let (h_td, _) = self.norm.forward(cx, wanted.view());
         let logits = self.project(cx, h_td.view());
+        cx.device.sync()?;
+        Ok(logits)
+    }
+
+    /// The next tokens of many sequences at once: the final hidden states `[wanted, D]`, normed, after the tokens that the
+    /// steps want, one step after another. [`Cx::packing`] must be [`Step::packing`] of them. What a sequence gets depends,
+    /// to the bit, on its own tokens alone: not on who else is there, nor on how they are cut into steps.
+    pub fn decode_batch(&self, cx: &mut Cx<D>, cache: &mut PagedCache<D>, steps: &[Step]) -> Result<Tensor<D>, Fault> {
+        let ids: Vec<u32> = steps.iter().flat_map(|s| s.ids).copied().collect();
+        assert_eq!(ids.len(), cx.packing.tokens(), "positions of other steps");
+        let sequences = Step::paged(steps);
+        let mut x_td = self.embed(cx, &ids);
+        for (block, layer) in self.blocks.iter().zip(&mut cache.layers) {
+            x_td = block.layer.forward_paged(cx, layer, &sequences, x_td)?;
+        }
+        let wanted = |(s, at): (&Step, &Paged)| at.rows.start + s.wanted.start..at.rows.start + s.wanted.end;
+        let wanted: Vec<u32> = steps.iter().zip(&sequences).flat_map(wanted).map(|row| row as u32).collect();
+        let mut some = Tensor::new(cx.device, [wanted.len(), self.config.hidden_size], x_td.dtype());
+        cx.device.gather(&wanted, x_td.view(), some.view_mut());
+        let (h_td, _) = self.norm.forward(cx, some.view());
+        cx.device.sync()?;
+        Ok(h_td)
+    }
+
+    /// Logits `[T, V]` of final hidden states.
+    pub fn logits_of(&self, cx: &Cx<D>, h_td: View<D>) -> Result<Tensor<D>, Fault> {
+        let logits = self.project(cx, h_td);
         cx.device.sync()?;
         Ok(logits)
     }
