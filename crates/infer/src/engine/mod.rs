@@ -4,6 +4,8 @@
 //! engine's thread. An [`Engine`] is a handle: cheap to clone, without the type of the machine, which the thread owns. What
 //! is not here: HTTP, chat templates, several answers to one request (they are several requests).
 
+mod pages;
+mod queue;
 mod sequence;
 mod status;
 mod worker;
@@ -14,8 +16,8 @@ pub use status::{Counters, Histogram, Status};
 use crate::checkpoint::Checkpoint;
 use crate::generate::Stop;
 use crate::sampler::{Sampling, SamplingError};
-use sequence::Waiting;
-use std::sync::atomic::{AtomicBool, Ordering};
+use sequence::{Slot, Waiting};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -119,11 +121,11 @@ pub enum Pooling {
 /// How an engine works.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EngineOptions {
-    /// Most tokens of a prompt and its completion; 0 is as many as the model takes.
+    /// Most tokens of a prompt and its completion; 0 is as many as the model takes and the cache holds.
     pub context: usize,
     /// Most sequences at once.
     pub batch: usize,
-    /// Most requests that wait.
+    /// Most requests that wait while `batch` run.
     pub queue: usize,
     /// Bytes of memory for keys and values of all sequences.
     pub cache_bytes: usize,
@@ -259,6 +261,8 @@ struct Shared {
     config: Config,
     tokenizer: Tokenizer,
     options: EngineOptions,
+    /// Requests that wait or run.
+    taken: Arc<AtomicUsize>,
     inbox: Mutex<Inbox>,
     /// Something is in the inbox.
     bell: Condvar,
@@ -312,19 +316,17 @@ impl Engine {
         if options.context > limit {
             return Err(EngineError::Context { asked: options.context, limit });
         }
-        if options.context == 0 {
-            options.context = limit;
-        }
         let counts = [("batch", options.batch), ("queue", options.queue), ("prefill_chunk", options.prefill_chunk)];
         if let Some((option, _)) = counts.into_iter().find(|(_, n)| *n == 0) {
             return Err(EngineError::Zero { option });
         }
         let Checkpoint { device, config, model, weights, tokenizer } = checkpoint;
-        let worker = worker::Worker::new(device, model, weights, &options)?;
+        let worker = worker::Worker::new(device, model, weights, &mut options)?;
         let shared = Arc::new(Shared {
             config,
             tokenizer,
             options,
+            taken: Arc::default(),
             inbox: Mutex::new(Inbox { requests: vec![], embeds: vec![], closed: None, gone: false }),
             bell: Condvar::new(),
             status: Mutex::new(worker.status()),
@@ -343,12 +345,17 @@ impl Engine {
         request.sampling.check()?;
         self.check(&request.prompt, request.max_tokens.min(1))?;
         let mut inbox = self.open()?;
-        let waiting = lock(&self.shared().status).waiting + inbox.requests.len();
-        if waiting >= self.shared().options.queue {
-            return Err(Rejected::QueueFull { waiting });
-        }
+        let EngineOptions { queue, batch, .. } = self.shared().options;
+        let slot = Slot::take(&self.shared().taken, queue.saturating_add(batch));
+        let slot = slot.map_err(|taken| Rejected::QueueFull { waiting: taken - batch })?;
         let cancelled = Arc::new(AtomicBool::new(false));
-        inbox.requests.push(Waiting { request, sink, cancelled: cancelled.clone(), since: Instant::now() });
+        inbox.requests.push(Waiting {
+            request,
+            sink,
+            cancelled: cancelled.clone(),
+            since: Instant::now(),
+            slot: Some(slot),
+        });
         drop(inbox);
         self.shared().bell.notify_all();
         Ok(Ticket(cancelled))

@@ -8,8 +8,8 @@ use crate::generate::Stop;
 use crate::sampler::{Logprob, Sampler, log_probabilities};
 use crate::text::Text;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 use wudao_data::tokenizer::Tokenizer;
 
 /// A request that nobody has taken up.
@@ -18,6 +18,24 @@ pub(super) struct Waiting {
     pub sink: Sink,
     pub cancelled: Arc<AtomicBool>,
     pub since: Instant,
+    pub slot: Option<Slot>,
+}
+
+/// A place among all requests that the engine has; gone with the request.
+pub(super) struct Slot(Arc<AtomicUsize>);
+
+impl Slot {
+    /// A place, if fewer than `most` are taken; else their number.
+    pub fn take(taken: &Arc<AtomicUsize>, most: usize) -> Result<Slot, usize> {
+        let more = |n| (n < most).then_some(n + 1);
+        taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).map(|_| Slot(taken.clone()))
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 impl Waiting {
@@ -44,6 +62,7 @@ pub(super) struct Sequence<'t> {
     sink: Sink,
     cancelled: Arc<AtomicBool>,
     since: Instant,
+    _slot: Option<Slot>,
     /// When the last token was written.
     wrote: Option<Instant>,
 }
@@ -51,7 +70,7 @@ pub(super) struct Sequence<'t> {
 impl<'t> Sequence<'t> {
     /// Takes a request up. `context` is the most tokens of prompt and completion.
     pub fn new(waiting: Waiting, tokenizer: &'t Tokenizer, context: usize) -> Self {
-        let Waiting { mut request, sink, cancelled, since } = waiting;
+        let Waiting { mut request, sink, cancelled, since, slot } = waiting;
         let ids = std::mem::take(&mut request.prompt);
         let wanted = ids.len().saturating_add(request.max_tokens);
         let limit = if wanted > context { (context, Stop::Context) } else { (wanted, Stop::MaxTokens) };
@@ -67,6 +86,7 @@ impl<'t> Sequence<'t> {
             sink,
             cancelled,
             since,
+            _slot: slot,
             wrote: None,
         }
     }
@@ -76,9 +96,9 @@ impl<'t> Sequence<'t> {
         self.cancelled.load(Ordering::Acquire)
     }
 
-    /// Most tokens of prompt and completion.
-    pub fn limit(&self) -> usize {
-        self.limit.0
+    /// Time since it came.
+    pub fn age(&self) -> Duration {
+        self.since.elapsed()
     }
 
     /// Tokens of the prompt whose logits are wanted are those from here on; all but the last serve only scores.

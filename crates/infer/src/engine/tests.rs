@@ -200,3 +200,157 @@ fn an_embedding_is_the_mean_or_the_last_hidden_state() {
     assert_eq!(mean.len(), 32);
     assert_ne!(mean, last);
 }
+
+/// A mixed crowd: prompts that share beginnings, all kinds of sampling, log probabilities for some.
+fn crowd(seed: u64, count: usize, vocab: usize) -> Vec<Request> {
+    let mut random = wudao_device::check::Random(seed);
+    let beginnings: Vec<Vec<u32>> = [70, 33, 5].map(|n| (0..n).map(|_| random.below(vocab) as u32).collect()).to_vec();
+    let request = |i: usize| {
+        let mut prompt = beginnings[random.below(3)].clone();
+        prompt.extend((0..1 + random.below(40)).map(|_| random.below(vocab) as u32));
+        Request {
+            sampling: Sampling {
+                temperature: [0.0, 0.7, 1.3][i % 3],
+                presence_penalty: [0.0, 0.5][i % 2],
+                seed: i as u64,
+                ..Sampling::default()
+            },
+            logprobs: [None, Some(3)][i % 2],
+            prompt_logprobs: [None, None, None, Some(1)][i % 4],
+            client: (i % 3) as u64,
+            ..request(prompt, 1 + random.below(60))
+        }
+    };
+    (0..count).map(request).collect()
+}
+
+/// Events but for what the cache did.
+fn told(mut events: Vec<Event>) -> Vec<Event> {
+    if let Some(Event::Done { usage, .. }) = events.last_mut() {
+        usage.cached_tokens = 0;
+    }
+    events
+}
+
+fn pages(config: &Config, pages: usize) -> usize {
+    wudao_model::PagedCache::<Cpu>::page_bytes(config, DType::F32) * pages
+}
+
+/// Nobody can tell from what it is told whether it was alone: not from its company, the batch, the chunks, the prefix cache,
+/// nor from having been thrown out.
+#[test]
+fn everyone_is_told_what_they_are_told_alone() {
+    for sparse in [false, true] {
+        let start = |options| Engine::start(checkpoint(sparse, DType::F32), options).unwrap();
+        let one = start(EngineOptions { batch: 1, prefix_cache: false, ..EngineOptions::default() });
+        let requests = crowd(5, 24, one.config().vocab_size);
+        let expected: Vec<_> = requests.iter().map(|r| ask(&one, r.clone())).collect();
+        assert_eq!(one.status().counters.cached_tokens, 0);
+        for (batch, prefill_chunk, prefix_cache, room) in
+            [(16, 256, true, 1000), (5, 7, true, 20), (24, 64, false, 14), (3, 1, false, 1000), (24, 1000, true, 13)]
+        {
+            let cache_bytes = pages(one.config(), room);
+            let context = 13 * wudao_device::PAGE;
+            let options =
+                EngineOptions { context, batch, prefill_chunk, prefix_cache, cache_bytes, ..Default::default() };
+            let engine = start(options.clone());
+            let streams: Vec<_> = requests.iter().map(|r| self::start(&engine, r.clone())).collect();
+            for ((_ticket, rx), expected) in streams.into_iter().zip(&expected) {
+                assert_eq!(&told(rx.into_iter().collect()), expected, "{options:?}");
+            }
+            let Status { running, waiting, cache_used, counters, .. } = engine.status();
+            assert_eq!((running, waiting, cache_used, counters.max_tokens), (0, 0, 0, 24));
+            assert_eq!(counters.cached_tokens > 0, prefix_cache, "{options:?}");
+            assert_eq!(counters.preemptions > 0, room <= 20, "{options:?}");
+        }
+    }
+}
+
+#[test]
+fn a_second_turn_reads_only_what_is_new() {
+    let engine = engine(EngineOptions::default());
+    let first = ask(&engine, request((0..40).collect(), 30));
+    let mut history: Vec<u32> = (0..40).chain(ids(&first)).collect();
+    history.extend([9, 9, 9]);
+    let second = ask(&engine, request(history.clone(), 20));
+    // 69 tokens are in the cache (the last was written, not read): four pages.
+    assert_eq!(done(&second).2, Usage { prompt_tokens: 73, cached_tokens: 64, completion_tokens: 20 });
+    let cold = self::engine(EngineOptions { prefix_cache: false, ..EngineOptions::default() });
+    assert_eq!(told(second), ask(&cold, request(history, 20)));
+}
+
+#[test]
+fn clients_take_turns_and_the_queue_has_an_end() {
+    let engine = engine(EngineOptions { batch: 1, queue: 4, ..EngineOptions::default() });
+    // One that holds the thread until all have asked.
+    let (open, gate) = mpsc::channel::<()>();
+    let (busy, started) = mpsc::channel();
+    let hold = move |_| busy.send(()).is_err() || gate.recv().is_err();
+    let _held = engine.submit(request(vec![1], 1), Box::new(hold)).unwrap();
+    started.recv().unwrap();
+    let (tx, rx) = mpsc::channel();
+    let mut tickets = vec![];
+    let mut refused = 0;
+    for client in [1, 1, 1, 2, 3, 3] {
+        let tx = tx.clone();
+        let sink = move |e| !matches!(e, Event::Done { .. }) || tx.send(client).is_ok();
+        match engine.submit(Request { client, ..request(vec![1, 2, 3], 100) }, Box::new(sink)) {
+            Ok(ticket) => tickets.push(ticket),
+            Err(Rejected::QueueFull { waiting: 4 }) => refused += 1,
+            Err(other) => panic!("{other}"),
+        }
+    }
+    drop((tx, open));
+    assert_eq!(refused, 2);
+    assert_eq!(rx.into_iter().collect::<Vec<u64>>(), [1, 2, 1, 1]);
+}
+
+#[test]
+fn shutdown_gives_grace_and_then_fails() {
+    let engine = engine(EngineOptions { batch: 2, ..EngineOptions::default() });
+    let streams: Vec<_> = (0..4).map(|_| start(&engine, request(vec![1], 200))).collect();
+    engine.shutdown(Duration::from_secs(60));
+    assert!(streams.into_iter().all(|(_ticket, rx)| done(&rx.into_iter().collect::<Vec<_>>()).0 == Stop::MaxTokens));
+    let engine = self::engine(EngineOptions { batch: 2, ..EngineOptions::default() });
+    let streams: Vec<_> = (0..4).map(|_| start(&engine, request(vec![1], 250))).collect();
+    engine.shutdown(Duration::ZERO);
+    for (_ticket, rx) in streams {
+        assert!(matches!(rx.into_iter().last(), Some(Event::Failed(why)) if why.contains("shut down")));
+    }
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(12))]
+    /// Readers that leave at any moment, in any way, leave nothing behind.
+    #[test]
+    fn nothing_is_left_behind(
+        seed: u64, batch in 1usize..8, room in 13usize..40, prefix_cache: bool, leave in proptest::collection::vec(0usize..40, 20),
+    ) {
+        let own = checkpoint(true, DType::F32);
+        let cache_bytes = pages(&own.config, room);
+        let context = 13 * wudao_device::PAGE;
+        let options = EngineOptions { context, batch, prefix_cache, cache_bytes, prefill_chunk: 48, ..Default::default() };
+        let engine = Engine::start(own, options).unwrap();
+        let mut tickets = vec![];
+        let (tx, rx) = mpsc::channel();
+        for (i, (request, leave)) in crowd(seed, 20, engine.config().vocab_size).into_iter().zip(leave).enumerate() {
+            let (mut events, tx) = (0, tx.clone());
+            let sink = move |e| {
+                events += 1;
+                matches!(e, Event::Done { .. }) && tx.send(()).is_ok() || events != leave
+            };
+            let ticket = engine.submit(request, Box::new(sink)).unwrap();
+            if i % 3 == 0 && leave < 20 { drop(ticket) } else { tickets.push(ticket) }
+        }
+        drop(tx);
+        // All sinks are gone when all requests are.
+        let finished = rx.into_iter().count() as u64;
+        let other = engine.clone();
+        engine.shutdown(Duration::from_secs(60));
+        let Status { running, waiting, cache_used, counters, .. } = other.status();
+        proptest::prop_assert_eq!((running, waiting, cache_used, counters.failed), (0, 0, 0, 0));
+        proptest::prop_assert_eq!(counters.cancelled + counters.max_tokens + counters.context, 20);
+        proptest::prop_assert!(finished <= counters.max_tokens + counters.context);
+        proptest::prop_assert_eq!(other.shared().taken.load(Ordering::Acquire), 0);
+    }
+}

@@ -1,23 +1,54 @@
-//! The engine's thread: takes requests up and makes the model's steps.
+//! The engine's thread: takes requests up, and makes the model's steps for all of them at once (Yu et al. 2022, "Orca").
+//!
+//! A step reads one token of every sequence that writes, and of those whose prompts are still read as many tokens as the
+//! budget allows, the eldest first (Agrawal et al. 2024, "Sarathi"). While somebody writes, the budget is what takes about
+//! [`GAP`], so that no stream stands still for long. What a sequence is told depends on none of this, to the bit.
+//!
+//! Memory: a sequence takes pages as it grows. It is taken up when its prompt fits; where there is none left for those who
+//! run, the youngest gives its pages back and waits to be read again, as the first in turn. The eldest is never thrown
+//! out, and one sequence fits always, so everything ends.
 
-use super::sequence::{Sequence, Waiting};
+use super::pages::{Content, Pages};
+use super::queue::Queue;
+use super::sequence::Sequence;
 use super::{Embed, EngineError, EngineOptions, Pooling, Shared, Status, lock};
 use crate::generate::Stop;
-use std::collections::VecDeque;
 use std::sync::PoisonError;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use wudao_comm::Solo;
-use wudao_device::{Device, Fault, View};
-use wudao_model::{Cx, KvCache, Model, Packing, Store};
+use wudao_data::tokenizer::Tokenizer;
+use wudao_device::{Device, Fault, PAGE};
+use wudao_model::{Cx, Model, Packing, PagedCache, Step, Store};
+
+/// How long reading prompts may keep those waiting who write.
+const GAP: Duration = Duration::from_millis(100);
+
+/// Logits that are in memory at once.
+const LOGITS: usize = 4 << 20;
 
 /// What the thread owns.
 pub(super) struct Worker<D: Device> {
     device: D,
     model: Model<D>,
     weights: Store<D>,
-    context: usize,
-    chunk: usize,
+    cache: PagedCache<D>,
+    pages: Pages,
+    /// Seconds of a token of a prompt, about.
+    pace: f64,
+    options: EngineOptions,
     status: Status,
+}
+
+/// A sequence with its pages.
+struct Running<'t> {
+    sequence: Sequence<'t>,
+    pages: Vec<u32>,
+    /// Tokens whose keys and values are in the pages.
+    read: usize,
+    /// Pages that are known, and the content of the last of them.
+    known: (usize, Content),
+    /// Why it is over.
+    stop: Option<Stop>,
 }
 
 /// Says that the thread has ended, however it did.
@@ -35,9 +66,34 @@ impl Drop for Gone<'_> {
 }
 
 impl<D: Device> Worker<D> {
-    pub fn new(device: D, model: Model<D>, weights: Store<D>, options: &EngineOptions) -> Result<Self, EngineError> {
-        let status = Status { cache_total: options.context, ..Status::default() };
-        Ok(Worker { device, model, weights, context: options.context, chunk: options.prefill_chunk, status })
+    /// With `options.context` 0, it becomes what fits.
+    pub fn new(
+        device: D,
+        model: Model<D>,
+        weights: Store<D>,
+        options: &mut EngineOptions,
+    ) -> Result<Self, EngineError> {
+        let (config, dtype) = (model.config(), model.dtype());
+        let (bytes, limit) = (PagedCache::<D>::page_bytes(config, dtype), config.max_position_embeddings);
+        let fit = options.cache_bytes / bytes;
+        let context = if options.context == 0 { limit.min(fit.max(1) * PAGE) } else { options.context };
+        let needed = context.div_ceil(PAGE);
+        if needed > fit {
+            return Err(EngineError::Cache {
+                bytes: options.cache_bytes,
+                tokens: fit * PAGE,
+                context,
+                needed: needed * bytes,
+            });
+        }
+        options.context = context;
+        // More than all sequences could hold is good for prefixes alone.
+        let most = needed.saturating_mul(options.batch).saturating_mul(if options.prefix_cache { 4 } else { 1 });
+        let count = fit.min(most);
+        let cache = PagedCache::new(&device, config, count, dtype);
+        let status = Status { cache_total: count * PAGE, ..Status::default() };
+        let pages = Pages::new(count);
+        Ok(Worker { device, model, weights, cache, pages, pace: 0.0, options: options.clone(), status })
     }
 
     pub fn status(&self) -> Status {
@@ -47,81 +103,207 @@ impl<D: Device> Worker<D> {
     /// Until the engine is closed.
     pub fn run(mut self, shared: &Shared) {
         let _gone = Gone(shared);
-        let mut queue: VecDeque<Waiting> = VecDeque::new();
+        let mut work = Work::default();
         loop {
             let mut inbox = lock(&shared.inbox);
-            while queue.is_empty() && inbox.requests.is_empty() && inbox.embeds.is_empty() && inbox.closed.is_none() {
+            while work.is_empty() && inbox.requests.is_empty() && inbox.embeds.is_empty() && inbox.closed.is_none() {
                 inbox = shared.bell.wait(inbox).unwrap_or_else(PoisonError::into_inner);
             }
-            queue.extend(inbox.requests.drain(..));
+            inbox.requests.drain(..).for_each(|waiting| work.queue.push(waiting));
             let embeds = std::mem::take(&mut inbox.embeds);
             let closed = inbox.closed;
             drop(inbox);
-            for embed in embeds {
-                self.embed(embed);
+            embeds.into_iter().for_each(|embed| self.embed(embed));
+            if closed.is_some_and(|by| Instant::now() >= by) {
+                self.fail(&mut work, shared, "the engine was shut down");
             }
-            self.status.waiting = queue.len();
-            let Some(waiting) = queue.pop_front() else {
-                if closed.is_some() {
-                    return;
-                }
-                continue;
-            };
-            self.status.waiting = queue.len();
-            let mut sequence = Sequence::new(waiting, &shared.tokenizer, self.context);
-            self.status.running = 1;
-            self.status.counters.prompt_tokens += sequence.prompt as u64;
-            match self.complete(&mut sequence, shared) {
-                Ok(Some(stop)) => {
-                    self.status.counters.finished(stop);
-                    sequence.finish(stop);
-                }
-                Ok(None) => {
-                    self.status.counters.failed += 1;
-                    sequence.fail("the engine was shut down");
-                }
-                Err(fault) => {
-                    self.status.counters.failed += 1;
-                    sequence.fail(&fault.to_string());
-                }
+            self.sweep(&mut work);
+            self.admit(&mut work, &shared.tokenizer);
+            self.report(&work, shared);
+            if let Err(fault) = self.step(&mut work) {
+                self.fail(&mut work, shared, &fault.to_string());
             }
-            self.status.running = 0;
-            lock(&shared.status).clone_from(&self.status);
+            self.report(&work, shared);
+            if closed.is_some() && work.is_empty() {
+                return;
+            }
         }
     }
 
-    /// Why it ended; nothing if the engine was shut down meanwhile.
-    fn complete(&mut self, sequence: &mut Sequence, shared: &Shared) -> Result<Option<Stop>, Fault> {
-        let config = self.model.config();
-        let eos = config.eos_token_id.clone();
-        let mut cache = KvCache::new(&self.device, config, sequence.limit(), self.model.dtype());
-        loop {
-            if sequence.cancelled() {
-                return Ok(Some(Stop::Reader));
+    fn report(&mut self, work: &Work, shared: &Shared) {
+        self.status.running = work.running.len();
+        self.status.waiting = work.queue.len() + work.paused.len();
+        self.status.cache_used = self.pages.held() * PAGE;
+        lock(&shared.status).clone_from(&self.status);
+    }
+
+    /// Ends everything.
+    fn fail(&mut self, work: &mut Work, shared: &Shared, why: &str) {
+        for lost in work.running.drain(..).chain(work.paused.drain(..)) {
+            self.pages.release(&lost.pages);
+            self.status.counters.failed += 1;
+            lost.sequence.fail(why);
+        }
+        while let Some(waiting) = work.queue.pop() {
+            self.status.counters.failed += 1;
+            Sequence::new(waiting, &shared.tokenizer, self.options.context).fail(why);
+        }
+    }
+
+    fn finish(&mut self, Running { sequence, pages, .. }: Running, stop: Stop) {
+        self.pages.release(&pages);
+        self.status.counters.finished(stop);
+        sequence.finish(stop);
+    }
+
+    /// Lets go those whose readers have left.
+    fn sweep(&mut self, work: &mut Work) {
+        self.status.counters.cancelled += work.queue.sweep() as u64;
+        for list in [&mut work.running, &mut work.paused] {
+            list.extract_if(.., |r| r.sequence.cancelled()).for_each(|gone| self.finish(gone, Stop::Reader));
+        }
+    }
+
+    /// Takes up who fits: first those who had to pause, then those whose turn it is.
+    fn admit<'t>(&mut self, work: &mut Work<'t>, tokenizer: &'t Tokenizer) {
+        while work.running.len() < self.options.batch {
+            let ids = match (work.paused.last(), work.queue.front()) {
+                (Some(paused), _) => &paused.sequence.ids,
+                (None, Some(waiting)) => &waiting.request.prompt,
+                (None, None) => return,
+            };
+            // Its tokens and one more, and a page to grow for everyone. Known pages come on top: that is only cautious.
+            let needed = (ids.len() + 1).div_ceil(PAGE) + work.running.len();
+            if !work.running.is_empty() && needed > self.pages.available() {
+                return;
             }
-            if lock(&shared.inbox).closed.is_some_and(|by| Instant::now() >= by) {
-                return Ok(None);
+            let fresh = work.paused.is_empty();
+            let sequence = match work.paused.pop() {
+                Some(paused) => paused.sequence,
+                None => match work.queue.pop() {
+                    Some(waiting) => Sequence::new(waiting, tokenizer, self.options.context),
+                    None => return,
+                },
+            };
+            let mut next = Running { sequence, pages: vec![], read: 0, known: (0, 0), stop: None };
+            if self.options.prefix_cache {
+                // The logits that it wants must be computed, at least those of the last token.
+                let usable = &next.sequence.ids[..next.sequence.wants_logits_from()];
+                let (pages, content) = self.pages.find(usable);
+                (next.read, next.known) = (pages.len() * PAGE, (pages.len(), content));
+                next.pages = pages;
             }
-            let past = cache.len();
-            let end = sequence.ids.len().min(past + self.chunk);
-            let from = sequence.wants_logits_from().clamp(past, end);
-            let packing = packing(past, end);
-            let mut cx = cx(&self.device, &self.weights, &packing);
-            let rows = from - past..end - past;
-            let logits = self.model.decode_rows(&mut cx, &mut cache, &sequence.ids[past..end], rows)?;
-            self.status.counters.steps += 1;
-            for position in from..end {
-                let mut row = to_f32(logits.view().rows(position - from..position - from + 1), &self.device);
-                if let Some(stop) = sequence.take(position, &mut row, &eos, &mut self.status.counters) {
-                    return Ok(Some(stop));
+            if fresh {
+                next.sequence.cached = next.read;
+                let counters = &mut self.status.counters;
+                counters.queued.observe(next.sequence.age());
+                counters.prompt_tokens += next.sequence.prompt as u64;
+                counters.cached_tokens += next.read as u64;
+            }
+            work.running.push(next);
+        }
+    }
+
+    /// How many tokens each sequence reads now; whoever has no room left is sent to pause.
+    fn plan(&mut self, work: &mut Work) -> Vec<usize> {
+        let writing = work.running.iter().filter(|r| r.left() == 1).count();
+        let mut budget = self.options.prefill_chunk;
+        if writing > 0 && self.pace > 0.0 {
+            budget = budget.min(((GAP.as_secs_f64() / self.pace) as usize).max(PAGE));
+        }
+        let mut counts: Vec<usize> = Vec::new();
+        for r in &work.running {
+            let left = r.left();
+            let n = if left == 1 { 1 } else { left.min(budget) };
+            budget -= if left == 1 { 0 } else { n };
+            counts.push(n);
+        }
+        let mut i = 0;
+        while i < work.running.len() {
+            let r = &mut work.running[i];
+            let missing = (r.read + counts[i]).div_ceil(PAGE).saturating_sub(r.pages.len());
+            match self.pages.take(missing) {
+                Some(pages) => {
+                    r.pages.extend(pages);
+                    i += 1;
+                }
+                None => {
+                    // The youngest goes, perhaps this one; if it is the only one, all pages are its own or free.
+                    let Some(mut youngest) = work.running.pop() else { break };
+                    self.pages.release(&youngest.pages);
+                    youngest.pages.clear();
+                    self.status.counters.preemptions += 1;
+                    work.paused.push(youngest);
                 }
             }
-            lock(&shared.status).clone_from(&self.status);
         }
+        counts.truncate(work.running.len());
+        counts
+    }
+
+    /// One pass of the model, and what follows from it for every sequence.
+    fn step(&mut self, work: &mut Work) -> Result<(), Fault> {
+        let counts = self.plan(work);
+        if counts.iter().sum::<usize>() == 0 {
+            return Ok(());
+        }
+        let start = Instant::now();
+        let step = |(r, &n): (&'_ Running, &usize)| {
+            let end = r.read + n;
+            let from = r.sequence.wants_logits_from().clamp(r.read, end);
+            (r.read..end, from)
+        };
+        let spans: Vec<_> = work.running.iter().zip(&counts).map(step).collect();
+        let steps: Vec<Step> = (work.running.iter().zip(&spans))
+            .map(|(r, (at, from))| Step {
+                ids: &r.sequence.ids[at.clone()],
+                past: at.start,
+                pages: &r.pages,
+                wanted: from - at.start..at.len(),
+            })
+            .collect();
+        let packing = Step::packing(&steps);
+        let mut cx = cx(&self.device, &self.weights, &packing);
+        let h_td = self.model.decode_batch(&mut cx, &mut self.cache, &steps)?;
+        let rows = packing.tokens();
+        if rows >= 2 * PAGE {
+            let pace = start.elapsed().as_secs_f64() / rows as f64;
+            self.pace = if self.pace == 0.0 { pace } else { 0.75 * self.pace + 0.25 * pace };
+        }
+        self.status.counters.steps += 1;
+
+        // Rows of hidden states, by sequence and position.
+        let wanted: Vec<(usize, usize)> =
+            spans.iter().enumerate().flat_map(|(i, (at, from))| (*from..at.end).map(move |p| (i, p))).collect();
+        for (r, (at, _)) in work.running.iter_mut().zip(&spans) {
+            r.read = at.end;
+            if self.options.prefix_cache {
+                r.publish(&mut self.pages);
+            }
+        }
+        let eos = &self.model.config().eos_token_id;
+        let vocab = self.model.config().vocab_size;
+        let at_once = (LOGITS / vocab).max(1);
+        for (chunk, first) in wanted.chunks(at_once).zip((0..).step_by(at_once)) {
+            let logits = self.model.logits_of(&cx, h_td.view().rows(first..first + chunk.len()))?;
+            let logits = logits.view().to_f64(&self.device);
+            for (&(i, position), row) in chunk.iter().zip(logits.chunks(vocab)) {
+                let mut row: Vec<f32> = row.iter().map(|&x| x as f32).collect();
+                let r = &mut work.running[i];
+                if r.stop.is_none() {
+                    r.stop = r.sequence.take(position, &mut row, eos, &mut self.status.counters);
+                }
+            }
+        }
+        for over in work.running.extract_if(.., |r| r.stop.is_some()) {
+            let stop = over.stop.unwrap_or(Stop::Reader);
+            self.finish(over, stop);
+        }
+        Ok(())
     }
 
     fn embed(&self, Embed { ids, pooling, sink }: Embed) {
-        let packing = packing(0, ids.len());
+        let packing = Packing::of_lengths(&[ids.len()]);
         let hidden = self.model.hidden(&mut cx(&self.device, &self.weights, &packing), &ids);
         let hidden = hidden.and_then(|h_td| self.device.sync().map(|()| h_td));
         sink(match hidden {
@@ -138,14 +320,37 @@ impl<D: Device> Worker<D> {
     }
 }
 
-fn packing(from: usize, to: usize) -> Packing {
-    Packing { positions: (from as u32..to as u32).collect(), segments: vec![0, (to - from) as u32] }
+/// Everything that is to be done.
+#[derive(Default)]
+struct Work<'t> {
+    queue: Queue,
+    /// The eldest first.
+    running: Vec<Running<'t>>,
+    /// Those who gave their pages back, the eldest last.
+    paused: Vec<Running<'t>>,
+}
+
+impl Work<'_> {
+    fn is_empty(&self) -> bool {
+        self.running.is_empty() && self.paused.is_empty() && self.queue.len() == 0
+    }
+}
+
+impl Running<'_> {
+    /// Tokens to be read before the next can be written.
+    fn left(&self) -> usize {
+        self.sequence.ids.len() - self.read
+    }
+
+    /// Makes pages known that have become full.
+    fn publish(&mut self, pages: &mut Pages) {
+        let full = self.sequence.ids[..self.read].as_chunks::<PAGE>().0;
+        for (&page, tokens) in self.pages.iter().zip(full).skip(self.known.0) {
+            self.known = (self.known.0 + 1, pages.publish(page, self.known.1, tokens));
+        }
+    }
 }
 
 fn cx<'a, D: Device>(device: &'a D, weights: &'a Store<D>, packing: &'a Packing) -> Cx<'a, D> {
     Cx { device, comm: &Solo, weights, packing, aux: Default::default(), log: None, again: false }
-}
-
-fn to_f32<D: Device>(x: View<D>, device: &D) -> Vec<f32> {
-    x.to_f64(device).into_iter().map(|x| x as f32).collect()
 }
