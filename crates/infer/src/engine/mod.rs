@@ -224,18 +224,28 @@ pub enum Rejected {
 /// A request in the engine's hands. Dropped, the request is cancelled.
 #[must_use = "a dropped ticket cancels its request"]
 #[derive(Debug)]
-pub struct Ticket(Arc<AtomicBool>);
+pub struct Ticket {
+    cancelled: Arc<AtomicBool>,
+    detached: bool,
+}
 
 impl Ticket {
     /// Ends the request: it gets at most the events of the step that runs.
     pub fn cancel(&self) {
-        self.0.store(true, Ordering::Release);
+        self.cancelled.store(true, Ordering::Release);
+    }
+
+    /// Lets the request run without its ticket: only its sink can end it.
+    pub fn detach(mut self) {
+        self.detached = true;
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.cancel();
+        if !self.detached {
+            self.cancel();
+        }
     }
 }
 
@@ -358,7 +368,7 @@ impl Engine {
         });
         drop(inbox);
         self.shared().bell.notify_all();
-        Ok(Ticket(cancelled))
+        Ok(Ticket { cancelled, detached: false })
     }
 
     /// One vector for a text: its final hidden states, pooled, not scaled to a length.

@@ -5,6 +5,7 @@
 //! `reference/bench_train.py` gives to other programs too.
 
 mod decode;
+mod infer;
 mod kernels;
 mod train;
 mod twins;
@@ -30,6 +31,8 @@ pub enum Command {
     Train(train::Args),
     /// Tokens a second of writing, one sequence at a time.
     Decode(decode::Args),
+    /// The serving engine: a prompt, a stream, several clients at once.
+    Infer(infer::Args),
     /// Held-out bits per byte against time: a sparse model and its dense twin of equal active parameters.
     SparseVsDense(twins::Args),
 }
@@ -40,6 +43,7 @@ pub fn run(command: Command, cx: &Context) -> anyhow::Result<()> {
         Command::Kernels(args) => kernels::run(&args, cx),
         Command::Train(args) => train::run(&args, cx),
         Command::Decode(args) => decode::run(&args, cx),
+        Command::Infer(args) => infer::run(&args, cx),
         Command::SparseVsDense(args) => twins::run(args, cx),
     }
 }
