@@ -10,6 +10,7 @@
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
+use std::cmp::Ordering;
 
 /// How tokens are drawn.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -157,39 +158,70 @@ impl Sampler {
         let s = &self.settings;
         s.penalize(logits, history, prompt);
         logits.iter_mut().filter(|x| x.is_nan()).for_each(|x| *x = f32::NEG_INFINITY);
-        let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-        let better = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+        let mut ranks = Ranks { order: Vec::new(), sorted: 0, logits };
         if s.temperature == 0.0 {
-            return order.into_iter().min_by(better).unwrap_or(0);
+            return (0..logits.len() as u32).min_by(|a, b| ranks.better(a, b)).unwrap_or(0);
         }
-        if s.top_k > 0 && s.top_k < order.len() {
-            order.select_nth_unstable_by(s.top_k - 1, better);
-            order.truncate(s.top_k);
-        }
-        order.sort_unstable_by(better);
-        let best = f64::from(logits[order[0] as usize]);
-        let weight = |id: &u32| ((f64::from(logits[*id as usize]) - best) / f64::from(s.temperature)).exp();
-        let mut weights: Vec<f64> = order.iter().map(weight).collect();
-        if s.top_p < 1.0 {
-            let enough = f64::from(s.top_p) * weights.iter().sum::<f64>();
-            let mut sum = 0.0;
-            let keep = weights.iter().position(|w| {
-                sum += w;
-                sum >= enough
-            });
-            weights.truncate(keep.map_or(weights.len(), |i| i + 1));
-        }
-        if s.min_p > 0.0 {
-            let keep = weights.iter().take_while(|&&w| w >= f64::from(s.min_p)).count();
-            weights.truncate(keep.max(1));
-        }
+        ranks.order = (0..logits.len() as u32).collect();
+        let most = if s.top_k == 0 { logits.len() } else { s.top_k.min(logits.len()) };
+        let best = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+        let weight = |id: u32| ((f64::from(logits[id as usize]) - best) / f64::from(s.temperature)).exp();
+        let total: f64 = if most < logits.len() {
+            (0..most).map(|i| weight(ranks.get(i))).sum()
+        } else {
+            (0..logits.len() as u32).map(weight).sum()
+        };
         let uniform = (self.random.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
-        let mut left = uniform * weights.iter().sum::<f64>();
-        let at = weights.iter().position(|w| {
-            left -= w;
+        // Weights are looked at from the best on, and mostly the first few decide.
+        let (mut kept, mut sum) = (most, total);
+        if s.top_p < 1.0 || s.min_p > 0.0 {
+            let enough = if s.top_p < 1.0 { f64::from(s.top_p) * total } else { f64::INFINITY };
+            (kept, sum) = (0, 0.0);
+            while kept < most && sum < enough {
+                let w = weight(ranks.get(kept));
+                if kept > 0 && w < f64::from(s.min_p) {
+                    break;
+                }
+                sum += w;
+                kept += 1;
+            }
+        }
+        let mut left = uniform * sum;
+        let at = (0..kept).find(|&i| {
+            left -= weight(ranks.get(i));
             left < 0.0
         });
-        order[at.unwrap_or(0)]
+        ranks.get(at.unwrap_or(0))
+    }
+}
+
+/// Tokens from the best on, sorted as far as they were asked for: to sort a whole vocabulary takes longer than a small
+/// model's step.
+struct Ranks<'a> {
+    order: Vec<u32>,
+    sorted: usize,
+    logits: &'a [f32],
+}
+
+impl Ranks<'_> {
+    /// The best first, of equals the lower.
+    fn better(&self, a: &u32, b: &u32) -> Ordering {
+        self.logits[*b as usize].total_cmp(&self.logits[*a as usize]).then(a.cmp(b))
+    }
+
+    /// The token of this rank.
+    fn get(&mut self, rank: usize) -> u32 {
+        if rank >= self.sorted {
+            let (from, to) = (self.sorted, (8 * self.sorted).max(rank + 1).max(64).min(self.order.len()));
+            let mut order = std::mem::take(&mut self.order);
+            let rest = &mut order[from..];
+            if to - from < rest.len() {
+                rest.select_nth_unstable_by(to - from - 1, |a, b| self.better(a, b));
+            }
+            rest[..to - from].sort_unstable_by(|a, b| self.better(a, b));
+            (self.order, self.sorted) = (order, to);
+        }
+        self.order[rank]
     }
 }
 
@@ -285,6 +317,48 @@ mod tests {
     }
 
     proptest! {
+        /// Against sorting everything, with so many tokens that the ranks are sorted in several goes.
+        #[test]
+        fn a_lazy_order_draws_as_a_whole_one(
+            n in 1usize..3000, coarse: bool, (t, k, p, m) in (0.1f32..3.0, 0usize..4000, 0.5f32..=1.3, -0.05f32..0.05), seed: u64,
+        ) {
+            let mut random = ChaCha8Rng::seed_from_u64(seed);
+            let step = if coarse { 4.0 } else { 1024.0 };
+            let logits: Vec<f32> = (0..n).map(|_| ((random.next_u32() >> 16) as f32 / 8192.0 * step).round() / step).collect();
+            let s = Sampling { temperature: t, top_k: k, top_p: p.min(1.0), min_p: m.max(0.0), seed, ..settings() };
+            let mut order: Vec<u32> = (0..n as u32).collect();
+            order.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b)));
+            order.truncate(if k == 0 { n } else { k });
+            let best = f64::from(logits[order[0] as usize]);
+            let weight = |id: &u32| ((f64::from(logits[*id as usize]) - best) / f64::from(t)).exp();
+            let mut by_id = order.clone();
+            if k == 0 || k >= n {
+                by_id.sort_unstable();
+            }
+            let total: f64 = by_id.iter().map(weight).sum();
+            let mut cut = total;
+            if s.top_p < 1.0 || s.min_p > 0.0 {
+                let mut sum = 0.0;
+                let enough = if s.top_p < 1.0 { f64::from(s.top_p) * total } else { f64::INFINITY };
+                let kept = order.iter().position(|id| {
+                    let stop = sum >= enough || sum > 0.0 && weight(id) < f64::from(s.min_p);
+                    sum += if stop { 0.0 } else { weight(id) };
+                    stop
+                });
+                order.truncate(kept.unwrap_or(n));
+                cut = sum;
+            }
+            let mut random = ChaCha8Rng::seed_from_u64(seed);
+            for drawn in draw(s, &logits, &[], 5) {
+                let mut left = (random.next_u64() >> 11) as f64 / (1u64 << 53) as f64 * cut;
+                let expected = order.iter().find(|id| {
+                    left -= weight(id);
+                    left < 0.0
+                });
+                prop_assert_eq!(drawn, *expected.unwrap_or(&order[0]));
+            }
+        }
+
         #[test]
         fn any_logits_give_a_token_and_the_same_seed_the_same_token(
             logits in prop::collection::vec(prop::num::f32::ANY, 1..50),

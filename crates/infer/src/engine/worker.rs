@@ -17,11 +17,12 @@ use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 use wudao_comm::Solo;
 use wudao_data::tokenizer::Tokenizer;
-use wudao_device::{Device, Fault, PAGE};
+use wudao_device::{DType, Device, Fault, PAGE, View};
 use wudao_model::{Cx, Model, Packing, PagedCache, Step, Store};
 
-/// How long reading prompts may keep those waiting who write.
-const GAP: Duration = Duration::from_millis(100);
+/// How long reading prompts may keep those waiting who write, about: the pace of the last steps may not be that of the next,
+/// which stand further on, and the answers take their time too.
+const GAP: Duration = Duration::from_millis(60);
 
 /// Logits that are in memory at once.
 const LOGITS: usize = 4 << 20;
@@ -268,7 +269,7 @@ impl<D: Device> Worker<D> {
         let rows = packing.tokens();
         if rows >= 2 * PAGE {
             let pace = start.elapsed().as_secs_f64() / rows as f64;
-            self.pace = if self.pace == 0.0 { pace } else { 0.75 * self.pace + 0.25 * pace };
+            self.pace = if self.pace == 0.0 { pace } else { (self.pace + pace) / 2.0 };
         }
         self.status.counters.steps += 1;
 
@@ -286,12 +287,11 @@ impl<D: Device> Worker<D> {
         let at_once = (LOGITS / vocab).max(1);
         for (chunk, first) in wanted.chunks(at_once).zip((0..).step_by(at_once)) {
             let logits = self.model.logits_of(&cx, h_td.view().rows(first..first + chunk.len()))?;
-            let logits = logits.view().to_f64(&self.device);
-            for (&(i, position), row) in chunk.iter().zip(logits.chunks(vocab)) {
-                let mut row: Vec<f32> = row.iter().map(|&x| x as f32).collect();
+            let mut logits = to_f32(logits.view(), &self.device);
+            for (&(i, position), row) in chunk.iter().zip(logits.chunks_mut(vocab)) {
                 let r = &mut work.running[i];
                 if r.stop.is_none() {
-                    r.stop = r.sequence.take(position, &mut row, eos, &mut self.status.counters);
+                    r.stop = r.sequence.take(position, row, eos, &mut self.status.counters);
                 }
             }
         }
@@ -353,4 +353,11 @@ impl Running<'_> {
 
 fn cx<'a, D: Device>(device: &'a D, weights: &'a Store<D>, packing: &'a Packing) -> Cx<'a, D> {
     Cx { device, comm: &Solo, weights, packing, aux: Default::default(), log: None, again: false }
+}
+
+fn to_f32<D: Device>(x: View<D>, device: &D) -> Vec<f32> {
+    match x.dtype() {
+        DType::F32 => x.to_host(device),
+        _ => x.to_f64(device).into_iter().map(|x| x as f32).collect(),
+    }
 }
