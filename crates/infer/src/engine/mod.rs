@@ -22,7 +22,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use wudao_data::tokenizer::Tokenizer;
-use wudao_device::Device;
+use wudao_device::{DType, Device};
 use wudao_model::Config;
 
 /// One completion to make.
@@ -129,6 +129,8 @@ pub struct EngineOptions {
     pub queue: usize,
     /// Bytes of memory for keys and values of all sequences.
     pub cache_bytes: usize,
+    /// Type of keys and values in memory: that of the model's operands, or [`DType::Bf16`], of half the size beside f32.
+    pub cache_dtype: Option<DType>,
     /// Most tokens of prompts that one step reads.
     pub prefill_chunk: usize,
     /// Keep what was read of a prompt for others that begin with the same tokens.
@@ -142,6 +144,7 @@ impl Default for EngineOptions {
             batch: 16,
             queue: 256,
             cache_bytes: 1 << 30,
+            cache_dtype: None,
             prefill_chunk: 256,
             prefix_cache: true,
         }
@@ -164,6 +167,14 @@ pub enum EngineError {
     Zero {
         /// Which.
         option: &'static str,
+    },
+    /// Keys and values cannot be kept so.
+    #[error("keys and values of a model in {model:?} cannot be kept in {asked:?}, only in {model:?} or (f32) Bf16")]
+    CacheType {
+        /// As asked for.
+        asked: DType,
+        /// What the model multiplies.
+        model: DType,
     },
     /// No room for one sequence.
     #[error(

@@ -163,6 +163,10 @@ fn what_cannot_be_served_is_refused_with_a_reason() {
     assert_eq!(other.submit(request(vec![1], 3), Box::new(|_| true)).map(drop), Err(Rejected::Closed));
     let start = |o| Engine::start(checkpoint(false, DType::F32), o).err().unwrap().to_string();
     assert!(start(EngineOptions { context: 999, ..EngineOptions::default() }).contains("256"));
+    let bytes = EngineOptions { context: 64, cache_bytes: 1000, ..EngineOptions::default() };
+    assert!(start(bytes).contains("give the cache"));
+    let wide = EngineOptions { cache_dtype: Some(DType::F64), ..EngineOptions::default() };
+    assert!(start(wide).contains("F64"));
     assert!(start(EngineOptions { batch: 0, ..EngineOptions::default() }).contains("batch"));
 }
 
@@ -246,6 +250,23 @@ fn everyone_is_told_what_they_are_told_alone() {
         let requests = crowd(5, 24, one.config().vocab_size);
         let expected: Vec<_> = requests.iter().map(|r| ask(&one, r.clone())).collect();
         assert_eq!(one.status().counters.cached_tokens, 0);
+        let half = |batch| {
+            let cache_dtype = Some(DType::Bf16);
+            start(EngineOptions { cache_dtype, batch, prefix_cache: false, ..EngineOptions::default() })
+        };
+        let streams: Vec<_> = {
+            let engine = half(9);
+            requests
+                .iter()
+                .map(|r| self::start(&engine, r.clone()))
+                .collect::<Vec<_>>()
+                .into_iter()
+                .map(|(_ticket, rx)| rx.into_iter().collect::<Vec<_>>())
+                .collect()
+        };
+        let engine = half(1);
+        assert!(requests.iter().zip(&streams).all(|(r, told)| &ask(&engine, r.clone()) == told));
+        assert!(streams != expected, "keys of 8 bits change something");
         for (batch, prefill_chunk, prefix_cache, room) in
             [(16, 256, true, 1000), (5, 7, true, 20), (24, 64, false, 14), (3, 1, false, 1000), (24, 1000, true, 13)]
         {

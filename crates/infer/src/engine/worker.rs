@@ -74,7 +74,11 @@ impl<D: Device> Worker<D> {
         weights: Store<D>,
         options: &mut EngineOptions,
     ) -> Result<Self, EngineError> {
-        let (config, dtype) = (model.config(), model.dtype());
+        let (config, operands) = (model.config(), model.dtype());
+        let dtype = options.cache_dtype.unwrap_or(operands);
+        if dtype != operands && (operands, dtype) != (DType::F32, DType::Bf16) {
+            return Err(EngineError::CacheType { asked: dtype, model: operands });
+        }
         let (bytes, limit) = (PagedCache::<D>::page_bytes(config, dtype), config.max_position_embeddings);
         let fit = options.cache_bytes / bytes;
         let context = if options.context == 0 { limit.min(fit.max(1) * PAGE) } else { options.context };
