@@ -4,6 +4,7 @@
 //! engine's thread. An [`Engine`] is a handle: cheap to clone, without the type of the machine, which the thread owns. What
 //! is not here: HTTP, chat templates, several answers to one request (they are several requests).
 
+mod draft;
 mod pages;
 mod queue;
 mod sequence;
@@ -133,6 +134,9 @@ pub struct EngineOptions {
     pub cache_dtype: Option<DType>,
     /// Most tokens of prompts that one step reads.
     pub prefill_chunk: usize,
+    /// Most tokens that a step guesses of a text from what it has said before, to write several at once; 0 guesses none. What
+    /// is written stays the same, to the bit. It pays where texts repeat their prompts, and few are written at once.
+    pub guesses: usize,
     /// Keep what was read of a prompt for others that begin with the same tokens.
     pub prefix_cache: bool,
 }
@@ -146,6 +150,7 @@ impl Default for EngineOptions {
             cache_bytes: 1 << 30,
             cache_dtype: None,
             prefill_chunk: 256,
+            guesses: 0,
             prefix_cache: true,
         }
     }

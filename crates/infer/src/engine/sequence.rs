@@ -96,6 +96,11 @@ impl<'t> Sequence<'t> {
         self.cancelled.load(Ordering::Acquire)
     }
 
+    /// Tokens that may be guessed beyond those there are.
+    pub fn room(&self) -> usize {
+        (self.limit.0 - 1).saturating_sub(self.ids.len())
+    }
+
     /// Time since it came.
     pub fn age(&self) -> Duration {
         self.since.elapsed()

@@ -29,6 +29,10 @@ pub struct Counters {
     pub completion_tokens: u64,
     /// Steps of the model.
     pub steps: u64,
+    /// Tokens that were guessed.
+    pub guessed: u64,
+    /// Guesses that came true.
+    pub guessed_right: u64,
     /// Times a sequence gave its memory back to be read again later.
     pub preemptions: u64,
     /// Finished by an end of text.

@@ -287,6 +287,36 @@ fn everyone_is_told_what_they_are_told_alone() {
     }
 }
 
+/// Guesses change how many steps it takes, and nothing else.
+#[test]
+fn guesses_change_no_bit() {
+    let one = engine(EngineOptions { prefix_cache: false, ..EngineOptions::default() });
+    let guessing =
+        |batch| engine(EngineOptions { guesses: 6, batch, prefix_cache: batch > 1, ..EngineOptions::default() });
+    let mut requests = crowd(8, 12, one.config().vocab_size);
+    // Texts that go round in circles, at low temperature.
+    requests.extend((0..6).map(|i| Request {
+        sampling: Sampling { temperature: 0.1 * i as f32, seed: i, ..Sampling::default() },
+        stop: if i == 3 { vec![String::from("e")] } else { vec![] },
+        ..request([7, 8, 9, 10].repeat(5), 200)
+    }));
+    let expected: Vec<_> = requests.iter().map(|r| ask(&one, r.clone())).collect();
+    let (alone, together) = (guessing(1), guessing(9));
+    for (r, expected) in requests.iter().zip(&expected) {
+        assert_eq!(&ask(&alone, r.clone()), expected);
+    }
+    let streams: Vec<_> = requests.iter().map(|r| start(&together, r.clone())).collect();
+    for ((_ticket, rx), expected) in streams.into_iter().zip(&expected) {
+        assert_eq!(&told(rx.into_iter().collect()), expected);
+    }
+    let (with, without) = (alone.status().counters, one.status().counters);
+    assert_eq!(with.completion_tokens, without.completion_tokens);
+    assert!(with.guessed >= with.guessed_right && with.guessed_right > 0);
+    // A right guess saves its step, unless the text ended at it.
+    let saved = without.steps - with.steps;
+    assert!(saved > 0 && saved <= with.guessed_right, "{saved} of {}", with.guessed_right);
+}
+
 #[test]
 fn a_second_turn_reads_only_what_is_new() {
     let engine = engine(EngineOptions::default());

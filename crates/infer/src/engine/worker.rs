@@ -8,6 +8,7 @@
 //! run, the youngest gives its pages back and waits to be read again, as the first in turn. The eldest is never thrown
 //! out, and one sequence fits always, so everything ends.
 
+use super::draft::guess;
 use super::pages::{Content, Pages};
 use super::queue::Queue;
 use super::sequence::Sequence;
@@ -46,6 +47,8 @@ struct Running<'t> {
     pages: Vec<u32>,
     /// Tokens whose keys and values are in the pages.
     read: usize,
+    /// Guesses that follow the tokens in this step.
+    guess: Vec<u32>,
     /// Pages that are known, and the content of the last of them.
     known: (usize, Content),
     /// Why it is over.
@@ -190,7 +193,7 @@ impl<D: Device> Worker<D> {
                     None => return,
                 },
             };
-            let mut next = Running { sequence, pages: vec![], read: 0, known: (0, 0), stop: None };
+            let mut next = Running { sequence, pages: vec![], read: 0, guess: vec![], known: (0, 0), stop: None };
             if self.options.prefix_cache {
                 // The logits that it wants must be computed, at least those of the last token.
                 let usable = &next.sequence.ids[..next.sequence.wants_logits_from()];
@@ -217,9 +220,17 @@ impl<D: Device> Worker<D> {
             budget = budget.min(((GAP.as_secs_f64() / self.pace) as usize).max(PAGE));
         }
         let mut counts: Vec<usize> = Vec::new();
-        for r in &work.running {
+        // All guesses together are no more than one sequence may have: with many rows they cost what they save.
+        let most = self.options.guesses / writing.max(1);
+        for r in &mut work.running {
             let left = r.left();
-            let n = if left == 1 { 1 } else { left.min(budget) };
+            let n = if left == 1 {
+                r.guess = guess(&r.sequence.ids, most.min(r.sequence.room())).to_vec();
+                1 + r.guess.len()
+            } else {
+                r.guess.clear();
+                left.min(budget)
+            };
             budget -= if left == 1 { 0 } else { n };
             counts.push(n);
         }
@@ -256,12 +267,13 @@ impl<D: Device> Worker<D> {
         let step = |(r, &n): (&'_ Running, &usize)| {
             let end = r.read + n;
             let from = r.sequence.wants_logits_from().clamp(r.read, end);
-            (r.read..end, from)
+            let ids = r.sequence.ids[r.read..].iter().chain(&r.guess).take(n).copied().collect::<Vec<u32>>();
+            (ids, r.read..end, from)
         };
         let spans: Vec<_> = work.running.iter().zip(&counts).map(step).collect();
         let steps: Vec<Step> = (work.running.iter().zip(&spans))
-            .map(|(r, (at, from))| Step {
-                ids: &r.sequence.ids[at.clone()],
+            .map(|(r, (ids, at, from))| Step {
+                ids,
                 past: at.start,
                 pages: &r.pages,
                 wanted: from - at.start..at.len(),
@@ -279,13 +291,7 @@ impl<D: Device> Worker<D> {
 
         // Rows of hidden states, by sequence and position.
         let wanted: Vec<(usize, usize)> =
-            spans.iter().enumerate().flat_map(|(i, (at, from))| (*from..at.end).map(move |p| (i, p))).collect();
-        for (r, (at, _)) in work.running.iter_mut().zip(&spans) {
-            r.read = at.end;
-            if self.options.prefix_cache {
-                r.publish(&mut self.pages);
-            }
-        }
+            spans.iter().enumerate().flat_map(|(i, (_, at, from))| (*from..at.end).map(move |p| (i, p))).collect();
         let eos = &self.model.config().eos_token_id;
         let vocab = self.model.config().vocab_size;
         let at_once = (LOGITS / vocab).max(1);
@@ -294,9 +300,22 @@ impl<D: Device> Worker<D> {
             let mut logits = to_f32(logits.view(), &self.device);
             for (&(i, position), row) in chunk.iter().zip(logits.chunks_mut(vocab)) {
                 let r = &mut work.running[i];
-                if r.stop.is_none() {
+                // What follows a wrong guess is void.
+                let (fed, at, _) = &spans[i];
+                if r.stop.is_none() && r.sequence.ids.get(position) == fed.get(position - at.start) {
                     r.stop = r.sequence.take(position, row, eos, &mut self.status.counters);
                 }
+            }
+        }
+        for (r, (_, at, _)) in work.running.iter_mut().zip(&spans) {
+            // Of guesses, those that came true.
+            let end = at.end.min(r.sequence.ids.len() - 1);
+            let right = (end - r.read).saturating_sub(1).min(r.guess.len());
+            self.status.counters.guessed += r.guess.len() as u64;
+            self.status.counters.guessed_right += right as u64;
+            r.read = end;
+            if self.options.prefix_cache {
+                r.publish(&mut self.pages);
             }
         }
         for over in work.running.extract_if(.., |r| r.stop.is_some()) {
