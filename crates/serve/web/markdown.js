@@ -276,6 +276,7 @@ function inlineNodes(text, depth = 0) {
     const waiting = { "*": 0, _: 0, "~": 0 }; // how many of each are in `open`
     const ticks = tickRuns(text);
     const brackets = bracketPairs(text);
+    const lastClose = { "\\)": text.lastIndexOf("\\)"), "\\]": text.lastIndexOf("\\]") };
     const flush = () => {
         if (plain) out.push(plain);
         plain = "";
@@ -290,7 +291,7 @@ function inlineNodes(text, depth = 0) {
         const c = text[i];
         if (c === "\\") {
             const close = text[i + 1] === "(" ? "\\)" : text[i + 1] === "[" ? "\\]" : null;
-            const end = close ? text.indexOf(close, i + 2) : -1;
+            const end = close && lastClose[close] > i + 1 ? text.indexOf(close, i + 2) : -1;
             if (end > 0) {
                 push(el("code", { class: "math" }, text.slice(i + 2, end).trim()));
                 i = end + 2;
