@@ -163,7 +163,7 @@ function need(condition, what) {
 const isText = (value) => typeof value === "string";
 const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
 const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
-const isId = (value) => isText(value) && /^[\w-]{1,64}$/.test(value) && value !== "__proto__";
+const isId = (value) => isText(value) && /^[\w-]{1,64}$/.test(value) && value !== "__proto__" && value !== "null";
 const numbers = (from, keys) => Object.fromEntries(keys.filter((k) => isNumber(from?.[k])).map((k) => [k, from[k]]));
 
 function checkedConversation(c) {
