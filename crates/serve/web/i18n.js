@@ -1,0 +1,372 @@
+// The words of the page, in English and Chinese.
+//
+// A static element carries `data-i18n="key"` (its text), `data-i18n-label` (aria-label and title) or
+// `data-i18n-placeholder`; `translate` fills them all. What is made by script asks `t(key, values)`.
+
+const WORDS = {
+    en: {
+        "chat.new": "New chat",
+        "chat.untitled": "New chat",
+        "chat.copy": "{title} (copy)",
+        "list.label": "Conversations",
+        "list.search": "Search",
+        "list.none": "No conversations yet.",
+        "list.nothing": "Nothing found.",
+        "list.today": "Today",
+        "list.yesterday": "Yesterday",
+        "list.week": "Last 7 days",
+        "list.older": "Earlier",
+        "list.rename": "Rename",
+        "list.delete": "Delete",
+        "list.export": "Export",
+        "list.menu": "Actions for “{title}”",
+        "list.renameLabel": "Title of the conversation",
+        "files.export": "Export all",
+        "files.import": "Import",
+        "files.imported": "Imported: {n}.",
+        "files.importedSome": "Imported: {n}. Already here: {same}.",
+        "files.bad": "This file cannot be imported: {why}.",
+        "files.notJson": "it is not JSON",
+        "files.notOurs": "it is not a file of conversations (“format” should be “wudao-chat”)",
+        "files.badVersion": "it is of version {version}; this page reads version 1",
+        "files.badConversation": "conversation {n}: {why}",
+        "sidebar.open": "Show conversations",
+        "sidebar.close": "Hide conversations",
+        "theme.label": "Appearance",
+        "theme.auto": "System",
+        "theme.light": "Light",
+        "theme.dark": "Dark",
+        "language.label": "Language",
+        "language.auto": "System",
+        "model.label": "Model",
+        "model.loading": "Looking for models …",
+        "model.none": "No model",
+        "settings.open": "Settings",
+        "settings.close": "Close settings",
+        "settings.scope": "For this conversation. New ones begin with the same.",
+        "settings.reset": "Back to the defaults",
+        "settings.default": "default",
+        "settings.mode": "Mode",
+        "settings.mode.chat": "Chat",
+        "settings.mode.text": "Continue text",
+        "settings.system": "System prompt",
+        "settings.systemPlaceholder": "How the model should answer",
+        "settings.systemUnused": "Not used when the model continues text.",
+        "settings.sampling": "Sampling",
+        "settings.samplingHint": "What is left empty, the server decides.",
+        "settings.temperature": "Temperature",
+        "settings.temperature.hint": "0 always takes the likeliest token",
+        "settings.top_p": "Top p",
+        "settings.top_p.hint": "Only the likeliest that together reach p",
+        "settings.top_k": "Top k",
+        "settings.top_k.hint": "Only the k likeliest tokens; 0 for all",
+        "settings.min_p": "Min p",
+        "settings.min_p.hint": "Only tokens of at least p times the best",
+        "settings.repetition_penalty": "Repetition penalty",
+        "settings.repetition_penalty.hint": "Above 1 discourages what was said",
+        "settings.max_tokens": "Max tokens",
+        "settings.max_tokens.hint": "The longest reply",
+        "settings.seed": "Seed",
+        "settings.seed.hint": "The same seed gives the same reply",
+        "settings.range": "A number from {min} to {max}.",
+        "settings.rangeInt": "A whole number from {min} to {max}.",
+        "settings.keys": "Keyboard",
+        "keys.send": "Send",
+        "keys.newline": "New line",
+        "keys.stop": "Stop",
+        "keys.new": "New chat",
+        "keys.edit": "Edit the last message",
+        "composer.label": "Message",
+        "composer.chat": "Write a message",
+        "composer.text": "Write a beginning, and the model goes on",
+        "composer.more": "Add something, or just continue",
+        "composer.send": "Send",
+        "composer.continue": "Continue",
+        "composer.stop": "Stop",
+        "composer.tokens": "{n} tokens",
+        "thread.label": "Messages",
+        "thread.bottom": "To the newest",
+        "role.user": "You",
+        "role.assistant": "Model",
+        "message.copy": "Copy",
+        "message.copied": "Copied",
+        "message.copyFailed": "The browser refused to copy.",
+        "message.edit": "Edit",
+        "message.editLabel": "Edit the message",
+        "message.send": "Send",
+        "message.save": "Save",
+        "message.cancel": "Cancel",
+        "message.regenerate": "Regenerate",
+        "message.delete": "Delete",
+        "message.deleted": "Deleted the message and what followed.",
+        "message.previous": "Previous version",
+        "message.next": "Next version",
+        "message.version": "{n} of {of}",
+        "message.stopped": "Stopped",
+        "message.length": "Cut at the token limit",
+        "message.filtered": "Withheld by the server",
+        "message.interrupted": "Interrupted",
+        "message.empty": "The model said nothing.",
+        "conversation.deleted": "Deleted “{title}”.",
+        "undo": "Undo",
+        "thinking.now": "Thinking …",
+        "thinking.done": "Thought for {s}",
+        "thinking.some": "Thoughts",
+        "stats.prompt": "{n} in",
+        "stats.completion": "{n} out",
+        "stats.speed": "{n} tokens/s",
+        "stats.first": "first after {s}",
+        "stats.title": "Tokens of the prompt, tokens of the reply, speed after the first token, time to the first token",
+        "stats.context": "{n} of {of} tokens of context used",
+        "code.copy": "Copy code",
+        "status.writing": "The model is writing.",
+        "status.done": "The reply is complete.",
+        "status.stopped": "Stopped.",
+        "status.failed": "The reply failed: {why}",
+        "notice.noTemplate": "{model} has no chat template: it continues text instead.",
+        "notice.noStorage": "This browser keeps nothing for this page: conversations last until it is closed.",
+        "notice.saveFailed": "Could not keep the conversation in the browser: {why}",
+        "error.retry": "Try again",
+        "error.network": "The server cannot be reached.",
+        "error.cut": "The connection broke off in the middle of the reply.",
+        "error.stream": "The server gave up in the middle of the reply.",
+        "error.odd": "The server's answer was not understood.",
+        "error.key": "The server wants an API key.",
+        "error.busy": "The server is busy.",
+        "error.wait": "The server is busy. It asks to wait {n} s.",
+        "error.request": "The server refused the request.",
+        "error.server": "The server failed ({status}).",
+        "error.missing": "The server does not know this ({status}).",
+        "error.models": "The models could not be listed.",
+        "error.noModels": "The server offers no model.",
+        "key.title": "API key",
+        "key.text": "This server asks for a key. It is kept until this tab is closed.",
+        "key.wrong": "The server did not accept this key.",
+        "key.label": "Key",
+        "key.save": "Use this key",
+        "key.cancel": "Not now",
+        "welcome.chat": "What shall we think about?",
+        "welcome.text": "Write a beginning; the model goes on.",
+        "time.s": "{n} s",
+        "time.min": "{m} min {s} s",
+    },
+    zh: {
+        "chat.new": "新对话",
+        "chat.untitled": "新对话",
+        "chat.copy": "{title}（副本）",
+        "list.label": "对话列表",
+        "list.search": "搜索",
+        "list.none": "还没有对话。",
+        "list.nothing": "没有找到。",
+        "list.today": "今天",
+        "list.yesterday": "昨天",
+        "list.week": "最近 7 天",
+        "list.older": "更早",
+        "list.rename": "重命名",
+        "list.delete": "删除",
+        "list.export": "导出",
+        "list.menu": "“{title}”的操作",
+        "list.renameLabel": "对话标题",
+        "files.export": "全部导出",
+        "files.import": "导入",
+        "files.imported": "已导入 {n} 个对话。",
+        "files.importedSome": "已导入 {n} 个对话，{same} 个原已存在。",
+        "files.bad": "无法导入此文件：{why}。",
+        "files.notJson": "不是 JSON",
+        "files.notOurs": "不是对话文件（“format” 应为 “wudao-chat”）",
+        "files.badVersion": "版本为 {version}，本页只能读取版本 1",
+        "files.badConversation": "第 {n} 个对话：{why}",
+        "sidebar.open": "显示对话列表",
+        "sidebar.close": "隐藏对话列表",
+        "theme.label": "外观",
+        "theme.auto": "跟随系统",
+        "theme.light": "浅色",
+        "theme.dark": "深色",
+        "language.label": "语言",
+        "language.auto": "跟随系统",
+        "model.label": "模型",
+        "model.loading": "正在查找模型……",
+        "model.none": "没有模型",
+        "settings.open": "设置",
+        "settings.close": "关闭设置",
+        "settings.scope": "用于当前对话，新对话沿用同样的设置。",
+        "settings.reset": "恢复默认",
+        "settings.default": "默认",
+        "settings.mode": "模式",
+        "settings.mode.chat": "对话",
+        "settings.mode.text": "续写",
+        "settings.system": "系统提示词",
+        "settings.systemPlaceholder": "希望模型怎样回答",
+        "settings.systemUnused": "续写时不使用。",
+        "settings.sampling": "采样",
+        "settings.samplingHint": "留空的项由服务器决定。",
+        "settings.temperature": "温度",
+        "settings.temperature.hint": "为 0 时总取最可能的词元",
+        "settings.top_p": "Top p",
+        "settings.top_p.hint": "只取累计概率达到 p 的词元",
+        "settings.top_k": "Top k",
+        "settings.top_k.hint": "只取最可能的 k 个词元，0 为不限",
+        "settings.min_p": "Min p",
+        "settings.min_p.hint": "只取不低于最高概率 p 倍的词元",
+        "settings.repetition_penalty": "重复惩罚",
+        "settings.repetition_penalty.hint": "大于 1 时避免重复说过的话",
+        "settings.max_tokens": "最大词元数",
+        "settings.max_tokens.hint": "回复的最大长度",
+        "settings.seed": "随机种子",
+        "settings.seed.hint": "种子相同，回复相同",
+        "settings.range": "请填写 {min} 到 {max} 之间的数。",
+        "settings.rangeInt": "请填写 {min} 到 {max} 之间的整数。",
+        "settings.keys": "快捷键",
+        "keys.send": "发送",
+        "keys.newline": "换行",
+        "keys.stop": "停止",
+        "keys.new": "新对话",
+        "keys.edit": "编辑上一条消息",
+        "composer.label": "消息",
+        "composer.chat": "输入消息",
+        "composer.text": "写一个开头，由模型接着写",
+        "composer.more": "添几句，或直接续写",
+        "composer.send": "发送",
+        "composer.continue": "续写",
+        "composer.stop": "停止",
+        "composer.tokens": "{n} 个词元",
+        "thread.label": "消息",
+        "thread.bottom": "回到最新",
+        "role.user": "你",
+        "role.assistant": "模型",
+        "message.copy": "复制",
+        "message.copied": "已复制",
+        "message.copyFailed": "浏览器不允许复制。",
+        "message.edit": "编辑",
+        "message.editLabel": "编辑消息",
+        "message.send": "发送",
+        "message.save": "保存",
+        "message.cancel": "取消",
+        "message.regenerate": "重新生成",
+        "message.delete": "删除",
+        "message.deleted": "已删除该消息及其后的内容。",
+        "message.previous": "上一个版本",
+        "message.next": "下一个版本",
+        "message.version": "第 {n} 个，共 {of} 个",
+        "message.stopped": "已停止",
+        "message.length": "已达词元上限",
+        "message.filtered": "被服务器屏蔽",
+        "message.interrupted": "已中断",
+        "message.empty": "模型没有输出。",
+        "conversation.deleted": "已删除“{title}”。",
+        "undo": "撤销",
+        "thinking.now": "思考中……",
+        "thinking.done": "思考了 {s}",
+        "thinking.some": "思考过程",
+        "stats.prompt": "输入 {n}",
+        "stats.completion": "输出 {n}",
+        "stats.speed": "{n} 词元/秒",
+        "stats.first": "首词元 {s}",
+        "stats.title": "提示词元数、回复词元数、首词元之后的速度、首词元的等待时间",
+        "stats.context": "上下文已用 {n} / {of} 个词元",
+        "code.copy": "复制代码",
+        "status.writing": "模型正在回复。",
+        "status.done": "回复完成。",
+        "status.stopped": "已停止。",
+        "status.failed": "回复失败：{why}",
+        "notice.noTemplate": "{model} 没有对话模板，改为续写文本。",
+        "notice.noStorage": "此浏览器不为本页保存数据，关闭后对话将丢失。",
+        "notice.saveFailed": "无法在浏览器中保存对话：{why}",
+        "error.retry": "重试",
+        "error.network": "无法连接服务器。",
+        "error.cut": "回复未完，连接中断。",
+        "error.stream": "服务器在回复中途出错。",
+        "error.odd": "无法理解服务器的回答。",
+        "error.key": "服务器要求 API 密钥。",
+        "error.busy": "服务器繁忙。",
+        "error.wait": "服务器繁忙，请在 {n} 秒后再试。",
+        "error.request": "服务器拒绝了请求。",
+        "error.server": "服务器出错（{status}）。",
+        "error.missing": "服务器没有此项（{status}）。",
+        "error.models": "无法列出模型。",
+        "error.noModels": "服务器没有提供模型。",
+        "key.title": "API 密钥",
+        "key.text": "此服务器需要密钥。密钥只保留到本标签页关闭。",
+        "key.wrong": "服务器不接受此密钥。",
+        "key.label": "密钥",
+        "key.save": "使用此密钥",
+        "key.cancel": "暂不",
+        "welcome.chat": "今天想聊些什么？",
+        "welcome.text": "写一个开头，由模型接着写。",
+        "time.s": "{n} 秒",
+        "time.min": "{m} 分 {s} 秒",
+    },
+};
+
+/** What a blank page offers to begin with, by mode. */
+const BEGINNINGS = {
+    en: {
+        chat: [
+            "Explain how a mixture of experts works, in plain words.",
+            "Write a short poem about rain on a tiled roof.",
+            "What does 悟道 mean?",
+        ],
+        text: ["Once upon a time, ", "The three laws of thermodynamics are", "def fibonacci(n):\n"],
+    },
+    zh: {
+        chat: ["用浅显的话解释混合专家模型。", "写一首关于瓦檐听雨的短诗。", "“悟道”是什么意思？"],
+        text: ["话说天下大势，", "床前明月光，", "从前有一座山，"],
+    },
+};
+
+export const LANGUAGES = { en: "English", zh: "中文" };
+
+let language = "en";
+
+/** The first of the browser's languages that the page speaks. */
+export function browserLanguage() {
+    for (const tag of navigator.languages ?? [navigator.language]) {
+        const base = tag.toLowerCase().split("-")[0];
+        if (base in WORDS) return base;
+    }
+    return "en";
+}
+
+/** Chooses the language: "en", "zh", or anything else for the browser's. */
+export function setLanguage(choice) {
+    language = choice in WORDS ? choice : browserLanguage();
+    document.documentElement.lang = language === "zh" ? "zh-CN" : "en";
+    translate(document);
+}
+
+export function t(key, values = {}) {
+    const text = WORDS[language][key];
+    if (text === undefined) throw new Error(`no words for ${key}`);
+    return text.replace(/\{(\w+)\}/g, (_, name) => values[name]);
+}
+
+export const beginnings = (mode) => BEGINNINGS[language][mode];
+
+/** Fills every marked element under `root`. */
+export function translate(root) {
+    for (const node of root.querySelectorAll("[data-i18n]")) node.textContent = t(node.dataset.i18n);
+    for (const node of root.querySelectorAll("[data-i18n-label]")) {
+        node.setAttribute("aria-label", t(node.dataset.i18nLabel));
+        node.title = t(node.dataset.i18nLabel);
+    }
+    for (const node of root.querySelectorAll("[data-i18n-placeholder]")) {
+        node.placeholder = t(node.dataset.i18nPlaceholder);
+    }
+}
+
+/** A number with the language's separators. */
+export const count = (n, digits = 0) =>
+    n.toLocaleString(document.documentElement.lang, { minimumFractionDigits: digits, maximumFractionDigits: digits });
+
+/** A duration for people. */
+export function duration(seconds) {
+    if (seconds < 10) return t("time.s", { n: count(seconds, seconds < 1 ? 2 : 1) });
+    if (seconds < 60) return t("time.s", { n: count(seconds) });
+    return t("time.min", { m: Math.floor(seconds / 60), s: Math.round(seconds) % 60 });
+}
+
+/** Keys that one language has and another lacks; the tests hold this to be empty. */
+export function missingWords() {
+    const keys = new Set(Object.values(WORDS).flatMap((words) => Object.keys(words)));
+    return [...keys].flatMap((key) => Object.keys(WORDS).filter((l) => !(key in WORDS[l])).map((l) => `${l}: ${key}`));
+}
