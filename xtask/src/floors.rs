@@ -16,7 +16,12 @@ const TABLE: &[(&str, f32, &[&str])] = &[
     ("wudao-model", 2.0, &["wudao-device", "wudao-comm"]),
     ("wudao-train", 3.0, &["wudao-model", "wudao-data", "wudao-comm", "wudao-device"]),
     ("wudao-infer", 3.0, &["wudao-model", "wudao-data", "wudao-comm", "wudao-device"]),
-    ("wudao", 5.0, &["wudao-device", "wudao-data", "wudao-comm", "wudao-model", "wudao-train", "wudao-infer"]),
+    ("wudao-serve", 4.0, &["wudao-infer"]),
+    (
+        "wudao",
+        5.0,
+        &["wudao-device", "wudao-data", "wudao-comm", "wudao-model", "wudao-train", "wudao-infer", "wudao-serve"],
+    ),
     ("xtask", 0.0, &[]),
 ];
 
