@@ -27,15 +27,24 @@ pub struct Gemm {
     pub tb: bool,
     /// Add to C instead of assigning.
     pub accumulate: bool,
+    /// Operands of two types are multiplied in the wider: a router's scores decide, so its weights are not rounded. Without
+    /// it the wider one is rounded to the narrower on its way, to the same bits as if it had been copied before: weights
+    /// need no second copy to be multiplied in fewer bits (mixed precision, Micikevicius et al. 2018).
+    pub exact: bool,
 }
 
 impl Gemm {
     /// `C = A·B`
-    pub const NN: Gemm = Gemm { ta: false, tb: false, accumulate: false };
+    pub const NN: Gemm = Gemm { ta: false, tb: false, accumulate: false, exact: false };
     /// `C = A·Bᵀ`: a linear layer with Hugging Face's `[out, in]` weights.
-    pub const NT: Gemm = Gemm { ta: false, tb: true, accumulate: false };
+    pub const NT: Gemm = Gemm { ta: false, tb: true, accumulate: false, exact: false };
     /// `C += Aᵀ·B`: a weight gradient.
-    pub const TN_ACC: Gemm = Gemm { ta: true, tb: false, accumulate: true };
+    pub const TN_ACC: Gemm = Gemm { ta: true, tb: false, accumulate: true, exact: false };
+
+    /// As this one, [exact](Gemm::exact).
+    pub const fn exactly(self) -> Gemm {
+        Gemm { exact: true, ..self }
+    }
 }
 
 /// Columns of a fused projection `[queries | keys | values]`, each head `dim` wide: width `(q + 2·kv)·dim`.
@@ -333,17 +342,8 @@ pub trait Device: Clone + Send + Sync + 'static {
         dlogits: Option<ViewMut<Self>>,
     );
 
-    /// One AdamW step on a flat stretch: weights, first and second moment in place. `copy` (A), if given, gets the new
-    /// weights, rounded.
-    fn adamw(
-        &self,
-        a: &AdamW,
-        g: View<Self>,
-        w: ViewMut<Self>,
-        m: ViewMut<Self>,
-        v: ViewMut<Self>,
-        copy: Option<ViewMut<Self>>,
-    );
+    /// One AdamW step on a flat stretch: weights, first and second moment in place.
+    fn adamw(&self, a: &AdamW, g: View<Self>, w: ViewMut<Self>, m: ViewMut<Self>, v: ViewMut<Self>);
 
     /// The dtype in which statistics of a computation in `dtype` are kept.
     fn statistics(dtype: DType) -> DType {

@@ -280,16 +280,7 @@ impl Device for Meta {
 
     fn cross_entropy(&self, _: Option<f64>, _: &[u32], _: ViewMut<Self>, _: ViewMut<Self>, _: Option<ViewMut<Self>>) {}
 
-    fn adamw(
-        &self,
-        _: &AdamW,
-        _: View<Self>,
-        _: ViewMut<Self>,
-        _: ViewMut<Self>,
-        _: ViewMut<Self>,
-        _: Option<ViewMut<Self>>,
-    ) {
-    }
+    fn adamw(&self, _: &AdamW, _: View<Self>, _: ViewMut<Self>, _: ViewMut<Self>, _: ViewMut<Self>) {}
 }
 
 #[cfg(test)]

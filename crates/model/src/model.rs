@@ -112,10 +112,9 @@ impl<D: Device> Model<D> {
     /// Makes weights fresh ones, in place: no second store is in memory.
     pub fn fill(&self, device: &D, seed: u64, weights: &mut Store<D>) {
         init::init(device, &self.config, seed, weights);
-        weights.round(device);
     }
 
-    /// Weights of zero, to be loaded (and then rounded: [`Store::round`]).
+    /// Weights of zero, to be loaded.
     pub fn no_weights(&self, device: &D) -> Store<D> {
         Store::weights(device, &self.layout, self.operands)
     }
@@ -148,7 +147,7 @@ impl<D: Device> Model<D> {
 
     fn project(&self, cx: &Cx<D>, h_td: View<D>) -> Tensor<D> {
         let mut logits = Tensor::new(cx.device, [h_td.shape()[0], self.config.vocab_size], self.statistics());
-        cx.device.gemm(Gemm::NT, h_td, cx.weights.operand(self.head), logits.view_mut());
+        cx.device.gemm(Gemm::NT, h_td, cx.weights.at(self.head), logits.view_mut());
         logits
     }
 
@@ -226,7 +225,7 @@ impl<D: Device> Model<D> {
     ) -> Vec<f64> {
         let (dev, t) = (cx.device, h_td.shape()[0]);
         assert_eq!(targets.len(), t);
-        let w = cx.weights.operand(self.head);
+        let w = cx.weights.at(self.head);
         let rows = (LOGITS / self.config.vocab_size).clamp(64, 4096);
         let mut losses = Tensor::new(dev, [t, 1], self.statistics());
         for from in (0..t).step_by(rows) {

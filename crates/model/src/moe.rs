@@ -80,7 +80,7 @@ impl<D: Device> Branch<D> for Moe {
         let (e, k, statistics) = (self.experts, self.routing.top_k, D::statistics(operands));
 
         let mut logits_te = Tensor::new(dev, [t, e], statistics);
-        dev.gemm(Gemm::NT, x_td, cx.weights.at(self.router), logits_te.view_mut());
+        dev.gemm(Gemm::NT.exactly(), x_td, cx.weights.at(self.router), logits_te.view_mut());
         let exact = |cols| Tensor::new(dev, [t, cols], statistics);
         let (mut scores_te, mut weight_tk, mut stats_t2) = (exact(e), exact(k), exact(2));
         let mut choice_tk = Tensor::new(dev, [t, k], DType::U32);
@@ -152,7 +152,7 @@ impl<D: Device> Branch<D> for Moe {
         let z = if cx.aux.z == 0.0 { 0.0 } else { cx.aux.z / cx.aux.tokens };
         let dw = dweight.view().reshape(w.shape());
         dev.route_backward(&self.routing, &balance_e, z, s, c, w, st, dw, dlogits_te.view_mut());
-        dev.gemm(Gemm::TN_ACC, dlogits_te.view(), x_td, grads.at_mut(self.router));
+        dev.gemm(Gemm::TN_ACC.exactly(), dlogits_te.view(), x_td, grads.at_mut(self.router));
         let mut dx_td = Tensor::new(dev, x_td.shape(), statistics);
         dev.gemm(Gemm::NN, dlogits_te.view(), cx.weights.at(self.router), dx_td.view_mut());
         plan.combine(cx, drows_nd, dx_td.view_mut())?;
@@ -167,7 +167,7 @@ impl<D: Device> Branch<D> for Moe {
             let mut dweight_t = Tensor::new(dev, [x_td.shape()[0], 1], statistics);
             let weight = gated.as_ref().map(|g| (g.weight(), dweight_t.view_mut()));
             let dgate_up = mlp.gradient(cx, grads, x_td, hidden, weight, dy);
-            dev.gemm(ADD_NN, dgate_up.view(), cx.weights.operand(mlp.ids.gate_up), dx_td.view_mut());
+            dev.gemm(ADD_NN, dgate_up.view(), cx.weights.at(mlp.ids.gate_up), dx_td.view_mut());
             if let (Some(gate), Some(gated)) = (&self.shared_gate, gated) {
                 gate.backward(cx, grads, x_td, gated, dweight_t.view(), dx_td.view_mut());
             }

@@ -310,14 +310,10 @@ pub enum Home {
 }
 
 /// Memory in a layout: weights, gradients, or a moment.
-///
-/// Weights that are multiplied in fewer bits than they are kept in (mixed precision, Micikevicius et al. 2018) carry a
-/// second store of the same layout, their rounded copy: what [`Store::operand`] gives to a product.
 pub struct Store<D: Device> {
     layout: Arc<Layout>,
     dense: Tensor<D>,
     experts: Vec<Vec<Tensor<D>>>,
-    rounded: Option<Box<Store<D>>>,
 }
 
 impl<D: Device> Store<D> {
@@ -326,28 +322,18 @@ impl<D: Device> Store<D> {
         let dense = Tensor::zeros(device, [1, layout.dense_len()], dtype);
         let block = |p: &[Param; 2]| Tensor::zeros(device, [1, p[1].at.end], dtype);
         let experts = layout.experts.iter().map(|es| es.iter().map(block).collect()).collect();
-        Store { layout: layout.clone(), dense, experts, rounded: None }
+        Store { layout: layout.clone(), dense, experts }
     }
 
     /// Zeros for the weights of a model that multiplies in `operands`: kept in the type of that computation's statistics.
+    /// Products round them on their way.
     pub fn weights(device: &D, layout: &Arc<Layout>, operands: DType) -> Self {
-        let kept = D::statistics(operands);
-        let rounded = (kept != operands).then(|| Box::new(Self::zeros(device, layout, operands)));
-        Store { rounded, ..Self::zeros(device, layout, kept) }
+        Self::zeros(device, layout, D::statistics(operands))
     }
 
-    /// Makes the rounded copy that of the weights as they are now.
-    pub fn round(&mut self, device: &D) {
-        let Some(rounded) = &mut self.rounded else { return };
-        device.copy(self.dense.view(), rounded.dense.view_mut());
-        for (x, y) in self.experts.iter().flatten().zip(rounded.experts.iter_mut().flatten()) {
-            device.copy(x.view(), y.view_mut());
-        }
-    }
-
-    /// Bytes of this store, with its rounded copy.
+    /// Bytes of this store.
     pub fn bytes(&self) -> usize {
-        self.layout.len() * self.dtype().size() + self.rounded.as_ref().map_or(0, |r| r.bytes())
+        self.layout.len() * self.dtype().size()
     }
 
     /// The table.
@@ -372,16 +358,10 @@ impl<D: Device> Store<D> {
         self.dense.view_mut().part(p.at.clone(), p.shape)
     }
 
-    /// A dense matrix as an operand of products.
-    pub fn operand(&self, id: ParamId) -> View<'_, D> {
-        self.rounded.as_deref().unwrap_or(self).at(id)
-    }
-
-    /// One matrix of every local expert of a sparse layer, as operands of products.
+    /// One matrix of every local expert of a sparse layer.
     pub fn experts(&self, layer: usize, part: ExpertPart) -> Vec<View<'_, D>> {
-        let store = self.rounded.as_deref().unwrap_or(self);
         let table = self.layout.experts[layer].iter().map(|p| &p[part as usize]);
-        store.experts[layer].iter().zip(table).map(|(t, p)| t.view().part(p.at.clone(), p.shape)).collect()
+        self.experts[layer].iter().zip(table).map(|(t, p)| t.view().part(p.at.clone(), p.shape)).collect()
     }
 
     /// One matrix of every local expert of a sparse layer, for writing.
@@ -431,16 +411,9 @@ impl<D: Device> Store<D> {
 
     /// As [`Store::trainable`], for writing.
     pub fn trainable_mut(&mut self) -> Vec<ViewMut<'_, D>> {
-        self.update().0
-    }
-
-    /// As [`Store::trainable_mut`], with the same stretches of the rounded copy if there is one: whoever changes a weight
-    /// writes both.
-    pub fn update(&mut self) -> (Vec<ViewMut<'_, D>>, Option<Vec<ViewMut<'_, D>>>) {
         let n = self.layout.trainable;
         let dense = self.dense.view_mut().part(0..n, [1, n]);
-        let kept = std::iter::once(dense).chain(self.experts.iter_mut().flatten().map(Tensor::view_mut)).collect();
-        (kept, self.rounded.as_deref_mut().map(Store::trainable_mut))
+        std::iter::once(dense).chain(self.experts.iter_mut().flatten().map(Tensor::view_mut)).collect()
     }
 
     /// The whole dense part, flat, correction biases included: what ranks must sum.

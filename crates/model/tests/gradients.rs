@@ -193,7 +193,6 @@ fn mixed_precision_is_close_to_double() {
                 dev.copy(view, narrow.view_mut());
                 dev.copy(narrow.view(), weights.get_mut(home));
             }
-            weights.round(&dev);
             let out = pass(&dev, &model, &weights, &Solo, batch, SCALE, Auxiliary::default());
             let loads: Vec<Vec<f64>> = out.log.layers.into_iter().map(|layer| layer.load).collect();
             (loads, out.losses, by_name(&dev, &out.grads))

@@ -19,7 +19,7 @@ use wudao_model::store::{Layout, Shard};
 /// Bytes that a run takes on one rank.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
 pub struct Estimate {
-    /// Parameters, with their rounded copy in mixed precision.
+    /// Parameters.
     pub weights: u64,
     /// One gradient each.
     pub gradients: u64,

@@ -2,7 +2,7 @@
 
 use super::bands::{TASK, bands};
 use super::simd::{Isa, versions};
-use super::{Pool, Real, Stored};
+use super::{Pool, Real};
 use crate::AdamW;
 
 /// The step's factors, in the type of the computation.
@@ -33,32 +33,15 @@ versions! {
             one::<R, S>(a, g, w, m, v);
         }
     }
-
-    fn update_and_copy<A: Stored; S>(
-        a: Step<A::Real>, g: &[A::Real], w: &mut [A::Real], m: &mut [A::Real], v: &mut [A::Real], copy: &mut [A],
-    ) {
-        for ((((w, m), v), &g), copy) in w.iter_mut().zip(m).zip(v).zip(g).zip(copy) {
-            one::<A::Real, S>(a, g, w, m, v);
-            *copy = A::narrow(*w);
-        }
-    }
 }
 
-/// One step on a flat stretch, and a rounded copy of the new weights.
-pub(crate) fn adamw<A: Stored>(
-    pool: &Pool,
-    a: &AdamW,
-    g: &[A::Real],
-    w: &mut [A::Real],
-    m: &mut [A::Real],
-    v: &mut [A::Real],
-    copy: Option<&mut [A]>,
-) {
+/// One step on a flat stretch.
+pub(crate) fn adamw<R: Real>(pool: &Pool, a: &AdamW, g: &[R], w: &mut [R], m: &mut [R], v: &mut [R]) {
     assert!(a.step > 0, "AdamW counts steps from 1");
     let step = a.step.min(i32::MAX as u64) as i32;
     let correct1 = 1.0 - a.beta1.powi(step);
     let correct2 = 1.0 - a.beta2.powi(step);
-    let of = A::Real::of;
+    let of = R::of;
     let factors = Step {
         scale: of(a.grad_scale),
         keep: of(1.0 - a.lr * a.weight_decay),
@@ -70,19 +53,14 @@ pub(crate) fn adamw<A: Stored>(
         root: of(1.0 / correct2.sqrt()),
         eps: of(a.eps),
     };
-    match copy {
-        None => bands(pool, g.len(), TASK, (w, m, v), |at, (w, m, v)| update(factors, &g[at], w, m, v)),
-        Some(copy) => bands(pool, g.len(), TASK, (w, m, v, copy), |at, (w, m, v, copy)| {
-            update_and_copy(factors, &g[at], w, m, v, copy);
-        }),
-    }
+    bands(pool, g.len(), TASK, (w, m, v), |at, (w, m, v)| update(factors, &g[at], w, m, v));
 }
 
 #[cfg(test)]
 mod tests {
     use crate::check::{Random, assert_close};
-    use crate::cpu::testing::{cpu, down, up, up_as};
-    use crate::{AdamW, Cpu, DType, Device, Tensor};
+    use crate::cpu::testing::{cpu, down, up};
+    use crate::{AdamW, DType, Device};
 
     /// The textbook form, with corrected moments written out, over several steps.
     #[test]
@@ -95,7 +73,7 @@ mod tests {
         let (mut w, mut m, mut v) = (up(&cpu, [n, 1], &start), up(&cpu, [n, 1], &zeros), up(&cpu, [n, 1], &zeros));
         for (i, g) in gradients.iter().enumerate() {
             let a = AdamW { lr, beta1, beta2, eps, weight_decay: decay, step: i as u64 + 1, grad_scale: scale };
-            cpu.adamw(&a, up(&cpu, [n, 1], g).view(), w.view_mut(), m.view_mut(), v.view_mut(), None);
+            cpu.adamw(&a, up(&cpu, [n, 1], g).view(), w.view_mut(), m.view_mut(), v.view_mut());
         }
         let expected: Vec<f64> = (0..n)
             .map(|i| {
@@ -114,25 +92,5 @@ mod tests {
             })
             .collect();
         assert_close("weights", "adamw", DType::F64, &expected, &down(&cpu, &w));
-    }
-
-    /// With a copy the step is the same, to the bit, and the copy is the new weights, rounded.
-    #[test]
-    fn a_copy_gets_the_new_weights() {
-        let (cpu, mut r, n) = (cpu(), Random(4), 70_001);
-        let [g, w, m, v] = [(); 4].map(|()| r.values(n));
-        let a = AdamW { lr: 0.1, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step: 3, grad_scale: 1.0 };
-        let step = |copy: Option<&mut Tensor<Cpu>>| {
-            let single = |x: &[f64]| up_as(&cpu, DType::F32, [n, 1], x);
-            let v: Vec<f64> = v.iter().map(|v| v.abs()).collect();
-            let (g, mut w, mut m, mut v) = (single(&g), single(&w), single(&m), single(&v));
-            let copy = copy.map(Tensor::view_mut);
-            cpu.adamw(&a, g.view(), w.view_mut(), m.view_mut(), v.view_mut(), copy);
-            [w, m, v].map(|x| down(&cpu, &x))
-        };
-        let mut copy = Tensor::new(&cpu, [n, 1], DType::Bf16);
-        let [w, m, v] = step(Some(&mut copy));
-        assert_eq!([&w, &m, &v], step(None).each_ref());
-        assert_eq!(down(&cpu, &copy), w.iter().map(|&w| half::bf16::from_f32(w as f32).to_f64()).collect::<Vec<_>>());
     }
 }

@@ -148,20 +148,26 @@ macro_rules! by_product {
         type $C = $c;
         $body
     }};
-    ($a:expr, $b:expr, $c:expr, $T:ident, $C:ident => $body:expr) => {
-        match ($a, $b, $c) {
-            (DType::Bf16, DType::Bf16, DType::Bf16) => by_product!(@ bf16, bf16, $T, $C => $body),
-            (DType::Bf16, DType::Bf16, DType::F32) => by_product!(@ bf16, f32, $T, $C => $body),
-            (DType::F32, DType::F32 | DType::Bf16, DType::Bf16) | (DType::Bf16, DType::F32, DType::Bf16) => {
-                by_product!(@ f32, bf16, $T, $C => $body)
-            }
-            (DType::F32, DType::F32 | DType::Bf16, DType::F32) | (DType::Bf16, DType::F32, DType::F32) => {
-                by_product!(@ f32, f32, $T, $C => $body)
-            }
-            (DType::F64, DType::F64, DType::F64) => by_product!(@ f64, f64, $T, $C => $body),
-            other => panic!("no product of types {other:?}"),
+    ($exact:expr, $a:expr, $b:expr, $c:expr, $T:ident, $C:ident => $body:expr) => {
+        match (multiplied_in($exact, $a, $b), $c) {
+            (DType::Bf16, DType::Bf16) => by_product!(@ bf16, bf16, $T, $C => $body),
+            (DType::Bf16, DType::F32) => by_product!(@ bf16, f32, $T, $C => $body),
+            (DType::F32, DType::Bf16) => by_product!(@ f32, bf16, $T, $C => $body),
+            (DType::F32, DType::F32) => by_product!(@ f32, f32, $T, $C => $body),
+            (DType::F64, DType::F64) => by_product!(@ f64, f64, $T, $C => $body),
+            other => panic!("no product in and to {other:?}"),
         }
     };
+}
+
+/// The type that operands are multiplied in: theirs, or of two the narrower, if not `exact`.
+fn multiplied_in(exact: bool, a: DType, b: DType) -> DType {
+    match (a, b) {
+        (a, b) if a == b => a,
+        (DType::F32, DType::Bf16) | (DType::Bf16, DType::F32) if exact => DType::F32,
+        (DType::F32, DType::Bf16) | (DType::Bf16, DType::F32) => DType::Bf16,
+        other => panic!("no product of types {other:?}"),
+    }
 }
 
 /// Runs `$body` with `$A` the type of queries, keys and values, and `$T` that of a cache of them.
@@ -307,14 +313,14 @@ impl Device for Cpu {
 
     fn gemm(&self, g: Gemm, a: View<Self>, b: View<Self>, c: ViewMut<Self>) {
         timed!(self, gemm);
-        by_product!(a.dtype(), b.dtype(), c.dtype(), T, C =>
+        by_product!(g.exact, a.dtype(), b.dtype(), c.dtype(), T, C =>
             gemm::gemm::<T, C>(&self.pool, g, mat(a), mat(b), mat_mut(c)))
     }
     fn gemm_bands(&self, g: Gemm, bands: &[Range<usize>], a: View<Self>, b: &[View<Self>], c: ViewMut<Self>) {
         timed!(self, gemm_bands);
         let dtype = b.first().map_or(a.dtype(), View::dtype);
         assert!(b.iter().all(|b| b.dtype() == dtype), "dtypes of B");
-        by_product!(a.dtype(), dtype, c.dtype(), T, C => {
+        by_product!(g.exact, a.dtype(), dtype, c.dtype(), T, C => {
             let b: Vec<_> = b.iter().map(|b| mat(*b)).collect();
             gemm::gemm_bands::<T, C>(&self.pool, g, bands, mat(a), &b, mat_mut(c))
         })
@@ -322,7 +328,7 @@ impl Device for Cpu {
     fn gemm_bands_outer(&self, bands: &[Range<usize>], a: View<Self>, b: View<Self>, acc_c: Vec<ViewMut<Self>>) {
         timed!(self, gemm_bands_outer);
         let dtype = acc_c.first().map_or(a.dtype(), ViewMut::dtype);
-        by_product!(a.dtype(), b.dtype(), dtype, T, C => {
+        by_product!(false, a.dtype(), b.dtype(), dtype, T, C => {
             let c: Vec<MatMut<C>> = acc_c.into_iter().map(mat_mut).collect();
             gemm::gemm_bands_outer::<T, C>(&self.pool, bands, mat(a), mat(b), c)
         })
@@ -621,23 +627,10 @@ impl Device for Cpu {
         ))
     }
 
-    fn adamw(
-        &self,
-        a: &AdamW,
-        g: View<Self>,
-        w: ViewMut<Self>,
-        m: ViewMut<Self>,
-        v: ViewMut<Self>,
-        copy: Option<ViewMut<Self>>,
-    ) {
+    fn adamw(&self, a: &AdamW, g: View<Self>, w: ViewMut<Self>, m: ViewMut<Self>, v: ViewMut<Self>) {
         timed!(self, adamw);
         let [rows, cols] = g.shape();
         shapes!(w: [rows, cols], m: [rows, cols], v: [rows, cols]);
-        if let Some(copy) = &copy {
-            shapes!(copy: [rows, cols]);
-        }
-        by_stored!(copy.as_ref().map_or(g.dtype(), ViewMut::dtype), A => adamw::adamw::<A>(
-            &self.pool, a, slice(g), slice_mut(w), slice_mut(m), slice_mut(v), copy.map(slice_mut),
-        ))
+        by_dtype!(g.dtype(), R => adamw::adamw::<R>(&self.pool, a, slice(g), slice_mut(w), slice_mut(m), slice_mut(v)))
     }
 }

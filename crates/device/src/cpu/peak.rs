@@ -6,6 +6,8 @@
 //! of several tries counts.
 
 use super::gemm::GemmScalar;
+#[cfg(target_arch = "x86_64")]
+use super::gemm::amx;
 use super::{Cpu, Pool};
 use crate::DType;
 use half::bf16;
@@ -50,7 +52,7 @@ impl Cpu {
 
     /// Whether the machine multiplies bf16. Elsewhere such products are made in f32: the same bits, no sooner.
     pub fn multiplies_bf16(&self) -> bool {
-        bf16::kernel().name == "avx512_bf16"
+        matches!(bf16::kernel().name, "amx_bf16" | "avx512_bf16")
     }
 
     /// Measured rate of reading memory in GB/s, on all threads. Takes about 0.1 s and 128 MB.
@@ -106,6 +108,10 @@ fn burner() -> Burner {
 
 /// The same, of bf16 operands.
 fn bf16_burner() -> Burner {
+    #[cfg(target_arch = "x86_64")]
+    if amx::supported() {
+        return (amx::burn, amx::BURN_FLOPS);
+    }
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16") {
         return (avx512_bf16, 2 * CHAINS * 32);

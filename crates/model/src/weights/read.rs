@@ -86,9 +86,7 @@ pub fn load<D: Device>(device: &D, dir: &Path, config: &Config, store: &mut Stor
         let others = if more > 0 { format!(", and {more} more") } else { String::new() };
         return Err(WeightsError::tensor(dir, name, format!("missing{others}{hint}")));
     }
-    fill(device, &files, "", store, |_| true)?;
-    store.round(device);
-    Ok(())
+    fill(device, &files, "", store, |_| true)
 }
 
 /// Fills a store from the file of a [`super::Snapshot`] that was taken with the same prefix. Tensors under other prefixes

@@ -137,6 +137,5 @@ pub fn model(
     let model = Model::new(device, config, config.max_position_embeddings, options).unwrap();
     let mut weights = model.no_weights(device);
     randomize(device, &mut weights, seed);
-    weights.round(device);
     (model, weights)
 }

@@ -186,12 +186,11 @@ impl<D: Device> Optimizer<D> {
     pub fn step(&mut self, device: &D, grads: &Store<D>, weights: &mut Store<D>, rates: Rates, grad_scale: f64) {
         self.updates += 1;
         let grads = grads.trainable();
-        let ((mut weights, mut rounded), mut first) = (weights.update(), self.first.trainable_mut());
+        let (mut weights, mut first) = (weights.trainable_mut(), self.first.trainable_mut());
         for piece in &self.pieces {
             let (s, at, shape) = (piece.stretch, &piece.at, piece.shape);
             let g = grads[s].part(at.clone(), shape);
             let w = weights[s].reborrow().part(at.clone(), shape);
-            let r = rounded.as_mut().map(|r| r[s].reborrow().part(at.clone(), shape));
             let m = first[s].reborrow().part(at.clone(), shape);
             match piece.rule {
                 Rule::AdamW { second, decay } => {
@@ -203,7 +202,7 @@ impl<D: Device> Optimizer<D> {
                         grad_scale,
                         ..self.adamw
                     };
-                    device.adamw(&a, g, w, m, self.second[second].view_mut(), r);
+                    device.adamw(&a, g, w, m, self.second[second].view_mut());
                 }
                 Rule::Muon => {
                     let muon = muon::Muon {
@@ -213,7 +212,7 @@ impl<D: Device> Optimizer<D> {
                         grad_scale,
                         operands: self.operands,
                     };
-                    muon.step(device, g, w, m, r);
+                    muon.step(device, g, w, m);
                 }
             }
         }

@@ -33,15 +33,8 @@ pub(super) struct Muon {
 }
 
 impl Muon {
-    /// One step on a matrix: weights `w` and momentum `m` in place, and the weights' rounded copy if there is one.
-    pub fn step<D: Device>(
-        &self,
-        device: &D,
-        g: View<D>,
-        mut w: ViewMut<D>,
-        mut m: ViewMut<D>,
-        rounded: Option<ViewMut<D>>,
-    ) {
+    /// One step on a matrix: weights `w` and momentum `m` in place.
+    pub fn step<D: Device>(&self, device: &D, g: View<D>, w: ViewMut<D>, mut m: ViewMut<D>) {
         let [rows, cols] = w.shape();
         device.axpby(self.grad_scale, g, self.momentum, m.reborrow());
         let mut u = Tensor::new(device, [rows, cols], m.dtype());
@@ -49,15 +42,12 @@ impl Muon {
         device.axpby(self.grad_scale, g, 1.0, u.view_mut());
         let keep = 1.0 - self.lr * self.weight_decay;
         match orthogonalize(device, u, self.operands) {
-            Some(o) => device.axpby(-self.lr * 0.2 * (rows.max(cols) as f64).sqrt(), o.view(), keep, w.reborrow()),
+            Some(o) => device.axpby(-self.lr * 0.2 * (rows.max(cols) as f64).sqrt(), o.view(), keep, w),
             None => {
                 // An expert that never saw a token: nothing to do but to decay.
                 let zero = Tensor::zeros(device, [rows, cols], w.dtype());
-                device.axpby(0.0, zero.view(), keep, w.reborrow());
+                device.axpby(0.0, zero.view(), keep, w);
             }
-        }
-        if let Some(rounded) = rounded {
-            device.copy(w.as_view(), rounded);
         }
     }
 }
@@ -79,7 +69,7 @@ pub(super) fn orthogonalize<D: Device>(device: &D, x: Tensor<D>, dtype: DType) -
     let (mut gram, mut square) = (Tensor::new(device, [n, n], dtype), Tensor::new(device, [n, n], dtype));
     let [a, b, c] = QUINTIC;
     for _ in 0..ITERATIONS {
-        let product = if tall { Gemm { ta: true, tb: false, accumulate: false } } else { Gemm::NT };
+        let product = if tall { Gemm { ta: true, ..Gemm::NN } } else { Gemm::NT };
         device.gemm(product, x.view(), x.view(), gram.view_mut());
         device.gemm(Gemm::NN, gram.view(), gram.view(), square.view_mut());
         device.axpby(b, gram.view(), c, square.view_mut());
@@ -167,7 +157,7 @@ mod tests {
         let mut w = Tensor::zeros(&cpu, [rows, cols], wudao_device::DType::F64);
         let mut m = Tensor::zeros(&cpu, [rows, cols], wudao_device::DType::F64);
         let muon = Muon { lr: 0.01, momentum: 0.95, weight_decay: 0.1, grad_scale: 1.0, operands: DType::F64 };
-        muon.step(&cpu, g.view(), w.view_mut(), m.view_mut(), None);
+        muon.step(&cpu, g.view(), w.view_mut(), m.view_mut());
         let rms = (cpu.sum_of_squares(w.view()) / (rows * cols) as f64).sqrt();
         assert!((0.1..0.3).contains(&(rms / 0.01)), "{}", rms / 0.01);
     }

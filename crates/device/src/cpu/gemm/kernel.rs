@@ -64,13 +64,6 @@ pub(super) struct Rows<'a, T> {
     pub group: usize,
 }
 
-impl<'a, T: GemmScalar> Rows<'a, T> {
-    /// A packed panel of `width` rows.
-    pub fn packed(data: &'a [T], width: usize) -> Self {
-        Rows { data, row: T::GROUP, group: width * T::GROUP }
-    }
-}
-
 /// Packs a panel: operand, lanes, steps of k, and the panel.
 pub(super) type Pack<T> = unsafe fn(&Side<<T as Stored>::Real>, Range<usize>, Range<usize>, &mut [T]);
 
@@ -85,6 +78,10 @@ pub(crate) struct Kernel<T: GemmScalar> {
     pub(super) supported: fn() -> bool,
     /// Most rows and columns of a tile.
     pub(super) size: [usize; 2],
+    /// Whether a packed panel of A has the rows of a group side by side, or else each row's steps.
+    pub(super) rows_adjacent: bool,
+    /// How many times as fast as f32 it multiplies, about, where vectors do the packing.
+    pub(super) speed: f64,
     pub(super) pack_rows: Pack<T>,
     pub(super) pack_cols: Pack<T>,
     pub(super) tile: MicroKernel<T>,
@@ -107,6 +104,15 @@ impl<T: GemmScalar> Kernel<T> {
     /// Columns of one vector.
     pub(super) fn lanes(&self) -> usize {
         self.cols() / 2
+    }
+
+    /// A packed panel of rows of op(A), of so many steps.
+    pub(super) fn packed<'a>(&self, data: &'a [T], steps: usize) -> Rows<'a, T> {
+        if self.rows_adjacent {
+            Rows { data, row: T::GROUP, group: self.rows() * T::GROUP }
+        } else {
+            Rows { data, row: steps.next_multiple_of(T::GROUP), group: T::GROUP }
+        }
     }
 
     /// Packs a panel of rows of op(A).
@@ -206,6 +212,8 @@ macro_rules! gemm_scalar {
                     name: "portable",
                     supported: || true,
                     size: [PORTABLE_ROWS, $cols],
+                    rows_adjacent: true,
+                    speed: 1.0,
                     pack_rows: pack::pack::<$t, PORTABLE_ROWS, $group>,
                     pack_cols: pack::pack::<$t, $cols, $group>,
                     tile: portable::<$t, $cols, $group>,
@@ -232,6 +240,6 @@ macro_rules! gemm_scalar {
 gemm_scalar!(f32, group 1, Real, Stored::widen, [f32_avx512 f32_avx2], portable 16, Some(put::put::<bf16, 16>));
 gemm_scalar!(f64, group 1, Real, f64::from, [f64_avx512 f64_avx2], portable 8, None);
 gemm_scalar!(
-    bf16, group 2, Bf16, std::convert::identity, [bf16_avx512_bf16 bf16_avx512 bf16_avx2], portable 16,
+    bf16, group 2, Bf16, std::convert::identity, [bf16_amx bf16_avx512_bf16 bf16_avx512 bf16_avx2], portable 16,
     Some(put::put::<bf16, 16>)
 );

@@ -23,6 +23,8 @@
 //! micro-kernel only. bf16 lies there in pairs of steps, as `vdpbf16ps` takes them, and its sums are f32: C may be either
 //! ([`put`]).
 
+#[cfg(target_arch = "x86_64")]
+pub(in crate::cpu) mod amx;
 mod kernel;
 mod pack;
 mod panels;
@@ -38,8 +40,8 @@ mod x86;
 use super::pool::Pool;
 use super::real::{Real, Stored};
 use crate::Gemm;
+use kernel::Kernel;
 pub(crate) use kernel::{Data, GemmScalar};
-use kernel::{Kernel, Rows};
 use pack::Side;
 pub(in crate::cpu) use panels::{Micro, Operand};
 use plan::{Size, Tile};
@@ -174,38 +176,40 @@ impl<'a, R: Real, C: Stored<Real = R>> Product<'a, R, C> {
     where
         C: Target<T>,
     {
-        self.estimate::<T>();
+        self.estimate(kernel);
         let straight = self.size.cost(kernel.lanes());
-        self.turn::<T>();
+        self.turn(kernel);
         if self.size.cost(kernel.lanes()) >= straight {
-            self.turn::<T>();
+            self.turn(kernel);
         }
         let few = self.size.m <= 2 * kernel.rows();
         self.lanes.ahead = if few && !self.lanes.lanes_adjacent { kernel.cols() * self.lanes.pitch } else { 0 };
     }
 
     /// Exchanges the roles of the operands.
-    fn turn<T: GemmScalar<Real = R>>(&mut self)
+    fn turn<T: GemmScalar<Real = R>>(&mut self, kernel: &Kernel<T>)
     where
         C: Target<T>,
     {
         std::mem::swap(&mut self.rows, &mut self.lanes);
         std::mem::swap(&mut self.size.m, &mut self.size.n);
         self.turned = !self.turned;
-        self.estimate::<T>();
+        self.estimate(kernel);
     }
 
     /// What there is to do beside multiplying.
-    fn estimate<T: GemmScalar<Real = R>>(&mut self)
+    fn estimate<T: GemmScalar<Real = R>>(&mut self, kernel: &Kernel<T>)
     where
         C: Target<T>,
     {
         let in_place = self.rows.rows_in_place::<T>(0, &(0..self.size.k)).is_some();
         let blocks = if C::EXACT { self.size.k.div_ceil(block::<T>()) } else { 1 };
         // A group is transposed as quickly as an element of that size, but lanes that lie side by side must be interleaved.
-        let packing = |side: &Side<R>| plan::PACKING * if side.lanes_adjacent { T::GROUP as f64 } else { 1.0 };
+        let beside = |cost: f64| cost * kernel.speed;
+        let packing = |side: &Side<R>| beside(plan::PACKING) * if side.lanes_adjacent { T::GROUP as f64 } else { 1.0 };
         self.size.packing = [if in_place { 0.0 } else { packing(&self.rows) }, packing(&self.lanes)];
-        self.size.putting = if self.turned || !C::EXACT { plan::PUTTING * (blocks * T::GROUP) as f64 } else { 0.0 };
+        self.size.putting =
+            if self.turned || !C::EXACT { beside(plan::PUTTING) * (blocks * T::GROUP) as f64 } else { 0.0 };
     }
 }
 
@@ -235,7 +239,8 @@ fn run<T: GemmScalar, C: Target<T>>(
         products.iter_mut().filter(|p| p.size.k == 0).for_each(|p| p.c.fill(C::zeroed()));
     }
     let sizes: Vec<Size> = products.iter().map(|p| p.size).collect();
-    let most_rows = (ROWS_BYTES / size_of::<T>() / block::<T>()).next_multiple_of(kernel.rows()) - kernel.rows();
+    let steps = sizes.iter().map(|size| size.k).max().unwrap_or(0).clamp(1, block::<T>());
+    let most_rows = (ROWS_BYTES / size_of::<T>() / steps).next_multiple_of(kernel.rows()) - kernel.rows();
     let tiles = plan::tiles(&sizes, [kernel.rows(), kernel.cols()], most_rows, pool.threads());
     let outs: Vec<Out<C>> = products.iter_mut().map(|p| Out(p.c.as_mut_ptr())).collect();
     let products = &*products;
@@ -311,7 +316,7 @@ unsafe fn compute<T: GemmScalar, C: Target<T>>(
                     let size = [rows.len(), cols.len(), steps.len()];
                     let a = match p.rows.rows_in_place(rows.start, &steps) {
                         Some(rows) => rows,
-                        None => Rows::packed(&a_block[at], mr),
+                        None => kernel.packed(&a_block[at], steps.len()),
                     };
                     // SAFETY: the rectangle `rows × cols` lies within the tile, hence within C, whose rows are `pitch`
                     // apart.

@@ -3,7 +3,7 @@
 //! Attention is such a kernel: the tile of scores that one product leaves in the first cache is the packed operand of the
 //! next one, so nothing but the outermost operands is ever packed.
 
-use super::kernel::{GemmScalar, Kernel, Rows};
+use super::kernel::{GemmScalar, Kernel};
 use super::pack::Side;
 use super::pieces;
 use std::ops::Range;
@@ -37,15 +37,16 @@ impl<T: GemmScalar> Clone for Micro<T> {
 impl<T: GemmScalar> Copy for Micro<T> {}
 
 impl<T: GemmScalar> Micro<T> {
-    /// The best one for this machine.
+    /// The best one for this machine of those whose panels are as described here.
     pub fn best() -> Self {
-        Micro(T::kernel())
+        let kernel = T::KERNELS.iter().find(|k| k.rows_adjacent && (k.supported)());
+        Micro(kernel.expect("the portable kernel is always supported"))
     }
 
     /// Every one that runs on this machine.
     #[cfg(test)]
     pub fn all() -> impl Iterator<Item = Self> {
-        T::KERNELS.iter().filter(|k| (k.supported)()).map(Micro)
+        T::KERNELS.iter().filter(|k| k.rows_adjacent && (k.supported)()).map(Micro)
     }
 
     /// Rows of a panel of A.
@@ -110,7 +111,7 @@ impl<T: GemmScalar> Micro<T> {
             // SAFETY: rows `rows` of C are inside the slice, as asserted, and it is borrowed exclusively.
             unsafe {
                 let c = c.as_mut_ptr().add(rows.start * pitch);
-                self.0.tile([rows.len(), n, k], Rows::packed(&a[i * panel..], self.rows()), b, c, pitch, accumulate);
+                self.0.tile([rows.len(), n, k], self.0.packed(&a[i * panel..], k), b, c, pitch, accumulate);
             }
         }
     }

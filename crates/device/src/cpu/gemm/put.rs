@@ -8,7 +8,7 @@ use super::kernel::{GemmScalar, Kernel};
 use crate::cpu::real::Stored;
 use half::bf16;
 #[cfg(target_arch = "x86_64")]
-pub(super) use wide::{Lanes, put as put_512};
+pub(super) use wide::{Lanes, put as put_512, rounded};
 
 /// Writes a tile of sums to C: the sums, whose rows are the kernel's columns apart; `[rows, columns]` of them; whether
 /// C has them as `[columns, rows]`; C, elements from one row of C to the next, and whether to accumulate.
@@ -101,19 +101,24 @@ mod wide {
             let x = unsafe { _mm256_maskz_loadu_epi16(mask, from.cast()) };
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x)))
         }
-        /// As `bf16::narrow`.
         #[inline]
         #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
         unsafe fn store(mask: __mmask16, to: *mut bf16, x: __m512) {
-            let bits = _mm512_castps_si512(x);
-            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-            let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
-            let kept = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x0040_0000));
-            let halves = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(kept));
+            let halves = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(rounded(x)));
             // SAFETY: the caller's promise.
             unsafe { _mm256_mask_storeu_epi16(to.cast(), mask, halves) }
         }
+    }
+
+    /// As `bf16::narrow`, in the upper half of each element.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(in super::super) fn rounded(x: __m512) -> __m512i {
+        let bits = _mm512_castps_si512(x);
+        let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+        let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+        let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+        _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x0040_0000))
     }
 
     /// [`Put`] from at most 16 rows of `N` sums.

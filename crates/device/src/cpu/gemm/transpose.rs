@@ -5,6 +5,7 @@
 
 use super::kernel::{Data, GemmScalar};
 use super::pack::{self, Side};
+use super::put;
 use half::bf16;
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -24,6 +25,15 @@ pub(super) fn pack<T: GemmScalar<Real = f32>, const W: usize, const G: usize>(
         (None, Data::Bf16(x)) if !side.lanes_adjacent => {
             blocks::<T, bf16, W, G>(load_widened, x, side, lanes, steps, panel)
         }
+        (None, Data::Real(x)) if !side.lanes_adjacent && narrows() => {
+            blocks::<T, f32, W, G>(load_rounded::<true>, x, side, lanes, steps, panel)
+        }
+        (None, Data::Real(x)) if !side.lanes_adjacent => {
+            blocks::<T, f32, W, G>(load_rounded::<false>, x, side, lanes, steps, panel)
+        }
+        (_, Data::Bf16(x)) if G == 2 => pairs::<T, bf16, W>(pair, x, side, lanes, steps, panel),
+        (None, Data::Real(x)) if narrows() => pairs::<T, f32, W>(pair_rounded::<true>, x, side, lanes, steps, panel),
+        (None, Data::Real(x)) => pairs::<T, f32, W>(pair_rounded::<false>, x, side, lanes, steps, panel),
         _ => pack::pack::<T, W, G>(side, lanes, steps, panel),
     }
 }
@@ -85,6 +95,204 @@ unsafe fn load_widened(from: *const bf16, n: usize) -> __m512 {
     // SAFETY: the caller's promise.
     let halves = unsafe { _mm256_maskz_loadu_epi16(mask(n) as __mmask16, from.cast()) };
     _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
+}
+
+/// Packs rows for a kernel that reads each row's steps together: `panel[lane · steps + step]`, one zero more after an odd
+/// number of steps. Nothing is written where there are no more lanes.
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
+pub(super) fn pack_rows(side: &Side<f32>, lanes: Range<usize>, steps: Range<usize>, panel: &mut [bf16]) {
+    let pitch = steps.len().next_multiple_of(2);
+    match (side.data, side.lanes_adjacent) {
+        (Data::Bf16(x), false) => {
+            for (lane, out) in lanes.zip(panel.chunks_exact_mut(pitch)) {
+                out[..steps.len()].copy_from_slice(&x[lane * side.pitch..][steps.clone()]);
+                out[steps.len()..].fill(bf16::ZERO);
+            }
+        }
+        (Data::Real(x), false) => {
+            let load = if narrows() { load_rounded::<true> } else { load_rounded::<false> };
+            for (lane, out) in lanes.zip(panel.chunks_exact_mut(pitch)) {
+                let row = &x[lane * side.pitch..][steps.clone()];
+                for (x, out) in row.chunks(32).zip(out.chunks_mut(32)) {
+                    // SAFETY: so many elements are read, with the instruction if there is one, and so many are written.
+                    unsafe {
+                        let rounded = _mm512_castps_si512(load(x.as_ptr(), x.len()));
+                        _mm512_mask_storeu_epi16(out.as_mut_ptr().cast(), mask(out.len()), rounded);
+                    }
+                }
+            }
+        }
+        (Data::Bf16(x), true) => turned(pair, x, side, lanes, steps, panel),
+        (Data::Real(x), true) if narrows() => turned(pair_rounded::<true>, x, side, lanes, steps, panel),
+        (Data::Real(x), true) => turned(pair_rounded::<false>, x, side, lanes, steps, panel),
+    }
+}
+
+/// The transposed case of [`pack_rows`]: 16 pairs of steps of 16 lanes at a time.
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
+fn turned<X>(
+    pair: Pair<X>,
+    data: &[X],
+    side: &Side<f32>,
+    lanes: Range<usize>,
+    steps: Range<usize>,
+    panel: &mut [bf16],
+) {
+    let pitch = steps.len().next_multiple_of(2);
+    assert!(panel.len() >= lanes.len() * pitch && lanes.end <= side.pitch && steps.end <= side.rows);
+    assert!(data.len() == side.rows * side.pitch);
+    for first in (0..lanes.len()).step_by(16) {
+        let width = (lanes.len() - first).min(16);
+        for at in (0..steps.len()).step_by(32) {
+            let count = (steps.len() - at).min(32);
+            let from = data.as_ptr().wrapping_add((steps.start + at) * side.pitch + lanes.start + first);
+            let mut block = [_mm512_setzero_ps(); 16];
+            for (i, row) in block.iter_mut().enumerate().take(count.div_ceil(2)) {
+                let [one, two] = [2 * i, 2 * i + 1].map(|step| from.wrapping_add(step * side.pitch));
+                let have = mask(width) as __mmask16;
+                // SAFETY: `width` lanes of a step below `steps.end`; the second is only read if it is one, too.
+                *row = unsafe { pair([have, if 2 * i + 1 < count { have } else { 0 }], one, two) };
+            }
+            for (lane, row) in transpose(block).into_iter().enumerate().take(width) {
+                let to = panel.as_mut_ptr().wrapping_add((first + lane) * pitch + at);
+                // SAFETY: these pairs of a row of the panel.
+                unsafe { _mm512_mask_storeu_ps(to.cast(), mask(count.div_ceil(2)) as __mmask16, row) };
+            }
+        }
+    }
+}
+
+/// Whether the processor rounds to bf16.
+fn narrows() -> bool {
+    is_x86_feature_detected!("avx512bf16")
+}
+
+/// 16 lanes of two steps as pairs; of each step those that its mask lets through are read, the others are zero.
+type Pair<X> = unsafe fn([__mmask16; 2], *const X, *const X) -> __m512;
+
+/// [`Pair`] of bf16.
+///
+/// # Safety
+/// What the masks let through may be read.
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
+unsafe fn pair(masks: [__mmask16; 2], one: *const bf16, two: *const bf16) -> __m512 {
+    // SAFETY: the caller's promise.
+    let [one, two] =
+        unsafe { [_mm256_maskz_loadu_epi16(masks[0], one.cast()), _mm256_maskz_loadu_epi16(masks[1], two.cast())] };
+    let upper = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(two));
+    _mm512_castsi512_ps(_mm512_or_si512(_mm512_cvtepu16_epi32(one), upper))
+}
+
+/// [`Pair`] of f32, rounded.
+///
+/// # Safety
+/// What the masks let through may be read. With `INSTRUCTION`, the processor has that of bf16.
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
+unsafe fn pair_rounded<const INSTRUCTION: bool>(masks: [__mmask16; 2], one: *const f32, two: *const f32) -> __m512 {
+    // SAFETY: the caller's promise.
+    let [one, two] = unsafe { [_mm512_maskz_loadu_ps(masks[0], one), _mm512_maskz_loadu_ps(masks[1], two)] };
+    interleave(round::<INSTRUCTION>(one, two))
+}
+
+/// Packs lanes that lie side by side: each row of W lanes with the next one, the two steps of a pair.
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
+fn pairs<T: GemmScalar, X, const W: usize>(
+    pair: Pair<X>,
+    data: &[X],
+    side: &Side<f32>,
+    lanes: Range<usize>,
+    steps: Range<usize>,
+    panel: &mut [T],
+) {
+    assert!(size_of::<T>() == 2 && T::GROUP == 2, "pairs of bf16");
+    assert!(panel.len() == W * steps.len().next_multiple_of(2) && lanes.end <= side.pitch && steps.end <= side.rows);
+    assert!(data.len() == side.rows * side.pitch);
+    for at in (0..steps.len()).step_by(2) {
+        let from = data.as_ptr().wrapping_add((steps.start + at) * side.pitch + lanes.start);
+        let to = panel.as_mut_ptr().wrapping_add(at * W);
+        for first in (0..W).step_by(16) {
+            let width = mask((W - first).min(16)) as __mmask16;
+            let have = mask(lanes.len().saturating_sub(first)) as __mmask16 & width;
+            let masks = [have, if at + 1 < steps.len() { have } else { 0 }];
+            let (one, two) = (from.wrapping_add(first), from.wrapping_add(side.pitch + first));
+            // SAFETY: what `have` lets through are lanes of a step below `steps.end`; the second is only read if it is one,
+            // too. A pair of steps of a panel has W lanes, of which `width` lets those from `first` on through.
+            unsafe { _mm512_mask_storeu_ps(to.wrapping_add(2 * first).cast(), width, pair(masks, one, two)) };
+        }
+    }
+}
+
+/// Of `[x₀ … x₁₅, y₀ … y₁₅]` the pairs `x₀ y₀, x₁ y₁, …`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn interleave(halves: __m512i) -> __m512 {
+    const ORDER: [u16; 32] = {
+        let mut order = [0; 32];
+        let mut i = 0;
+        while i < 32 {
+            order[i] = (i / 2 + i % 2 * 16) as u16;
+            i += 1;
+        }
+        order
+    };
+    // SAFETY: an array of that size.
+    let order = unsafe { _mm512_loadu_si512(ORDER.as_ptr().cast()) };
+    _mm512_castsi512_ps(_mm512_permutexvar_epi16(order, halves))
+}
+
+/// 32 numbers as bf16, those of `x` first, as `bf16::narrow` rounds them; but with the instruction, which the processor must
+/// have then, numbers below 2⁻¹²⁶ are taken as zero, as products on such processors take them anyway.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn round<const INSTRUCTION: bool>(x: __m512, y: __m512) -> __m512i {
+    if INSTRUCTION {
+        let halves;
+        // SAFETY: the processor has the instruction, which touches registers alone. It is written so, and not by its
+        // intrinsic, because that could not be made part of functions that are compiled for processors without it.
+        unsafe {
+            std::arch::asm!(
+                "vcvtne2ps2bf16 {halves}, {y}, {x}",
+                halves = lateout(zmm_reg) halves, x = in(zmm_reg) x, y = in(zmm_reg) y,
+                options(pure, nomem, nostack, preserves_flags),
+            );
+        }
+        return halves;
+    }
+    const HALF: [u16; 32] = {
+        let mut upper = [0; 32];
+        let mut i = 0;
+        while i < 32 {
+            upper[i] = 2 * i as u16 + 1;
+            i += 1;
+        }
+        upper
+    };
+    // SAFETY: an array of that size.
+    let upper = unsafe { _mm512_loadu_si512(HALF.as_ptr().cast()) };
+    _mm512_permutex2var_epi16(put::rounded(x), upper, put::rounded(y))
+}
+
+/// 32 numbers, of which the first `n` are read, as bf16 in the places of 16.
+///
+/// # Safety
+/// `n` elements may be read. With `INSTRUCTION`, the processor has that of bf16.
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
+unsafe fn load_rounded<const INSTRUCTION: bool>(from: *const f32, n: usize) -> __m512 {
+    let read = mask(n);
+    // SAFETY: the caller's promise.
+    let [x, y] = unsafe {
+        [
+            _mm512_maskz_loadu_ps(read as __mmask16, from),
+            _mm512_maskz_loadu_ps((read >> 16) as __mmask16, from.wrapping_add(16)),
+        ]
+    };
+    _mm512_castsi512_ps(round::<INSTRUCTION>(x, y))
 }
 
 /// The lowest `n` of 32 bits.

@@ -6,6 +6,7 @@
 //! missing we use them, with more registers for the halves, and the bits are the same. (But for numbers
 //! below 2⁻¹²⁶: the instruction takes them as zero and writes them as zero.)
 
+pub(super) use super::amx as bf16_amx;
 use crate::cpu::real::Stored;
 use half::bf16;
 use std::arch::x86_64::*;
@@ -32,6 +33,8 @@ macro_rules! kernel {
                 name: $name,
                 supported: || $(is_x86_feature_detected!($feature))&&+,
                 size: [$rows, COLS],
+                rows_adjacent: true,
+                speed: 1.0,
                 pack_rows: pack_panel::<$rows>,
                 pack_cols: pack_panel::<COLS>,
                 tile,

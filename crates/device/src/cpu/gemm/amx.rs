@@ -1,0 +1,308 @@
+//! The micro-kernel for processors with a matrix unit: Intel's AMX, sixteen times as many multiply-adds of bf16 a cycle
+//! as vectors make.
+//!
+//! The unit has eight tiles of at most 16 rows of 64 bytes. Two by two of them hold 32 × 32 sums, two hold rows of A
+//! (32 steps of k each), two hold columns of B (16 pairs of steps of 16 columns each). A panel of B is what the other bf16
+//! kernels read; rows of A lie one after another, as in the operand, and mostly are the operand.
+//!
+//! The order of additions differs from the other kernels'. Of every 32 steps the unit sums the even and the odd ones by
+//! themselves, and adds both to what was there; numbers below 2⁻¹²⁶ are taken and written as zero. A sum's bits still depend
+//! on its own row, its own column and K alone.
+//!
+//! Rust has no stable intrinsics for tiles, so this is assembly. No tile lives from one piece of it to the next; their
+//! shape does, one per thread. Linux gives a process the unit when it asks for it.
+
+use super::kernel::{Kernel, Rows};
+use super::pack::Side;
+use super::put::{self, Lanes};
+use super::transpose;
+use half::bf16;
+use std::arch::asm;
+use std::arch::x86_64::*;
+use std::cell::Cell;
+use std::ops::Range;
+use std::sync::OnceLock;
+
+/// Rows and columns of a tile, 4 bytes each.
+const TILE: usize = 16;
+const ROWS: usize = 2 * TILE;
+const COLS: usize = 2 * TILE;
+/// Steps of k that a tile of A holds.
+const STEPS: usize = 32;
+
+pub(in super::super) const KERNEL: Kernel<bf16> = Kernel {
+    name: "amx_bf16",
+    supported,
+    size: [ROWS, COLS],
+    rows_adjacent: false,
+    speed: 8.0,
+    pack_rows,
+    pack_cols,
+    tile,
+    put: put_tile::<f32>,
+    put_rounded: Some(put_tile::<bf16>),
+};
+
+/// Whether processor and system have the unit. The first call asks the system for it.
+pub(in crate::cpu) fn supported() -> bool {
+    static SUPPORTED: OnceLock<bool> = OnceLock::new();
+    *SUPPORTED.get_or_init(|| {
+        let vectors = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("fma");
+        // CPUID 7.0: AMX-BF16 and AMX-TILE are bits 22 and 24 of EDX.
+        const BITS: u32 = 1 << 22 | 1 << 24;
+        vectors && __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & BITS == BITS && permitted()
+    })
+}
+
+#[cfg(target_os = "linux")]
+fn permitted() -> bool {
+    const ARCH_REQ_XCOMP_PERM: libc::c_ulong = 0x1023;
+    const XFEATURE_XTILEDATA: libc::c_ulong = 18;
+    // SAFETY: a system call that reads no memory; where it is unknown it fails.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn permitted() -> bool {
+    false
+}
+
+/// The operand of `ldtilecfg`: rows, and bytes of a row, of each tile.
+#[repr(C, align(64))]
+struct Shapes {
+    palette: u8,
+    start: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+/// Gives this thread's tiles their shapes for `rows` rows of A: sums in tiles 0 to 3, A in 4 and 5, B in 6 and 7.
+///
+/// # Safety
+/// The unit is [`supported`].
+unsafe fn shape(rows: usize) {
+    thread_local! {
+        static SHAPED: Cell<usize> = const { Cell::new(0) };
+    }
+    if SHAPED.replace(rows) == rows {
+        return;
+    }
+    let upper = rows.min(TILE) as u8;
+    // Tiles that are not used have a row nevertheless: none is no shape.
+    let lower = rows.saturating_sub(TILE).max(1) as u8;
+    let all = TILE as u8;
+    let shapes = Shapes {
+        palette: 1,
+        start: 0,
+        reserved: [0; 14],
+        row_bytes: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
+        rows: [upper, upper, lower, lower, upper, lower, all, all, 0, 0, 0, 0, 0, 0, 0, 0],
+    };
+    // SAFETY: the unit is there, and the shapes are valid.
+    unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const shapes, options(nostack, readonly)) }
+}
+
+/// Sums of `blocks` times 32 steps into up to 32 × 32 elements at `c`, whose rows are `pitch` bytes apart; with `more` they
+/// are added to what is there.
+///
+/// # Safety
+/// The unit is [`supported`] and its tiles have the [`shape`] for `rows`. So many rows of A, `row` bytes apart, have so many
+/// steps; B has so many groups of 16 pairs; rows of 32 sums may be written (and read, with `more`) at `c`.
+unsafe fn sum(
+    rows: usize,
+    a: *const bf16,
+    row: usize,
+    b: *const bf16,
+    blocks: usize,
+    c: *mut f32,
+    pitch: usize,
+    more: bool,
+) {
+    let lower = a.wrapping_byte_add(TILE * row);
+    let c_lower = c.wrapping_byte_add(TILE * pitch);
+    macro_rules! sum {
+        ($start:literal, $lower_start:literal) => {
+            if rows > TILE {
+                asm!(
+                    $start, $lower_start,
+                    "2:",
+                    "tileloadd tmm4, [{a} + {row}]",
+                    "tileloadd tmm6, [{b} + {width}]",
+                    "tileloadd tmm7, [{b} + {width} + 64]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tileloadd tmm5, [{lower} + {row}]",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "add {a}, 64",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "add {lower}, 64",
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                    "add {b}, 2048",
+                    "dec {blocks}",
+                    "jnz 2b",
+                    "tilestored [{c} + {pitch}], tmm0",
+                    "tilestored [{c} + {pitch} + 64], tmm1",
+                    "tilestored [{c_lower} + {pitch}], tmm2",
+                    "tilestored [{c_lower} + {pitch} + 64], tmm3",
+                    a = inout(reg) a => _, lower = inout(reg) lower => _, b = inout(reg) b => _,
+                    blocks = inout(reg) blocks => _, row = in(reg) row, width = in(reg) 4 * COLS,
+                    c = in(reg) c, c_lower = in(reg) c_lower, pitch = in(reg) pitch,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack),
+                )
+            } else {
+                asm!(
+                    $start,
+                    "2:",
+                    "tileloadd tmm4, [{a} + {row}]",
+                    "tileloadd tmm6, [{b} + {width}]",
+                    "tileloadd tmm7, [{b} + {width} + 64]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "add {a}, 64",
+                    "add {b}, 2048",
+                    "dec {blocks}",
+                    "jnz 2b",
+                    "tilestored [{c} + {pitch}], tmm0",
+                    "tilestored [{c} + {pitch} + 64], tmm1",
+                    a = inout(reg) a => _, b = inout(reg) b => _,
+                    blocks = inout(reg) blocks => _, row = in(reg) row, width = in(reg) 4 * COLS,
+                    c = in(reg) c, pitch = in(reg) pitch,
+                    out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack),
+                )
+            }
+        };
+    }
+    // SAFETY: the caller's promises.
+    unsafe {
+        if more {
+            sum!(
+                "tileloadd tmm0, [{c} + {pitch}]\ntileloadd tmm1, [{c} + {pitch} + 64]",
+                "tileloadd tmm2, [{c_lower} + {pitch}]\ntileloadd tmm3, [{c_lower} + {pitch} + 64]"
+            );
+        } else {
+            sum!("tilezero tmm0\ntilezero tmm1", "tilezero tmm2\ntilezero tmm3");
+        }
+    }
+}
+
+/// A block of working space.
+#[repr(C, align(64))]
+struct Aligned<T>(T);
+
+unsafe fn tile(
+    [rows, cols, steps]: [usize; 3],
+    a: Rows<bf16>,
+    b: *const bf16,
+    c: *mut f32,
+    pitch: usize,
+    accumulate: bool,
+) {
+    debug_assert_eq!(a.group, 2, "rows whose steps lie together");
+    let mut sums = Aligned([0f32; ROWS * COLS]);
+    let direct = !accumulate && cols == COLS;
+    let (to, to_pitch) = if direct { (c, 4 * pitch) } else { (sums.0.as_mut_ptr(), 4 * COLS) };
+    let (blocks, rest) = (steps / STEPS, steps % STEPS);
+    // SAFETY: this kernel is only handed out where the unit is supported. The caller answers for rows of A and a panel of B
+    // of `steps` steps, and for `rows × cols` elements of C; other sums go to a buffer.
+    unsafe {
+        shape(rows);
+        if blocks > 0 {
+            sum(rows, a.data.as_ptr(), 2 * a.row, b, blocks, to, to_pitch, false);
+        }
+        if rest > 0 {
+            // What is left, filled up with zeros on both sides.
+            let (mut a_rest, mut b_rest) = (Aligned([bf16::ZERO; ROWS * STEPS]), Aligned([bf16::ZERO; COLS * STEPS]));
+            for (row, out) in a_rest.0.chunks_exact_mut(STEPS).enumerate().take(rows) {
+                out[..rest].copy_from_slice(&a.data[row * a.row + blocks * STEPS..][..rest]);
+            }
+            let from = b.add(blocks * STEPS * COLS);
+            let len = rest.next_multiple_of(2) * COLS;
+            b_rest.0[..len].copy_from_slice(std::slice::from_raw_parts(from, len));
+            sum(rows, a_rest.0.as_ptr(), 2 * STEPS, b_rest.0.as_ptr(), 1, to, to_pitch, blocks > 0);
+        }
+        if !direct {
+            write([rows, cols], &sums.0, c, pitch, accumulate);
+        }
+    }
+}
+
+/// Writes sums to C, or adds them.
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
+unsafe fn write([rows, cols]: [usize; 2], sums: &[f32; ROWS * COLS], c: *mut f32, pitch: usize, accumulate: bool) {
+    for first in (0..cols).step_by(TILE) {
+        let width = transpose::mask((cols - first).min(TILE)) as __mmask16;
+        let old = if accumulate { width } else { 0 };
+        for row in 0..rows {
+            // SAFETY: the caller owns `cols` elements of each row of C; the others are masked.
+            unsafe {
+                let (sum, to) =
+                    (_mm512_loadu_ps(&raw const sums[row * COLS + first]), c.wrapping_add(row * pitch + first));
+                let before = _mm512_maskz_loadu_ps(old, to);
+                _mm512_mask_storeu_ps(to, width, _mm512_mask_add_ps(sum, old, before, sum));
+            }
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
+unsafe fn put_tile<C: Lanes>(
+    sums: *const f32,
+    [rows, cols]: [usize; 2],
+    turned: bool,
+    c: *mut C,
+    pitch: usize,
+    accumulate: bool,
+) {
+    for first in (0..rows).step_by(TILE) {
+        let (sums, size) = (sums.wrapping_add(first * COLS), [(rows - first).min(TILE), cols]);
+        let c = c.wrapping_add(if turned { first } else { first * pitch });
+        // SAFETY: passed on from the caller, 16 rows at a time.
+        unsafe { put::put_512::<C, COLS>(sums, size, turned, c, pitch, accumulate) }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
+unsafe fn pack_cols(side: &Side<f32>, lanes: Range<usize>, steps: Range<usize>, panel: &mut [bf16]) {
+    transpose::pack::<bf16, COLS, 2>(side, lanes, steps, panel);
+}
+
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
+unsafe fn pack_rows(side: &Side<f32>, lanes: Range<usize>, steps: Range<usize>, panel: &mut [bf16]) {
+    transpose::pack_rows(side, lanes, steps, panel);
+}
+
+/// Keeps the unit busy for `steps` times four products of tiles: what [`super::super::peak`] measures.
+///
+/// # Safety
+/// The unit is [`supported`].
+pub(in crate::cpu) unsafe fn burn(steps: usize) {
+    // SAFETY: the caller's promise; nothing but tiles is touched.
+    unsafe {
+        shape(ROWS);
+        asm!(
+            "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+            "tilezero tmm4", "tilezero tmm5", "tilezero tmm6", "tilezero tmm7",
+            "2:",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "dec {n}",
+            "jnz 2b",
+            n = inout(reg) steps => _,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack, nomem),
+        );
+    }
+}
+
+/// Floating-point operations of a step of [`burn`].
+pub(in crate::cpu) const BURN_FLOPS: usize = 4 * 2 * TILE * TILE * STEPS;
