@@ -17,7 +17,7 @@
 //!
 //! (without `C₀` where C is assigned). So its bits depend on its own row of A, its own column of B and K, never on the
 //! number of threads, on how C was cut, or on the other rows of the call; and they are the same on every machine that
-//! has a fused multiply-add.
+//! has a fused multiply-add. bf16 in a matrix unit ([`amx`]) has another order within a block, and the same independence.
 //!
 //! Another type of operand is another [`kernel::Kernel`]: its packed form is known to its two packing functions and its
 //! micro-kernel only. bf16 lies there in pairs of steps, as `vdpbf16ps` takes them, and its sums are f32: C may be either
