@@ -87,6 +87,19 @@ export function remove(conversation, node) {
     return () => Object.assign(conversation, before);
 }
 
+/** Takes in the messages that another tab added to the same conversation; where both know one, ours holds. */
+export function merge(ours, theirs) {
+    for (const [id, node] of Object.entries(theirs.nodes)) {
+        const rooted = node.parent === null || Object.hasOwn(ours.nodes, node.parent);
+        if (rooted && !Object.hasOwn(ours.nodes, id)) ours.nodes[id] = node;
+    }
+}
+
+/** Replies that were being written when the page was closed: they end where they are. */
+export function settleInterrupted(conversation) {
+    for (const node of Object.values(conversation.nodes)) if (node.state === "streaming") node.state = "stopped";
+}
+
 /** The messages to send so that the model writes what follows `last`. Reasoning is not sent back. */
 export function messages(conversation, last) {
     const out = ancestry(conversation, last)

@@ -79,7 +79,7 @@ export class ThoughtSplitter {
         if (this.#state === "start") {
             const begun = this.#held.trimStart();
             if (begun.startsWith("<think>")) {
-                this.#held = begun.slice(7).replace(/^\n/, "");
+                this.#held = begun.slice(7);
                 this.#state = "thought";
                 node.reasoning ??= "";
             } else if (!"<think>".startsWith(begun)) {
@@ -91,14 +91,15 @@ export class ThoughtSplitter {
         if (this.#state === "thought") {
             const end = this.#held.indexOf("</think>");
             if (end >= 0) {
-                node.reasoning += this.#held.slice(0, end).trimEnd();
+                node.reasoning = (node.reasoning + this.#held.slice(0, end)).trim();
                 node.content += this.#held.slice(end + 8).trimStart();
                 this.#held = "";
                 this.#state = node.content === "" ? "gap" : "answer";
             } else {
                 // What might be the beginning of the closing mark waits.
                 const keep = Math.max(0, this.#held.length - 7);
-                node.reasoning += this.#held.slice(0, keep);
+                const piece = this.#held.slice(0, keep);
+                node.reasoning += node.reasoning === "" ? piece.trimStart() : piece;
                 this.#held = this.#held.slice(keep);
             }
         } else if (this.#state === "gap") {

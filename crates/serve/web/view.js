@@ -17,6 +17,7 @@ export class Thread {
     #section;
     #actions;
     #views = new Map();
+    #mode = null;
 
     /** `actions`: regenerate, remove, step, beginEdit, saveEdit, cancelEdit, retry, copied, copyFailed. */
     constructor(section, actions) {
@@ -26,6 +27,9 @@ export class Thread {
 
     /** Shows a conversation. `editing` is the id of the message being edited; `writing` that a reply is on its way. */
     show(conversation, { editing, writing }) {
+        // What is Markdown in one mode is bare text in the other.
+        if (conversation.mode !== this.#mode) this.forget();
+        this.#mode = conversation.mode;
         const nodes = path(conversation);
         const views = new Map();
         nodes.forEach((node, i) => {
@@ -51,7 +55,7 @@ export class Thread {
         });
     }
 
-    /** The language changed: everything with words in it is made anew. */
+    /** After a change of language, say: everything is made anew. */
     forget() {
         this.#views.clear();
         this.#section.replaceChildren();
@@ -116,6 +120,7 @@ class MessageView {
             : seconds === undefined ? t("thinking.some") : t("thinking.done", { s: duration(seconds) });
         this.#thinking.classList.toggle("live", thinking);
         if (thoughts.textContent !== node.reasoning) thoughts.textContent = node.reasoning;
+        setLanguageOf(thoughts, node.reasoning);
     }
 
     #showBody(node, { mode }) {
@@ -123,6 +128,7 @@ class MessageView {
         if (!body.isConnected) this.#thinking ? this.#thinking.after(body) : this.article.prepend(body);
         const waiting = node.state === "streaming" && node.content === "" && !node.reasoning;
         body.classList.toggle("waiting", waiting);
+        setLanguageOf(body, node.content);
         body.classList.toggle("markdown", mode === "chat" && node.role === "assistant");
         if (mode === "chat" && node.role === "assistant") render(body, node.content, codeBlock);
         else if (body.textContent !== node.content) body.textContent = node.content;
@@ -147,7 +153,7 @@ class MessageView {
         if (this.#error) this.#body.after(this.#error);
     }
 
-    #tools(node, { place, of, writing, mode, last }) {
+    #tools(node, { place, of, writing }) {
         const actions = this.#actions;
         const tools = el("div", { class: "tools" });
         if (of > 1) {
@@ -162,7 +168,7 @@ class MessageView {
         if (node.state !== "streaming") {
             if (node.content !== "") tools.append(iconButton("copy", t("message.copy"), (event) => copy(event, node.content, actions)));
             if (!writing) {
-                if (node.role === "assistant") {
+                if (node.role === "assistant" && node.parent !== null) {
                     tools.append(iconButton("retry", t("message.regenerate"), () => actions.regenerate(node)));
                 }
                 tools.append(
@@ -174,8 +180,7 @@ class MessageView {
             ?? { length: "message.length", content_filter: "message.filtered" }[node.finish];
         return el("footer", { class: "foot" }, tools,
             note && node.role === "assistant" ? el("span", { class: "note" }, t(note)) : null,
-            node.role === "assistant" ? el("span", { class: "stats", title: t("stats.title") }) : null,
-            mode === "text" && last ? el("span", { class: "turn" }) : null);
+            node.role === "assistant" ? el("span", { class: "stats", title: t("stats.title") }) : null);
     }
 
     #showStats(node) {
@@ -246,6 +251,27 @@ export const isComposing = (event) => event.isComposing || event.keyCode === 229
 export function grow(area) {
     area.style.height = "auto";
     area.style.height = `${area.scrollHeight + area.offsetHeight - area.clientHeight}px`;
+}
+
+/**
+ * The language a text is in, as far as its letters tell: the fonts of Chinese and Japanese differ, and so do the rules by
+ * which lines break. Null: no letters.
+ */
+export function languageOf(text) {
+    const beginning = text.slice(0, 400);
+    const some = (letters) => letters.test(beginning);
+    if (some(/[\p{Script=Hiragana}\p{Script=Katakana}]/u)) return "ja";
+    if (some(/\p{Script=Hangul}/u)) return "ko";
+    const han = beginning.match(/\p{Script=Han}/gu)?.length ?? 0;
+    const words = beginning.match(/\p{Script=Latin}+/gu)?.length ?? 0;
+    if (han === 0 && words === 0) return null;
+    return han >= words ? "zh-CN" : "en";
+}
+
+function setLanguageOf(place, text) {
+    const language = languageOf(text);
+    if (language) place.lang = language;
+    else place.removeAttribute("lang");
 }
 
 /** What went wrong, in words for a person. */
