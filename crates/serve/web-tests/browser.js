@@ -27,6 +27,9 @@ export async function visit(browser, { context: options = {}, mock: prepare = ()
     // An answer that is an error also appears on the console; tests that provoke one say which.
     const expected = [];
     context.on("page", (page) => watch(page, url, complaints, expected));
+    if (REAL && process.env.API_KEY) {
+        await context.addInitScript((key) => sessionStorage.setItem("wudao-chat.key", key), process.env.API_KEY);
+    }
     const page = await context.newPage();
     page.setDefaultTimeout(REAL ? 60_000 : 10_000);
     await page.goto(url);

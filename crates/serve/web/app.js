@@ -14,14 +14,14 @@ import { byId, el, icon } from "./dom.js";
 import { download, readConversations } from "./files.js";
 import { generate } from "./generate.js";
 import { LANGUAGES, beginnings, setLanguage, t } from "./i18n.js";
-import { announce, askKey, dismissNotice, notice, toast } from "./notices.js";
+import { announce, askKey, notice, toast } from "./notices.js";
 import { Panels } from "./panels.js";
 import { isApple, showSettings } from "./settings.js";
 import { showConversations } from "./sidebar.js";
 import { loadDraft, loadKey, loadPreferences, openStore, saveDraft, savePreferences } from "./store.js";
 import { Thread, explain, isComposing } from "./view.js";
 
-const KEEP_EVERY_MS = 2000;
+const KEEP_EVERY_MS = 1000;
 
 const preferences = loadPreferences();
 const conversations = new Map();
@@ -40,17 +40,19 @@ let query = "";
 async function loadModels() {
     try {
         models = await listModels({ key: loadKey() });
-        if (models.length > 0) dismissNotice();
-        else notice(t("error.noModels"), again(loadModels));
+        dismissModelNotice();
+        if (models.length === 0) dismissModelNotice = notice(t("error.noModels"), again(loadModels));
     } catch (error) {
         models = [];
         if (error.kind === "key" && (await askKey(loadKey() !== ""))) return loadModels();
-        notice(`${t("error.models")} ${explain(error)}`, again(error.kind === "key" ? enterKey : loadModels));
+        dismissModelNotice = notice(`${t("error.models")} ${explain(error)}`, again(error.kind === "key" ? enterKey : loadModels));
     }
     drawBar();
     drawComposer();
     return models.length > 0;
 }
+
+let dismissModelNotice = () => {};
 
 const again = (run) => ({ label: t("error.retry"), run });
 
@@ -84,7 +86,7 @@ async function reply(conversation, last) {
     if (writing.has(id) || (!models?.length && !(await loadModels())) || writing.has(id)) return;
     const model = modelOf(conversation);
     const stop = new AbortController();
-    const node = append(conversation, last.id, "assistant", "", { model: model.id });
+    const node = append(conversation, last.id, "assistant", "", { model: model.id, state: "streaming" });
     conversation.model = model.id;
     writing.set(id, stop);
     keep(conversation);
@@ -242,7 +244,8 @@ const draftKey = () => (conversations.has(current.id) ? current.id : "");
 async function keep(conversation) {
     if (!conversations.has(conversation.id)) return;
     drawList();
-    keptAt.set(conversation.id, performance.now());
+    clearTimeout(keepTimers.get(conversation.id));
+    keepTimers.delete(conversation.id);
     try {
         await store.put(conversation);
     } catch (error) {
@@ -250,10 +253,11 @@ async function keep(conversation) {
     }
 }
 
-const keptAt = new Map();
+const keepTimers = new Map();
 
 function keepSoon(conversation) {
-    if (performance.now() - (keptAt.get(conversation.id) ?? 0) > KEEP_EVERY_MS) keep(conversation);
+    const { id } = conversation;
+    if (!keepTimers.has(id)) keepTimers.set(id, setTimeout(() => keep(conversation), KEEP_EVERY_MS));
 }
 
 /** Another tab wrote or deleted a conversation. */
@@ -510,9 +514,12 @@ function listen() {
     sizes.observe(byId("thread"));
     sizes.observe(byId("scroller"));
     window.addEventListener("hashchange", openAddressed);
-    // A reply is not lost with the page: what there is of it is kept.
+    // A reply is not lost with the page: what there is of it is kept, and it is not an error that it ends.
     window.addEventListener("pagehide", () => {
-        for (const id of writing.keys()) keep(conversations.get(id));
+        for (const [id, stop] of writing) {
+            stop.abort();
+            if (conversations.has(id)) keep(conversations.get(id));
+        }
     });
     document.addEventListener("keydown", pressed);
 }

@@ -9,16 +9,19 @@ import { loadKey, saveKey } from "./store.js";
 
 const TOAST_MS = 8000;
 
-/** A line above the conversation, until `dismissNotice`. `action`: `{label, run}`, a button at its end. */
+/**
+ * A line above the conversation, until a person closes it, or the function that this gives is called. `action`:
+ * `{label, run}`, a button at its end.
+ */
 export function notice(text, action = null) {
-    byId("notice").replaceChildren(
-        el("p", {}, text),
-        action && el("button", { type: "button", class: "strong", on: { click: action.run } }, action.label),
-        iconButton("close", t("notice.close"), dismissNotice));
-}
-
-export function dismissNotice() {
-    byId("notice").replaceChildren();
+    const place = byId("notice");
+    const words = el("p", {}, text);
+    const dismiss = () => {
+        if (place.contains(words)) place.replaceChildren();
+    };
+    const button = action && el("button", { type: "button", class: "strong", on: { click: action.run } }, action.label);
+    place.replaceChildren(words, ...(button ? [button] : []), iconButton("close", t("notice.close"), dismiss));
+    return dismiss;
 }
 
 let toastTimer = 0;

@@ -45,7 +45,15 @@ function entry(conversation, current, actions) {
     const open = el("a", {
         href: `#${conversation.id}`, title, "aria-current": current ? "page" : null, dir: "auto",
     }, title);
-    const item = (key, act, name) => el("button", { type: "button", on: { click: () => act(conversation) } }, icon(name), t(key));
+    const item = (key, act, name) => el("button", {
+        type: "button", on: {
+            click: () => {
+                menu.open = false;
+                menu.firstElementChild.focus();
+                act(conversation);
+            },
+        },
+    }, icon(name), t(key));
     const menu = el("details", { class: "menu" },
         el("summary", { "aria-label": t("list.menu", { title }), title: t("list.menu", { title }) }, icon("more")),
         el("div", { class: "menu-items" },
