@@ -47,8 +47,8 @@ async function loadModels() {
         if (error.kind === "key" && (await askKey(loadKey() !== ""))) return loadModels();
         dismissModelNotice = notice(`${t("error.models")} ${explain(error)}`, again(error.kind === "key" ? enterKey : loadModels));
     }
-    drawBar();
-    drawComposer();
+    suitMode();
+    draw();
     return models.length > 0;
 }
 
@@ -64,6 +64,14 @@ async function enterKey() {
 function modelOf(conversation) {
     const find = (id) => models?.find((model) => model.id === id);
     return find(conversation.model) ?? find(preferences.model) ?? models?.[0] ?? null;
+}
+
+/** A new conversation with a model that cannot chat is a text. */
+function suitMode() {
+    const mode = modelOf(current)?.chat === false ? "text" : (preferences.mode ?? "chat");
+    if (path(current).length > 0 || mode === current.mode) return;
+    current.mode = mode;
+    drawSettings();
 }
 
 async function tokensIn(text) {
@@ -85,6 +93,7 @@ async function reply(conversation, last) {
     const { id } = conversation;
     if (writing.has(id) || (!models?.length && !(await loadModels())) || writing.has(id)) return;
     const model = modelOf(conversation);
+    if (!model.chat) continueText(conversation, model.id);
     const stop = new AbortController();
     const node = append(conversation, last.id, "assistant", "", { model: model.id, state: "streaming" });
     conversation.model = model.id;
@@ -115,15 +124,20 @@ async function reply(conversation, last) {
 async function failed(conversation, node) {
     const { kind } = node.error;
     if (kind === "template" && conversation.mode === "chat") {
-        conversation.mode = "text";
-        if (conversation === current) {
-            notice(t("notice.noTemplate", { model: node.model }));
-            drawSettings();
-        }
+        continueText(conversation, node.model);
         return retry(conversation, node);
     }
     announce(t("status.failed", { why: explain(node.error) }));
     if (kind === "key" && (await askKey(loadKey() !== ""))) await retry(conversation, node);
+}
+
+/** The model has no chat template: it can go on with what was said, as one text. */
+function continueText(conversation, model) {
+    if (conversation.mode === "text") return;
+    conversation.mode = "text";
+    if (conversation !== current) return;
+    notice(t("notice.noTemplate", { model }));
+    drawSettings();
 }
 
 /** Tries a failed reply again: in its place if it has no words, beside it otherwise. */
@@ -220,6 +234,7 @@ function openAddressed() {
     const { model, mode, settings } = preferences;
     current = conversations.get(location.hash.slice(1)) ?? newConversation({ model, mode, settings });
     editing = null;
+    suitMode();
     panels.uncover();
     composer.text = loadDraft(draftKey());
     drawList();
@@ -505,7 +520,8 @@ function listen() {
         current.model = event.target.value;
         prefer({ model: event.target.value });
         keep(current);
-        drawComposer();
+        suitMode();
+        draw();
     });
     on("settings-form", "submit", (event) => event.preventDefault());
     on("to-bottom", "click", toBottom);

@@ -7,10 +7,14 @@
 import { messages, text } from "./chat.js";
 import { ApiError, streamReply } from "./api.js";
 
+/** How far a text is continued if nothing else is set: a server's own default is 16 tokens, as OpenAI's was. */
+export const TEXT_TOKENS = 256;
+
 /** Fills `node`, a message of role "assistant", which follows `last`. Never throws: failures are in `node`. */
 export async function generate(conversation, last, node, { model, key, signal, changed }) {
     const { system, ...sampling } = conversation.settings;
-    const prompt = conversation.mode === "text" ? { prompt: text(conversation, last) } : { messages: messages(conversation, last) };
+    const prompt = conversation.mode === "text"
+        ? { prompt: text(conversation, last), max_tokens: TEXT_TOKENS } : { messages: messages(conversation, last) };
     const split = conversation.mode === "text" ? null : new ThoughtSplitter();
     const start = performance.now();
     let first = null;

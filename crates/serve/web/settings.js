@@ -4,6 +4,7 @@
 // taken over.
 
 import { el } from "./dom.js";
+import { TEXT_TOKENS } from "./generate.js";
 import { t } from "./i18n.js";
 
 export const SAMPLING = [
@@ -53,7 +54,7 @@ export function showSettings(form, conversation, { changed, enterKey }) {
             t(whole ? "settings.rangeInt" : "settings.range", { min, max }));
         const input = el("input", {
             id: key, type: "number", min, max, step: whole ? step : "any", inputmode: whole ? "numeric" : "decimal",
-            placeholder: t("settings.default"), value: settings[key] ?? "", "aria-describedby": `${key}-hint ${key}-wrong`,
+            placeholder: key === "max_tokens" && mode === "text" ? TEXT_TOKENS : t("settings.default"), value: settings[key] ?? "", "aria-describedby": `${key}-hint ${key}-wrong`,
             on: {
                 input: () => {
                     // A number field hides what it cannot read, and says so.

@@ -105,6 +105,25 @@ test("a model without a chat template continues text instead", {}, async ({ page
     assert.equal(mock.replies[1].prompt, "Once");
 });
 
+test("a model that is known to have no chat template is never asked to chat", {
+    mock: (mock) => (mock.models = [{ id: "base", chat: false }, { id: "talker", chat: true }]),
+}, async ({ page, mock }) => {
+    await page.getByText("Write a beginning; the model goes on.").waitFor();
+    mock.script.push({ pieces: [" upon a time"] }, { pieces: ["Good day."] }, { pieces: ["!"] });
+    await ask(page, "Once");
+    assert.deepEqual([mock.replies[0].prompt, mock.replies[0].max_tokens], ["Once", 256]);
+    await page.locator("#new-chat").click();
+    await page.getByText("Write a beginning; the model goes on.").waitFor();
+    await page.locator("#model").selectOption("talker");
+    await page.getByText("What shall we think about?").waitFor();
+    await ask(page, "hello");
+    assert.equal(mock.replies[1].messages[0].content, "hello");
+    await page.locator("#model").selectOption("base");
+    await ask(page, " And");
+    assert.equal(mock.replies[2].prompt, "helloGood day.And");
+    assert.match(await page.locator("#notice").innerText(), /base has no chat template/);
+});
+
 test("a server that has gone is named, and found again", {}, async ({ page, context, expect }) => {
     expect(/ERR_INTERNET_DISCONNECTED/);
     await ask(page, "one");

@@ -115,11 +115,12 @@ test("a stream that breaks off, or tells of an error, is not a reply", async () 
 
 test("models and their contexts, as various servers tell them", async () => {
     answer = json({ data: [
-        { id: "a", max_model_len: 4096 }, { id: "b", context_length: 8 }, { id: "c", meta: { n_ctx_train: 9 } }, { id: "d" },
+        { id: "a", max_model_len: 4096, chat: false }, { id: "b", context_length: 8 }, { id: "c", meta: { n_ctx_train: 9 } }, { id: "d" },
         { id: 5 }, null,
     ] });
     assert.deepEqual(await listModels(), [
-        { id: "a", context: 4096 }, { id: "b", context: 8 }, { id: "c", context: 9 }, { id: "d", context: null },
+        { id: "a", context: 4096, chat: false }, { id: "b", context: 8, chat: true }, { id: "c", context: 9, chat: true },
+        { id: "d", context: null, chat: true },
     ]);
 });
 
