@@ -61,9 +61,9 @@ export async function generate(conversation, last, node, { model, key, signal, c
     changed();
 }
 
-/** Tokens a second after the first token, or null if there is too little to tell. */
+/** Tokens a second after the first token, or null if there is too little to tell: chunks that came together have no speed. */
 export function speed({ completion, seconds } = {}) {
-    return completion > 1 && seconds > 0 ? (completion - 1) / seconds : null;
+    return completion > 1 && seconds > 0.02 ? (completion - 1) / seconds : null;
 }
 
 /**

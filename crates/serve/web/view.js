@@ -7,7 +7,7 @@
 // In mode "text" the articles flow into one another, as one text (style.css: `.thread.text`), and what is in them is shown
 // as it is, without Markdown.
 
-import { children, path } from "./chat.js";
+import { path } from "./chat.js";
 import { copyText, el, icon, iconButton } from "./dom.js";
 import { speed } from "./generate.js";
 import { count, duration, t } from "./i18n.js";
@@ -31,10 +31,11 @@ export class Thread {
         if (conversation.mode !== this.#mode) this.forget();
         this.#mode = conversation.mode;
         const nodes = path(conversation);
+        const families = Map.groupBy(Object.values(conversation.nodes), (node) => node.parent);
         const views = new Map();
         nodes.forEach((node, i) => {
             const view = this.#views.get(node.id) ?? new MessageView(this.#actions);
-            const siblings = children(conversation, node.parent);
+            const siblings = families.get(node.parent);
             view.update(node, {
                 mode: conversation.mode,
                 last: i === nodes.length - 1,
@@ -49,7 +50,8 @@ export class Thread {
         this.#section.classList.toggle("text", conversation.mode === "text");
         this.#section.setAttribute("aria-busy", String(writing));
         const wanted = [...views.values()].map((view) => view.article);
-        for (const old of [...this.#section.children]) if (!wanted.includes(old)) old.remove();
+        const kept = new Set(wanted);
+        for (const old of [...this.#section.children]) if (!kept.has(old)) old.remove();
         wanted.forEach((article, i) => {
             if (this.#section.children[i] !== article) this.#section.insertBefore(article, this.#section.children[i] ?? null);
         });
@@ -70,6 +72,7 @@ class MessageView {
     #editor = null;
     #error = null;
     #signature = "";
+    #content = "";
 
     constructor(actions) {
         this.#actions = actions;
@@ -128,10 +131,13 @@ class MessageView {
         if (!body.isConnected) this.#thinking ? this.#thinking.after(body) : this.article.prepend(body);
         const waiting = node.state === "streaming" && node.content === "" && !node.reasoning;
         body.classList.toggle("waiting", waiting);
-        setLanguageOf(body, node.content);
         body.classList.toggle("markdown", mode === "chat" && node.role === "assistant");
+        // One message grows at a time: the others are not read again for it.
+        if (this.#content === node.content) return;
+        this.#content = node.content;
         if (mode === "chat" && node.role === "assistant") render(body, node.content, codeBlock);
-        else if (body.textContent !== node.content) body.textContent = node.content;
+        else body.textContent = node.content;
+        setLanguageOf(body, node.content);
     }
 
     #showError(node, context) {
@@ -206,7 +212,7 @@ class MessageView {
             return;
         }
         const asks = node.role === "user";
-        const area = el("textarea", { "aria-label": t("message.editLabel") });
+        const area = el("textarea", { rows: "1", "aria-label": t("message.editLabel") });
         area.value = node.content;
         const save = () => this.#actions.saveEdit(node, area.value);
         const cancel = () => this.#actions.cancelEdit();
