@@ -70,7 +70,10 @@ export function step(conversation, node, by) {
     if (to) conversation.chosen[node.parent ?? ROOT] = to.id;
 }
 
-/** Removes a message and all that follows it; a sibling takes its place. Gives a function that undoes it. */
+/**
+ * Removes a message and all that follows it; a sibling takes its place. Gives a function that undoes it, and leaves alone what
+ * was said since.
+ */
 export function remove(conversation, node) {
     const before = { nodes: { ...conversation.nodes }, chosen: { ...conversation.chosen } };
     const siblings = children(conversation, node.parent);
@@ -84,7 +87,10 @@ export function remove(conversation, node) {
         delete conversation.nodes[next.id];
         delete conversation.chosen[next.id];
     }
-    return () => Object.assign(conversation, before);
+    return () => {
+        conversation.nodes = { ...before.nodes, ...conversation.nodes };
+        conversation.chosen = { ...before.chosen, ...conversation.chosen, [node.parent ?? ROOT]: node.id };
+    };
 }
 
 /** Takes in the messages that another tab added to the same conversation; where both know one, ours holds. */

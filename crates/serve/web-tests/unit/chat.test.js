@@ -37,8 +37,12 @@ test("removing takes what follows along, and can be undone", () => {
     const undo = remove(c, a2);
     assert.deepEqual(contents(c), ["q1", "a1"]);
     assert.equal(Object.keys(c.nodes).length, 2);
+    const q3 = append(c, path(c).at(-1).id, "user", "q3");
     undo();
     assert.deepEqual(contents(c), ["q1", "a2", "q2", "a3"]);
+    step(c, a2, -1);
+    assert.deepEqual(contents(c), ["q1", "a1", "q3"], "what was said since is still there");
+    assert.equal(path(c).at(-1), q3);
 });
 
 test("the model is sent the path, without thoughts and empty replies", () => {
