@@ -28,7 +28,9 @@ export async function visit(browser, { context: options = {}, mock: prepare = ()
     const expected = [];
     context.on("page", (page) => watch(page, url, complaints, expected));
     if (REAL && process.env.API_KEY) {
-        await context.addInitScript((key) => sessionStorage.setItem("wudao-chat.key", key), process.env.API_KEY);
+        await context.addInitScript((key) => {
+            if (location.protocol !== "about:") sessionStorage.setItem("wudao-chat.key", key);
+        }, process.env.API_KEY);
     }
     const page = await context.newPage();
     page.setDefaultTimeout(REAL ? 60_000 : 10_000);

@@ -60,9 +60,11 @@ export const reply = (page) => page.locator(".message.assistant.last > .body");
 export const tool = (page, name, role = "assistant") =>
     page.locator(`.message.${role}`).last().getByRole("button", { name, exact: true });
 
-/** The last message's tools show when the pointer is over it. */
-export async function useTool(page, name, role) {
-    await page.locator(`.message.${role ?? "assistant"}`).last().hover();
+/** The last message's tools show when the pointer is over it, or in a text when it has the focus. */
+export async function useTool(page, name, role = "assistant") {
+    const message = page.locator(`.message.${role}`).last();
+    if ((await page.locator("#thread.text").count()) > 0) await message.focus();
+    else await message.hover();
     await tool(page, name, role).click();
 }
 
