@@ -170,6 +170,7 @@ test("settings reach the request, wrong ones do not, and both conversations and 
     page.on("request", (request) => {
         if (request.url().endsWith("/completions")) asked.push(request.postDataJSON());
     });
+    await eventually(() => page.locator("#model").isEnabled());
     await page.locator("#settings-open").click();
     const values = {
         temperature: "0.5", top_p: "0.9", top_k: "40", min_p: "0.05", repetition_penalty: "1.1", max_tokens: "16", seed: "7",
