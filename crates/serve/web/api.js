@@ -74,7 +74,10 @@ async function json(response) {
     }
 }
 
-/** The models: `{id, context}`, where `context` is the most tokens it can hold, if the server says. */
+/**
+ * The models: `{id, context, chat}`. `context` is the most tokens it can hold, or null if the server does not say; `chat` is
+ * false if the server says that it can only continue texts.
+ */
 export async function listModels(options) {
     const answer = await json(await ask("v1/models", options));
     if (!Array.isArray(answer?.data)) throw new ApiError("odd", "/v1/models: no list in “data”");
@@ -82,7 +85,7 @@ export async function listModels(options) {
         .filter((model) => typeof model?.id === "string")
         .map((model) => {
             const context = [model.max_model_len, model.context_length, model.meta?.n_ctx_train].find((n) => n > 0);
-            return { id: model.id, context: typeof context === "number" ? context : null };
+            return { id: model.id, context: typeof context === "number" ? context : null, chat: model.chat !== false };
         });
 }
 

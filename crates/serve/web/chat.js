@@ -70,7 +70,10 @@ export function step(conversation, node, by) {
     if (to) conversation.chosen[node.parent ?? ROOT] = to.id;
 }
 
-/** Removes a message and all that follows it; a sibling takes its place. Gives a function that undoes it. */
+/**
+ * Removes a message and all that follows it; a sibling takes its place. Gives a function that undoes it, and leaves alone what
+ * was said since.
+ */
 export function remove(conversation, node) {
     const before = { nodes: { ...conversation.nodes }, chosen: { ...conversation.chosen } };
     const siblings = children(conversation, node.parent);
@@ -84,7 +87,23 @@ export function remove(conversation, node) {
         delete conversation.nodes[next.id];
         delete conversation.chosen[next.id];
     }
-    return () => Object.assign(conversation, before);
+    return () => {
+        conversation.nodes = { ...before.nodes, ...conversation.nodes };
+        conversation.chosen = { ...before.chosen, ...conversation.chosen, [node.parent ?? ROOT]: node.id };
+    };
+}
+
+/** Takes in the messages that another tab added to the same conversation; where both know one, ours holds. */
+export function merge(ours, theirs) {
+    for (const [id, node] of Object.entries(theirs.nodes)) {
+        const rooted = node.parent === null || Object.hasOwn(ours.nodes, node.parent);
+        if (rooted && !Object.hasOwn(ours.nodes, id)) ours.nodes[id] = node;
+    }
+}
+
+/** Replies that were being written when the page was closed: they end where they are. */
+export function settleInterrupted(conversation) {
+    for (const node of Object.values(conversation.nodes)) if (node.state === "streaming") node.state = "stopped";
 }
 
 /** The messages to send so that the model writes what follows `last`. Reasoning is not sent back. */

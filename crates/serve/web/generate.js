@@ -7,10 +7,14 @@
 import { messages, text } from "./chat.js";
 import { ApiError, streamReply } from "./api.js";
 
+/** How far a text is continued if nothing else is set: a server's own default is 16 tokens, as OpenAI's was. */
+export const TEXT_TOKENS = 256;
+
 /** Fills `node`, a message of role "assistant", which follows `last`. Never throws: failures are in `node`. */
 export async function generate(conversation, last, node, { model, key, signal, changed }) {
     const { system, ...sampling } = conversation.settings;
-    const prompt = conversation.mode === "text" ? { prompt: text(conversation, last) } : { messages: messages(conversation, last) };
+    const prompt = conversation.mode === "text"
+        ? { prompt: text(conversation, last), max_tokens: TEXT_TOKENS } : { messages: messages(conversation, last) };
     const split = conversation.mode === "text" ? null : new ThoughtSplitter();
     const start = performance.now();
     let first = null;
@@ -57,9 +61,9 @@ export async function generate(conversation, last, node, { model, key, signal, c
     changed();
 }
 
-/** Tokens a second after the first token, or null if there is too little to tell. */
+/** Tokens a second after the first token, or null if there is too little to tell: chunks that came together have no speed. */
 export function speed({ completion, seconds } = {}) {
-    return completion > 1 && seconds > 0 ? (completion - 1) / seconds : null;
+    return completion > 1 && seconds > 0.02 ? (completion - 1) / seconds : null;
 }
 
 /**
@@ -79,7 +83,7 @@ export class ThoughtSplitter {
         if (this.#state === "start") {
             const begun = this.#held.trimStart();
             if (begun.startsWith("<think>")) {
-                this.#held = begun.slice(7).replace(/^\n/, "");
+                this.#held = begun.slice(7);
                 this.#state = "thought";
                 node.reasoning ??= "";
             } else if (!"<think>".startsWith(begun)) {
@@ -91,14 +95,15 @@ export class ThoughtSplitter {
         if (this.#state === "thought") {
             const end = this.#held.indexOf("</think>");
             if (end >= 0) {
-                node.reasoning += this.#held.slice(0, end).trimEnd();
+                node.reasoning = (node.reasoning + this.#held.slice(0, end)).trim();
                 node.content += this.#held.slice(end + 8).trimStart();
                 this.#held = "";
                 this.#state = node.content === "" ? "gap" : "answer";
             } else {
                 // What might be the beginning of the closing mark waits.
                 const keep = Math.max(0, this.#held.length - 7);
-                node.reasoning += this.#held.slice(0, keep);
+                const piece = this.#held.slice(0, keep);
+                node.reasoning += node.reasoning === "" ? piece.trimStart() : piece;
                 this.#held = this.#held.slice(keep);
             }
         } else if (this.#state === "gap") {

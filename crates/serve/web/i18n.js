@@ -70,6 +70,8 @@ const WORDS = {
         "settings.seed.hint": "The same seed gives the same reply",
         "settings.range": "A number from {min} to {max}.",
         "settings.rangeInt": "A whole number from {min} to {max}.",
+        "settings.access": "Access",
+        "settings.key": "API key …",
         "settings.keys": "Keyboard",
         "keys.send": "Send",
         "keys.newline": "New line",
@@ -105,7 +107,6 @@ const WORDS = {
         "message.stopped": "Stopped",
         "message.length": "Cut at the token limit",
         "message.filtered": "Withheld by the server",
-        "message.interrupted": "Interrupted",
         "message.empty": "The model said nothing.",
         "conversation.deleted": "Deleted “{title}”.",
         "undo": "Undo",
@@ -123,6 +124,7 @@ const WORDS = {
         "status.done": "The reply is complete.",
         "status.stopped": "Stopped.",
         "status.failed": "The reply failed: {why}",
+        "notice.close": "Dismiss",
         "notice.noTemplate": "{model} has no chat template: it continues text instead.",
         "notice.noStorage": "This browser keeps nothing for this page: conversations last until it is closed.",
         "notice.saveFailed": "Could not keep the conversation in the browser: {why}",
@@ -140,11 +142,12 @@ const WORDS = {
         "error.models": "The models could not be listed.",
         "error.noModels": "The server offers no model.",
         "key.title": "API key",
-        "key.text": "This server asks for a key. It is kept until this tab is closed.",
+        "key.text": "For a server that asks for one. It is kept until this tab is closed.",
         "key.wrong": "The server did not accept this key.",
         "key.label": "Key",
         "key.save": "Use this key",
         "key.cancel": "Not now",
+        "key.forget": "Forget the key",
         "welcome.chat": "What shall we think about?",
         "welcome.text": "Write a beginning; the model goes on.",
         "time.s": "{n} s",
@@ -216,6 +219,8 @@ const WORDS = {
         "settings.seed.hint": "种子相同，回复相同",
         "settings.range": "请填写 {min} 到 {max} 之间的数。",
         "settings.rangeInt": "请填写 {min} 到 {max} 之间的整数。",
+        "settings.access": "访问",
+        "settings.key": "API 密钥……",
         "settings.keys": "快捷键",
         "keys.send": "发送",
         "keys.newline": "换行",
@@ -251,7 +256,6 @@ const WORDS = {
         "message.stopped": "已停止",
         "message.length": "已达词元上限",
         "message.filtered": "被服务器屏蔽",
-        "message.interrupted": "已中断",
         "message.empty": "模型没有输出。",
         "conversation.deleted": "已删除“{title}”。",
         "undo": "撤销",
@@ -269,6 +273,7 @@ const WORDS = {
         "status.done": "回复完成。",
         "status.stopped": "已停止。",
         "status.failed": "回复失败：{why}",
+        "notice.close": "知道了",
         "notice.noTemplate": "{model} 没有对话模板，改为续写文本。",
         "notice.noStorage": "此浏览器不为本页保存数据，关闭后对话将丢失。",
         "notice.saveFailed": "无法在浏览器中保存对话：{why}",
@@ -286,11 +291,12 @@ const WORDS = {
         "error.models": "无法列出模型。",
         "error.noModels": "服务器没有提供模型。",
         "key.title": "API 密钥",
-        "key.text": "此服务器需要密钥。密钥只保留到本标签页关闭。",
+        "key.text": "用于需要密钥的服务器。密钥只保留到本标签页关闭。",
         "key.wrong": "服务器不接受此密钥。",
         "key.label": "密钥",
         "key.save": "使用此密钥",
         "key.cancel": "暂不",
+        "key.forget": "删除密钥",
         "welcome.chat": "今天想聊些什么？",
         "welcome.text": "写一个开头，由模型接着写。",
         "time.s": "{n} 秒",
@@ -314,7 +320,7 @@ const BEGINNINGS = {
     },
 };
 
-export const LANGUAGES = { en: "English", zh: "中文" };
+export const LANGUAGES = { en: { name: "English", tag: "en" }, zh: { name: "中文", tag: "zh-CN" } };
 
 let language = "en";
 
@@ -322,15 +328,15 @@ let language = "en";
 export function browserLanguage() {
     for (const tag of navigator.languages ?? [navigator.language]) {
         const base = tag.toLowerCase().split("-")[0];
-        if (base in WORDS) return base;
+        if (Object.hasOwn(WORDS, base)) return base;
     }
     return "en";
 }
 
 /** Chooses the language: "en", "zh", or anything else for the browser's. */
 export function setLanguage(choice) {
-    language = choice in WORDS ? choice : browserLanguage();
-    document.documentElement.lang = language === "zh" ? "zh-CN" : "en";
+    language = Object.hasOwn(WORDS, choice) ? choice : browserLanguage();
+    document.documentElement.lang = LANGUAGES[language].tag;
     translate(document);
 }
 

@@ -4,6 +4,7 @@
 // taken over.
 
 import { el } from "./dom.js";
+import { TEXT_TOKENS } from "./generate.js";
 import { t } from "./i18n.js";
 
 export const SAMPLING = [
@@ -24,8 +25,8 @@ export function fieldValue({ min, max, whole }, text) {
     return Number.isFinite(value) && value >= min && value <= max && (!whole || Number.isSafeInteger(value)) ? value : NaN;
 }
 
-/** Fills the form for a conversation. `changed(change)` gets `{mode}` or `{settings}`. */
-export function showSettings(form, conversation, changed) {
+/** Fills the form for a conversation. `changed(change)` gets `{mode}` or `{settings}`; `enterKey()` asks for an API key. */
+export function showSettings(form, conversation, { changed, enterKey }) {
     const { settings, mode } = conversation;
     const set = (key, value) => {
         const next = { ...conversation.settings };
@@ -36,7 +37,7 @@ export function showSettings(form, conversation, changed) {
 
     const modes = ["chat", "text"].map((value) => {
         const choice = el("input", {
-            type: "radio", name: "mode", value, checked: mode === value, on: { change: () => changed({ mode: value }) },
+            type: "radio", name: "mode", id: `mode-${value}`, value, checked: mode === value, on: { change: () => changed({ mode: value }) },
         });
         return el("label", {}, choice, el("span", {}, t(`settings.mode.${value}`)));
     });
@@ -53,7 +54,7 @@ export function showSettings(form, conversation, changed) {
             t(whole ? "settings.rangeInt" : "settings.range", { min, max }));
         const input = el("input", {
             id: key, type: "number", min, max, step: whole ? step : "any", inputmode: whole ? "numeric" : "decimal",
-            placeholder: t("settings.default"), value: settings[key] ?? "", "aria-describedby": `${key}-hint ${key}-wrong`,
+            placeholder: key === "max_tokens" && mode === "text" ? TEXT_TOKENS : t("settings.default"), value: settings[key] ?? "", "aria-describedby": `${key}-hint ${key}-wrong`,
             on: {
                 input: () => {
                     // A number field hides what it cannot read, and says so.
@@ -82,6 +83,8 @@ export function showSettings(form, conversation, changed) {
         el("button", {
             type: "button", id: "settings-reset", class: "quiet", on: { click: () => changed({ settings: {}, redraw: true }) },
         }, t("settings.reset")),
+        el("fieldset", {}, el("legend", {}, t("settings.access")),
+            el("button", { type: "button", id: "enter-key", class: "quiet", on: { click: enterKey } }, t("settings.key"))),
         el("fieldset", { class: "keys" }, el("legend", {}, t("settings.keys")),
             el("dl", {}, ...keys.flatMap(([key, press]) => [
                 el("dt", {}, ...press.split(" ").map((k) => el("kbd", {}, k))), el("dd", {}, t(`keys.${key}`)),

@@ -17,18 +17,27 @@ export function groups(conversations, now = new Date()) {
         .filter(([, list]) => list.length > 0);
 }
 
-/** `actions`: open, rename, remove, save. `renaming`: the id of the conversation whose title is a text field. */
+/** `actions`: rename, renamed, remove, save. `renaming`: the id of the conversation whose title is a text field. */
 export function showConversations(place, conversations, { current, query, renaming, actions }) {
-    const found = conversations.filter((c) => matches(c, query));
+    const found = groups(conversations.filter((c) => matches(c, query)));
+    // What is there already is left alone: a menu may be open in it, or a title half written.
+    const signature = JSON.stringify([
+        found.map(([key, list]) => [t(key), list.map(({ id, title }) => [id, title])]), current, renaming,
+        conversations.length === 0,
+    ]);
+    if (place.listSignature === signature) return;
+    place.listSignature = signature;
+    const focused = place.contains(document.activeElement) ? document.activeElement.closest("li")?.dataset.id : null;
     if (found.length === 0) {
         place.replaceChildren(el("p", { class: "hint none" }, t(conversations.length ? "list.nothing" : "list.none")));
         return;
     }
-    place.replaceChildren(...groups(found).map(([key, list]) =>
+    place.replaceChildren(...found.map(([key, list]) =>
         el("section", {}, el("h2", {}, t(key)), el("ul", {}, ...list.map((c) =>
             el("li", { class: c.id === current ? "current" : null, "data-id": c.id },
                 ...(c.id === renaming ? [titleField(c, actions)] : entry(c, c.id === current, actions))))))));
-    place.querySelector("input")?.select();
+    if (renaming !== null) place.querySelector("input")?.select();
+    else if (focused) (place.querySelector(`[data-id="${focused}"] a`) ?? place.querySelector("a")).focus();
 }
 
 function entry(conversation, current, actions) {
@@ -36,13 +45,27 @@ function entry(conversation, current, actions) {
     const open = el("a", {
         href: `#${conversation.id}`, title, "aria-current": current ? "page" : null, dir: "auto",
     }, title);
-    const item = (key, act, name) => el("button", { type: "button", on: { click: () => act(conversation) } }, icon(name), t(key));
+    const item = (key, act, name) => el("button", {
+        type: "button", on: {
+            click: () => {
+                menu.open = false;
+                menu.firstElementChild.focus();
+                act(conversation);
+            },
+        },
+    }, icon(name), t(key));
     const menu = el("details", { class: "menu" },
         el("summary", { "aria-label": t("list.menu", { title }), title: t("list.menu", { title }) }, icon("more")),
         el("div", { class: "menu-items" },
             item("list.rename", actions.rename, "edit"),
             item("list.export", actions.save, "save"),
             item("list.delete", actions.remove, "trash")));
+    // It opens upwards where there is no room below.
+    menu.addEventListener("toggle", () => {
+        if (!menu.open) return void menu.classList.remove("up");
+        const room = menu.closest(".conversations").getBoundingClientRect().bottom;
+        menu.classList.toggle("up", menu.lastElementChild.getBoundingClientRect().bottom > room);
+    });
     // Leaving the menu closes it.
     menu.addEventListener("focusout", (event) => {
         if (!menu.contains(event.relatedTarget)) menu.open = false;

@@ -1,4 +1,5 @@
-// What the browser keeps: conversations in IndexedDB, preferences in localStorage, the API key in sessionStorage.
+// What the browser keeps: conversations in IndexedDB, preferences in localStorage, drafts and the API key in
+// sessionStorage.
 //
 // Nothing of it is sent anywhere but to the server this page came from. A browser may refuse to keep anything (private
 // windows, full disks): then the page works all the same, from memory, and says so. Other tabs with this page hear of
@@ -73,6 +74,17 @@ export function loadPreferences() {
 
 export function savePreferences(preferences) {
     guarded(() => localStorage.setItem(PREFERENCES, JSON.stringify(preferences)));
+}
+
+const DRAFT = "wudao-chat.draft.";
+const drafts = new Map();
+
+/** What was written in a conversation and not sent, while the tab lives. */
+export const loadDraft = (id) => drafts.get(id) ?? guarded(() => sessionStorage.getItem(DRAFT + id), null) ?? "";
+
+export function saveDraft(id, text) {
+    drafts.set(id, text);
+    guarded(() => (text ? sessionStorage.setItem(DRAFT + id, text) : sessionStorage.removeItem(DRAFT + id)));
 }
 
 let keyInMemory = "";

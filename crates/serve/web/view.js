@@ -7,7 +7,7 @@
 // In mode "text" the articles flow into one another, as one text (style.css: `.thread.text`), and what is in them is shown
 // as it is, without Markdown.
 
-import { children, path } from "./chat.js";
+import { path } from "./chat.js";
 import { copyText, el, icon, iconButton } from "./dom.js";
 import { speed } from "./generate.js";
 import { count, duration, t } from "./i18n.js";
@@ -17,6 +17,7 @@ export class Thread {
     #section;
     #actions;
     #views = new Map();
+    #mode = null;
 
     /** `actions`: regenerate, remove, step, beginEdit, saveEdit, cancelEdit, retry, copied, copyFailed. */
     constructor(section, actions) {
@@ -26,11 +27,15 @@ export class Thread {
 
     /** Shows a conversation. `editing` is the id of the message being edited; `writing` that a reply is on its way. */
     show(conversation, { editing, writing }) {
+        // What is Markdown in one mode is bare text in the other.
+        if (conversation.mode !== this.#mode) this.forget();
+        this.#mode = conversation.mode;
         const nodes = path(conversation);
+        const families = Map.groupBy(Object.values(conversation.nodes), (node) => node.parent);
         const views = new Map();
         nodes.forEach((node, i) => {
             const view = this.#views.get(node.id) ?? new MessageView(this.#actions);
-            const siblings = children(conversation, node.parent);
+            const siblings = families.get(node.parent);
             view.update(node, {
                 mode: conversation.mode,
                 last: i === nodes.length - 1,
@@ -45,13 +50,14 @@ export class Thread {
         this.#section.classList.toggle("text", conversation.mode === "text");
         this.#section.setAttribute("aria-busy", String(writing));
         const wanted = [...views.values()].map((view) => view.article);
-        for (const old of [...this.#section.children]) if (!wanted.includes(old)) old.remove();
+        const kept = new Set(wanted);
+        for (const old of [...this.#section.children]) if (!kept.has(old)) old.remove();
         wanted.forEach((article, i) => {
             if (this.#section.children[i] !== article) this.#section.insertBefore(article, this.#section.children[i] ?? null);
         });
     }
 
-    /** The language changed: everything with words in it is made anew. */
+    /** After a change of language, say: everything is made anew. */
     forget() {
         this.#views.clear();
         this.#section.replaceChildren();
@@ -66,6 +72,7 @@ class MessageView {
     #editor = null;
     #error = null;
     #signature = "";
+    #content = "";
 
     constructor(actions) {
         this.#actions = actions;
@@ -116,6 +123,7 @@ class MessageView {
             : seconds === undefined ? t("thinking.some") : t("thinking.done", { s: duration(seconds) });
         this.#thinking.classList.toggle("live", thinking);
         if (thoughts.textContent !== node.reasoning) thoughts.textContent = node.reasoning;
+        setLanguageOf(thoughts, node.reasoning);
     }
 
     #showBody(node, { mode }) {
@@ -124,8 +132,12 @@ class MessageView {
         const waiting = node.state === "streaming" && node.content === "" && !node.reasoning;
         body.classList.toggle("waiting", waiting);
         body.classList.toggle("markdown", mode === "chat" && node.role === "assistant");
+        // One message grows at a time: the others are not read again for it.
+        if (this.#content === node.content) return;
+        this.#content = node.content;
         if (mode === "chat" && node.role === "assistant") render(body, node.content, codeBlock);
-        else if (body.textContent !== node.content) body.textContent = node.content;
+        else body.textContent = node.content;
+        setLanguageOf(body, node.content);
     }
 
     #showError(node, context) {
@@ -147,7 +159,7 @@ class MessageView {
         if (this.#error) this.#body.after(this.#error);
     }
 
-    #tools(node, { place, of, writing, mode, last }) {
+    #tools(node, { place, of, writing }) {
         const actions = this.#actions;
         const tools = el("div", { class: "tools" });
         if (of > 1) {
@@ -162,7 +174,7 @@ class MessageView {
         if (node.state !== "streaming") {
             if (node.content !== "") tools.append(iconButton("copy", t("message.copy"), (event) => copy(event, node.content, actions)));
             if (!writing) {
-                if (node.role === "assistant") {
+                if (node.role === "assistant" && node.parent !== null) {
                     tools.append(iconButton("retry", t("message.regenerate"), () => actions.regenerate(node)));
                 }
                 tools.append(
@@ -174,8 +186,7 @@ class MessageView {
             ?? { length: "message.length", content_filter: "message.filtered" }[node.finish];
         return el("footer", { class: "foot" }, tools,
             note && node.role === "assistant" ? el("span", { class: "note" }, t(note)) : null,
-            node.role === "assistant" ? el("span", { class: "stats", title: t("stats.title") }) : null,
-            mode === "text" && last ? el("span", { class: "turn" }) : null);
+            node.role === "assistant" ? el("span", { class: "stats", title: t("stats.title") }) : null);
     }
 
     #showStats(node) {
@@ -201,7 +212,7 @@ class MessageView {
             return;
         }
         const asks = node.role === "user";
-        const area = el("textarea", { "aria-label": t("message.editLabel") });
+        const area = el("textarea", { rows: "1", "aria-label": t("message.editLabel") });
         area.value = node.content;
         const save = () => this.#actions.saveEdit(node, area.value);
         const cancel = () => this.#actions.cancelEdit();
@@ -246,6 +257,27 @@ export const isComposing = (event) => event.isComposing || event.keyCode === 229
 export function grow(area) {
     area.style.height = "auto";
     area.style.height = `${area.scrollHeight + area.offsetHeight - area.clientHeight}px`;
+}
+
+/**
+ * The language a text is in, as far as its letters tell: the fonts of Chinese and Japanese differ, and so do the rules by
+ * which lines break. Null: no letters.
+ */
+export function languageOf(text) {
+    const beginning = text.slice(0, 400);
+    const some = (letters) => letters.test(beginning);
+    if (some(/[\p{Script=Hiragana}\p{Script=Katakana}]/u)) return "ja";
+    if (some(/\p{Script=Hangul}/u)) return "ko";
+    const han = beginning.match(/\p{Script=Han}/gu)?.length ?? 0;
+    const words = beginning.match(/\p{Script=Latin}+/gu)?.length ?? 0;
+    if (han === 0 && words === 0) return null;
+    return han >= words ? "zh-CN" : "en";
+}
+
+function setLanguageOf(place, text) {
+    const language = languageOf(text);
+    if (language) place.lang = language;
+    else place.removeAttribute("lang");
 }
 
 /** What went wrong, in words for a person. */
