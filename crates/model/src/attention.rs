@@ -8,7 +8,7 @@ use crate::cache::LayerCache;
 use crate::config::Config;
 use crate::layer::{Branch, Cx};
 use crate::mlp::ADD_NT;
-use crate::store::{BlockIds, ParamId, Store};
+use crate::store::{GroupedIds, ParamId, Store};
 use std::sync::Arc;
 use wudao_device::{Device, Fault, Gemm, Heads, Paged, Tensor, View, ViewMut};
 
@@ -40,8 +40,8 @@ pub(crate) struct AttentionSaved<D: Device> {
 }
 
 impl<D: Device> Attention<D> {
-    pub fn new(config: &Config, rope: Arc<Tensor<D>>, ids: &BlockIds, recompute: bool) -> Self {
-        let BlockIds { qkv, qkv_bias, qk_norm, o, o_bias, .. } = *ids;
+    pub fn new(config: &Config, rope: Arc<Tensor<D>>, ids: GroupedIds, recompute: bool) -> Self {
+        let GroupedIds { qkv, qkv_bias, qk_norm, o, o_bias } = ids;
         let (heads, normed, eps) = (config.heads(), config.normed_heads(), config.rms_norm_eps);
         Attention { heads, normed, eps, rope, qkv, qkv_bias, qk_norm, o, o_bias, recompute }
     }

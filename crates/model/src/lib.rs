@@ -1,7 +1,7 @@
 //! Sparse transformer language models.
 //!
 //! Read in this order: [`config`] says what a model is; [`store`] holds its parameters under one table of names;
-//! [`layer`] is the contract of a layer; `norm`, `rope`, `attention`, `mlp`, `gate`, `moe` are the layers; `block` composes them;
+//! [`layer`] is the contract of a layer; `norm`, `rope`, `attention`, `mla`, `mlp`, `gate`, `moe` are the layers; `block` composes them;
 //! [`model`] goes from token ids to a loss, to gradients, and to the next token; [`weights`] reads and writes Hugging
 //! Face files.
 //!
@@ -30,6 +30,7 @@ mod gate;
 pub mod hf;
 mod init;
 pub mod layer;
+mod mla;
 mod mlp;
 pub mod model;
 mod moe;
@@ -45,7 +46,7 @@ extern crate self as wudao_model;
 mod common;
 
 pub use cache::{KvCache, PagedCache, Step};
-pub use config::{Config, Family, MoeConfig};
+pub use config::{Config, Family, MlaConfig, MoeConfig};
 pub use counts::Counts;
 pub use layer::{Cx, Layer, Packing, RouterLog};
 pub use model::Model;

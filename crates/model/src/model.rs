@@ -17,6 +17,10 @@ use wudao_device::{DType, Device, Fault, Gemm, Paged, Tensor, View};
 /// gradient more often.
 const LOGITS: usize = 16 << 20;
 
+/// Why a model with latent attention has no gradients.
+pub const NO_TRAINING: &str = "multi-head latent attention is for inference and scoring here, it cannot be trained: \
+    choose a family with grouped-query attention";
+
 /// The network. It holds no weights: those come with every call in [`Cx::weights`].
 pub struct Model<D: Device> {
     config: Config,
@@ -185,7 +189,7 @@ impl<D: Device> Model<D> {
     }
 
     /// As [`Model::losses`], and adds `scale` times the gradient of their sum to `grads`, with the gradients of the
-    /// auxiliary losses as [`Cx::aux`] weighs them.
+    /// auxiliary losses as [`Cx::aux`] weighs them. Refuses a model with latent attention: [`NO_TRAINING`].
     pub fn losses_and_gradients(
         &self,
         cx: &mut Cx<D>,
@@ -194,6 +198,9 @@ impl<D: Device> Model<D> {
         targets: &[u32],
         scale: f64,
     ) -> Result<Vec<f64>, Fault> {
+        if self.config.mla.is_some() {
+            return Err(Fault(NO_TRAINING.into()));
+        }
         let mut x_td = self.embed(cx, ids);
         let mut saved = Vec::with_capacity(self.blocks.len());
         for block in &self.blocks {
