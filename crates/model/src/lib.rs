@@ -3,7 +3,7 @@
 //! Read in this order: [`config`] says what a model is; [`store`] holds its parameters under one table of names;
 //! [`layer`] is the contract of a layer; `norm`, `rope`, `attention`, `mla`, `mlp`, `gate`, `moe` are the layers; `block` composes them;
 //! [`model`] goes from token ids to a loss, to gradients, and to the next token; [`weights`] reads and writes Hugging
-//! Face files.
+//! Face files; [`mod@upcycle`] makes a sparse model of a dense one.
 //!
 //! # Legend
 //! A tensor's name ends in its shape where that helps: `x_td` is tokens × width.
@@ -37,6 +37,7 @@ mod moe;
 mod norm;
 mod rope;
 pub mod store;
+pub mod upcycle;
 pub mod weights;
 
 #[cfg(test)]
@@ -52,3 +53,4 @@ pub use layer::{Cx, Layer, Packing, RouterLog};
 pub use model::Model;
 pub use rope::RopeScaling;
 pub use store::{Layout, Store};
+pub use upcycle::Upcycling;
