@@ -9,6 +9,9 @@ experts), saves it with `save_pretrained`, and writes beside it
     greedy.json          a prompt and the 32 tokens that follow when the likeliest is taken each time
     packed.safetensors   (some folders) documents run one by one, for attention that must not cross a document's edge
 
+Models with latent attention (deepseek_v2, deepseek_v3) are not trained by WuDao: their folders have input_ids and logits
+alone, and greedy.json.
+
 `labels` follows transformers: it equals `input_ids`, and the shift by one is the loss's business, so that the loss is
 the mean over the 2*(S-1) next-token predictions. Gradients carry the names of the saved file, where every expert is
 a tensor of its own, though transformers 5 holds them fused in memory.
@@ -81,9 +84,14 @@ class Case:
     # Configuration keys that, changed to these values, must change the logits.
     plant: list[dict] = field(default_factory=list)
     packed: bool = False
-    # glm4_moe's correction bias, the same for every sparse layer. Some entries are so low that score + bias is negative:
-    # a router that masks the closed groups with 0 instead of -inf then chooses wrongly.
+    # The correction bias of a sigmoid router, the same for every sparse layer. Some entries are so low that score + bias is
+    # negative: a router that masks the closed groups with 0 instead of -inf then chooses wrongly.
     correction: list[float] | None = None
+
+    @property
+    def latent(self) -> bool:
+        """Multi-head latent attention."""
+        return "kv_lora_rank" in self.config
 
 
 def theta(value, **more):
@@ -98,6 +106,19 @@ def scaled(kind, value, factor, **more):
 LLAMA3 = {"low_freq_factor": 0.5, "high_freq_factor": 2.0, "original_max_position_embeddings": 16}
 YARN = {"beta_fast": 4.0, "beta_slow": 0.5, "original_max_position_embeddings": 16}
 EPS = {"rms_norm_eps": 1e-6}
+# Widths of which none is another's multiple, in hidden states that four heads divide.
+LATENT = {
+    **SPARSE,
+    "head_dim": 8,  # of the rotated part, as transformers has it
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 10,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "first_k_dense_replace": 1,
+}
 CASES = {
     "llama": Case(
         "llama",
@@ -242,6 +263,85 @@ CASES = {
         },
         plant=[EPS, {"norm_topk_prob": True}, {"num_experts_per_tok": 2}, {"rope_parameters": theta(10000.0)}, {"clip_qkv": 1.0}],
     ),
+    "deepseek_v2": Case(
+        "deepseek_v2",
+        seed=1,
+        config={
+            **LATENT,
+            "q_lora_rank": None,
+            "n_shared_experts": 2,
+            "topk_method": "greedy",
+            "routed_scaling_factor": 1.5,
+            # The factor of cosines and that of the softmax scale differ from 1 and from one another.
+            "rope_parameters": scaled("yarn", 100.0, 4.0, **YARN, mscale=1.5, mscale_all_dim=0.7),
+        },
+        plant=[
+            EPS,
+            {"routed_scaling_factor": 1.0},
+            {"num_experts_per_tok": 2},
+            {"rope_parameters": scaled("yarn", 100.0, 4.0, **YARN, mscale=0.7, mscale_all_dim=0.7)},
+            {"rope_parameters": scaled("yarn", 100.0, 4.0, **YARN)},
+        ],
+    ),
+    "deepseek_v2_groups": Case(
+        "deepseek_v2",
+        seed=1,
+        config={
+            **LATENT,
+            "q_lora_rank": 14,
+            "n_shared_experts": 1,
+            "topk_method": "group_limited_greedy",
+            "n_group": 4,
+            "topk_group": 2,
+            "routed_scaling_factor": 2.0,
+            "attention_bias": True,
+            "rope_parameters": theta(10000.0),
+        },
+        plant=[EPS, {"topk_method": "greedy"}, {"topk_group": 3}, {"routed_scaling_factor": 1.0}],
+    ),
+    "deepseek_v3": Case(
+        "deepseek_v3",
+        seed=1,
+        config={
+            **LATENT,
+            "q_lora_rank": 14,
+            "n_shared_experts": 1,
+            "n_group": 4,
+            "topk_group": 2,
+            "routed_scaling_factor": 2.5,
+            "norm_topk_prob": True,
+            "num_nextn_predict_layers": 0,
+            "rope_parameters": scaled("yarn", 100.0, 4.0, **YARN, mscale=1.0, mscale_all_dim=1.0),
+        },
+        plant=[
+            EPS,
+            {"n_group": 1, "topk_group": 1},
+            {"topk_group": 4},
+            {"norm_topk_prob": False},
+            {"rope_interleave": False},
+            {"rope_parameters": scaled("yarn", 100.0, 4.0, **YARN)},
+        ],
+        correction=[0.10, -0.20, -0.75, 0.30, -0.10, 0.25, -0.85, 0.05],
+    ),
+    "deepseek_v3_plain": Case(
+        "deepseek_v3",
+        seed=1,
+        config={
+            **LATENT,
+            "q_lora_rank": None,
+            "n_shared_experts": 1,
+            "n_group": 1,
+            "topk_group": 1,
+            "routed_scaling_factor": 1.25,
+            "norm_topk_prob": False,
+            "num_nextn_predict_layers": 0,
+            "rope_interleave": False,
+            "attention_bias": True,
+            "rope_parameters": theta(10000.0),
+        },
+        plant=[EPS, {"norm_topk_prob": True}, {"routed_scaling_factor": 1.0}, {"rope_interleave": True}],
+        correction=[0.10, -0.20, -0.75, 0.30, -0.10, 0.25, -0.85, 0.05],
+    ),
 }
 
 
@@ -264,7 +364,7 @@ def build(case: Case):
                 p.copy_(1.0 + 0.2 * noise)
             elif name.endswith(".bias"):
                 p.copy_(0.3 * noise)
-            elif not normed and name.endswith(("q_proj.weight", "k_proj.weight")):
+            elif not normed and name.endswith(("q_proj.weight", "k_proj.weight", "q_b_proj.weight")):
                 p.copy_(0.15 * noise)
             elif "embed_tokens" in name or name.endswith("mlp.gate.weight"):
                 p.copy_(0.5 * noise)
@@ -402,9 +502,12 @@ def packed(case: Case, model, folder: Path) -> dict:
 
 
 @contextlib.contextmanager
-def planted_router(how: str):
-    """glm4_moe's router with one error of the kind people make."""
-    from transformers.models.glm4_moe.modeling_glm4_moe import Glm4MoeTopkRouter as Router
+def planted_router(model_type: str, how: str):
+    """A sigmoid router with one error of the kind people make."""
+    from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkRouter
+    from transformers.models.glm4_moe.modeling_glm4_moe import Glm4MoeTopkRouter
+
+    Router = {"glm4_moe": Glm4MoeTopkRouter, "deepseek_v3": DeepseekV3TopkRouter}[model_type]
 
     true_forward, true_fill, true_gather = Router.forward, torch.Tensor.masked_fill, torch.Tensor.gather
 
@@ -437,6 +540,28 @@ def planted_router(how: str):
         Router.forward = true_forward
 
 
+def planted_in_latent_attention(case: Case, folder: Path) -> dict:
+    """Models with one error each in their attention."""
+
+    def of(change):
+        model = reload(folder)
+        for layer in model.model.layers:
+            change(layer.self_attn)
+        return model
+
+    def eps(attention):
+        # The latents' norms have an epsilon of their own, which no configuration changes.
+        attention.kv_a_layernorm.variance_epsilon = COMMON["rms_norm_eps"]
+
+    def scale(attention):
+        attention.scaling = attention.qk_head_dim**-0.5
+
+    errors = {"latent epsilon": of(eps)}
+    if "mscale_all_dim" in case.config["rope_parameters"]:
+        errors["plain scale"] = of(scale)
+    return errors
+
+
 def prove_visible(case: Case, folder: Path, ids: torch.Tensor, logits: torch.Tensor) -> dict:
     """Plants every error of the case and returns by how much each moved the logits."""
     moved = {}
@@ -444,14 +569,17 @@ def prove_visible(case: Case, folder: Path, ids: torch.Tensor, logits: torch.Ten
         for change in case.plant:
             changed = reload(folder, **change)(input_ids=ids).logits
             moved[json.dumps(change)] = (changed - logits).abs().max().item()
-        if case.model_type == "glm4_moe":
+        if case.correction:
             model = reload(folder)
             errors = ["without_bias", "bias_in_weights"]
             if case.config["n_group"] > 1:
                 errors.append("closed_groups_zero")
             for how in errors:
-                with planted_router(how):
+                with planted_router(case.model_type, how):
                     moved[how] = (model(input_ids=ids).logits - logits).abs().max().item()
+        if case.latent:
+            for how, model in planted_in_latent_attention(case, folder).items():
+                moved[how] = (model(input_ids=ids).logits - logits).abs().max().item()
         # Every tensor in the file matters: nudge each, in no special direction (a query scaled as a whole is undone by its
         # norm), and look.
         model = reload(folder)
@@ -490,6 +618,9 @@ def write(name: str, folder: Path) -> None:
 
     model = reload(folder)
     ids = tokens(case, model.config.vocab_size, BATCH, SEQUENCE)
+    if case.latent:
+        write_inference(case, model, folder, ids)
+        return
     out = model(input_ids=ids, labels=ids)
     with torch.no_grad():
         assert torch.equal(out.logits, build(case)(input_ids=ids).logits), "the saved model is not the built one"
@@ -531,6 +662,19 @@ def write(name: str, folder: Path) -> None:
         f"{name:15} {size / 1e3:6.0f} kB  loss {ten[0]:.5f} -> {ten[-1]:.5f}  condition {condition:.1e}"
         f"  least visible of {len(moved)}: {least} {moved[least]:.2g}"
     )
+
+
+def write_inference(case: Case, model, folder: Path, ids: torch.Tensor) -> None:
+    """The folder of a model that WuDao reads and does not train."""
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits
+        assert torch.equal(logits, build(case)(input_ids=ids).logits), "the saved model is not the built one"
+    save_file({"input_ids": ids, "logits": logits}, folder / "golden.safetensors")
+    (folder / "greedy.json").write_text(json.dumps(greedy(model, ids)) + "\n")
+    moved = prove_visible(case, folder, ids, logits)
+    size = sum(f.stat().st_size for f in folder.iterdir())
+    least = min(moved, key=moved.get)
+    print(f"{folder.name:15} {size / 1e3:6.0f} kB  least visible of {len(moved)}: {least} {moved[least]:.2g}")
 
 
 # Rotary scalings as published models have them: (rope_parameters, head_dim).

@@ -92,8 +92,9 @@ pub struct Routing {
     pub scale: f64,
     /// Experts are in this many equal groups (1: no group limit) …
     pub groups: usize,
-    /// … of which only the best `top_groups` may be chosen from; a group's score is the sum of its two best
-    /// `score + correction bias` (DeepSeek-V3, section 2.1.2).
+    /// … of which only the best `top_groups` may be chosen from. A group's score is, with softmax scores, its best
+    /// (DeepSeek-V2, section 2.2.2); with sigmoid scores the sum of its two best `score + correction bias` (DeepSeek-V3,
+    /// section 2.1.2).
     pub top_groups: usize,
 }
 

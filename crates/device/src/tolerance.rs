@@ -102,8 +102,10 @@ pub const TABLE: &[Row] = &[
     row("golden gradients", DType::F32, 1e-3, 1e-5, "as the logits, twice the depth, and sums with cancellation"),
     row("golden losses", DType::F32, 1e-4, 0.0, "ten AdamW steps: the first divide each gradient by its own size, noise included"),
     row("hf eval", DType::F32, 1e-4, 0.0, "the issue's bound on the loss of one checkpoint in two implementations"),
+    row("upcycling", DType::F32, 1e-4, 1e-4, "the same layers, but each feed-forward answer is a weighted sum of parts: f32 in another order, through layers that amplify"),
     row("ranks", DType::F64, 1e-10, 1e-12, "N ranks add the same terms in another order"),
     row("moe", DType::F64, 1e-11, 1e-12, "three products and a weighted sum, each in another order than the plain loop's"),
+    row("latent attention", DType::F64, 1e-10, 1e-11, "five products in a row, a softmax between, each in another order than the plain loop's"),
     row("decode", DType::F64, 1e-10, 1e-12, "attention over a cache adds the same terms in another order"),
 ];
 

@@ -8,7 +8,7 @@ use crate::cache::LayerCache;
 use crate::config::Config;
 use crate::layer::{Branch, Cx};
 use crate::mlp::ADD_NT;
-use crate::store::{BlockIds, ParamId, Store};
+use crate::store::{GroupedIds, ParamId, Store};
 use std::sync::Arc;
 use wudao_device::{Device, Fault, Gemm, Heads, Paged, Tensor, View, ViewMut};
 
@@ -40,8 +40,8 @@ pub(crate) struct AttentionSaved<D: Device> {
 }
 
 impl<D: Device> Attention<D> {
-    pub fn new(config: &Config, rope: Arc<Tensor<D>>, ids: &BlockIds, recompute: bool) -> Self {
-        let BlockIds { qkv, qkv_bias, qk_norm, o, o_bias, .. } = *ids;
+    pub fn new(config: &Config, rope: Arc<Tensor<D>>, ids: GroupedIds, recompute: bool) -> Self {
+        let GroupedIds { qkv, qkv_bias, qk_norm, o, o_bias } = ids;
         let (heads, normed, eps) = (config.heads(), config.normed_heads(), config.rms_norm_eps);
         Attention { heads, normed, eps, rope, qkv, qkv_bias, qk_norm, o, o_bias, recompute }
     }
@@ -54,7 +54,7 @@ impl<D: Device> Attention<D> {
     fn project(&self, cx: &Cx<D>, x_td: View<D>) -> (Tensor<D>, Option<BeforeNorm<D>>) {
         let (dev, t, dtype) = (cx.device, x_td.shape()[0], x_td.dtype());
         let mut qkv = Tensor::new(dev, [t, self.heads.width()], dtype);
-        dev.gemm(Gemm::NT, x_td, cx.weights.at(self.qkv), qkv.view_mut());
+        dev.gemm(Gemm::NT, x_td, cx.weights.operand(self.qkv), qkv.view_mut());
         if let Some(b) = self.qkv_bias {
             dev.add_bias(row(cx.weights.at(b)), qkv.view_mut());
         }
@@ -80,7 +80,7 @@ impl<D: Device> Attention<D> {
     }
 
     fn project_out(&self, cx: &Cx<D>, out: View<D>, mut acc_y: ViewMut<D>) {
-        cx.device.gemm(ADD_NT, out, cx.weights.at(self.o), acc_y.reborrow());
+        cx.device.gemm(ADD_NT, out, cx.weights.operand(self.o), acc_y.reborrow());
         if let Some(b) = self.o_bias {
             cx.device.add_bias(cx.weights.at(b), acc_y);
         }
@@ -143,7 +143,7 @@ impl<D: Device> Branch<D> for Attention<D> {
         }
         dev.gemm(Gemm::TN_ACC, dy, out.view(), grads.at_mut(self.o));
         let mut dout = Tensor::new(dev, out.shape(), out.dtype());
-        dev.gemm(Gemm::NN, dy, cx.weights.at(self.o), dout.view_mut());
+        dev.gemm(Gemm::NN, dy, cx.weights.operand(self.o), dout.view_mut());
         let mut dqkv = Tensor::new(dev, qkv.shape(), qkv.dtype());
         let segments = &cx.packing.segments;
         let (q, o, l, d) = (qkv.view(), out.view(), lse.view(), dout.view());
@@ -168,7 +168,7 @@ impl<D: Device> Branch<D> for Attention<D> {
         }
         dev.gemm(Gemm::TN_ACC, dqkv.view(), x_td, grads.at_mut(self.qkv));
         let mut dx = Tensor::new(dev, x_td.shape(), x_td.dtype());
-        dev.gemm(Gemm::NN, dqkv.view(), cx.weights.at(self.qkv), dx.view_mut());
+        dev.gemm(Gemm::NN, dqkv.view(), cx.weights.operand(self.qkv), dx.view_mut());
         Ok(dx)
     }
 }

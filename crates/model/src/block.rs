@@ -8,13 +8,64 @@ use crate::cache::LayerCache;
 use crate::config::Config;
 use crate::gate::Gate;
 use crate::layer::{Branch, Cx, Layer, Operand};
+use crate::mla::Mla;
 use crate::mlp::{Hidden, Mlp};
 use crate::model::{Options, Recomputation};
 use crate::moe::{Moe, MoeSaved};
 use crate::norm::Norm;
-use crate::store::{BlockIds, FeedForwardIds, Store};
+use crate::store::{AttentionIds, BlockIds, FeedForwardIds, Store};
 use std::sync::Arc;
 use wudao_device::{Device, Fault, Paged, Tensor, View, ViewMut};
+
+/// The two kinds of attention. The latent one has no backward pass: [`crate::Model`] refuses to train it.
+pub(crate) enum AnyAttention<D: Device> {
+    Grouped(Attention<D>),
+    Latent(Mla<D>),
+}
+
+impl<D: Device> Branch<D> for AnyAttention<D> {
+    type Saved = Option<AttentionSaved<D>>;
+
+    fn forward(&self, cx: &mut Cx<D>, x: View<D>, acc_y: ViewMut<D>) -> Result<Self::Saved, Fault> {
+        match self {
+            AnyAttention::Grouped(l) => l.forward(cx, x, acc_y),
+            AnyAttention::Latent(l) => {
+                l.forward(cx, x, acc_y);
+                Ok(None)
+            }
+        }
+    }
+
+    fn backward(
+        &self,
+        cx: &mut Cx<D>,
+        g: &mut Store<D>,
+        x: View<D>,
+        saved: Self::Saved,
+        dy: View<D>,
+    ) -> Result<Tensor<D>, Fault> {
+        match self {
+            AnyAttention::Grouped(l) => l.backward(cx, g, x, saved, dy),
+            AnyAttention::Latent(_) => Err(Fault("latent attention has no backward pass".into())),
+        }
+    }
+}
+
+impl<D: Device> AnyAttention<D> {
+    fn forward_cached(&self, cx: &Cx<D>, cache: &mut LayerCache<D>, past: usize, x: View<D>, acc_y: ViewMut<D>) {
+        match self {
+            AnyAttention::Grouped(l) => l.forward_cached(cx, cache, past, x, acc_y),
+            AnyAttention::Latent(l) => l.forward_cached(cx, cache, past, x, acc_y),
+        }
+    }
+
+    fn forward_paged(&self, cx: &Cx<D>, cache: &mut LayerCache<D>, of: &[Paged], x: View<D>, acc_y: ViewMut<D>) {
+        match self {
+            AnyAttention::Grouped(l) => l.forward_paged(cx, cache, of, x, acc_y),
+            AnyAttention::Latent(l) => l.forward_paged(cx, cache, of, x, acc_y),
+        }
+    }
+}
 
 pub(crate) enum FeedForward {
     Dense(Mlp),
@@ -54,7 +105,7 @@ impl<D: Device> Branch<D> for FeedForward {
 
 pub(crate) struct Block<D: Device> {
     pub norm1: Norm,
-    pub attention: Attention<D>,
+    pub attention: AnyAttention<D>,
     pub norm2: Norm,
     pub feed_forward: FeedForward,
 }
@@ -87,13 +138,15 @@ impl<D: Device> Block<D> {
             (&FeedForwardIds::Dense(ids), None) => FeedForward::Dense(Mlp { ids }),
             _ => unreachable!("the layout was made from this configuration"),
         };
-        let again = options.recompute == Recomputation::Attention;
-        Block {
-            norm1: norm(ids.norm1),
-            attention: Attention::new(config, rope, ids, again),
-            norm2: norm(ids.norm2),
-            feed_forward,
-        }
+        let attention = match (ids.attention, config.mla) {
+            (AttentionIds::Grouped(ids), None) => {
+                let again = options.recompute == Recomputation::Attention;
+                AnyAttention::Grouped(Attention::new(config, rope, ids, again))
+            }
+            (AttentionIds::Latent(ids), Some(sizes)) => AnyAttention::Latent(Mla::new(config, sizes, rope, ids)),
+            _ => unreachable!("the layout was made from this configuration"),
+        };
+        Block { norm1: norm(ids.norm1), attention, norm2: norm(ids.norm2), feed_forward }
     }
 
     /// Decoding: as forward, over a cache, saving nothing.

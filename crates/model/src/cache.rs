@@ -7,7 +7,8 @@ use crate::layer::Packing;
 use std::ops::Range;
 use wudao_device::{DType, Device, PAGE, Paged, Tensor};
 
-/// One layer's keys and values, `[capacity, G·C]` each.
+/// One layer's keys and values, `[capacity, G·C]` each; or, with latent attention, `[capacity, R + rank]` each, what both
+/// are made from.
 pub(crate) struct LayerCache<D: Device> {
     pub k: Tensor<D>,
     pub v: Tensor<D>,
@@ -23,7 +24,7 @@ pub struct KvCache<D: Device> {
 impl<D: Device> KvCache<D> {
     /// Room for `capacity` tokens.
     pub fn new(device: &D, config: &Config, capacity: usize, dtype: DType) -> Self {
-        let shape = [capacity, config.num_key_value_heads * config.head_dim];
+        let shape = [capacity, config.cache_width()];
         let layer = || LayerCache { k: Tensor::new(device, shape, dtype), v: Tensor::new(device, shape, dtype) };
         KvCache { layers: (0..config.num_hidden_layers).map(|_| layer()).collect(), len: 0, capacity }
     }
@@ -51,7 +52,7 @@ impl<D: Device> KvCache<D> {
 
 /// A pool of pages for the keys and values of any sequences.
 pub struct PagedCache<D: Device> {
-    /// Each `[pages, PAGE·G·C]`, laid out as the device likes.
+    /// Each `[pages, PAGE·width]`, laid out as the device likes.
     pub(crate) layers: Vec<LayerCache<D>>,
     pages: usize,
 }
@@ -59,14 +60,14 @@ pub struct PagedCache<D: Device> {
 impl<D: Device> PagedCache<D> {
     /// Room for `pages` pages of [`PAGE`] tokens, in `dtype`: that of the model's operands, or a narrower one.
     pub fn new(device: &D, config: &Config, pages: usize, dtype: DType) -> Self {
-        let shape = [pages, PAGE * config.num_key_value_heads * config.head_dim];
+        let shape = [pages, PAGE * config.cache_width()];
         let layer = || LayerCache { k: Tensor::new(device, shape, dtype), v: Tensor::new(device, shape, dtype) };
         PagedCache { layers: (0..config.num_hidden_layers).map(|_| layer()).collect(), pages }
     }
 
     /// Bytes of a page of all layers.
     pub fn page_bytes(config: &Config, dtype: DType) -> usize {
-        2 * config.num_hidden_layers * PAGE * config.num_key_value_heads * config.head_dim * dtype.size()
+        2 * config.num_hidden_layers * PAGE * config.cache_width() * dtype.size()
     }
 
     /// Pages there are.

@@ -34,6 +34,10 @@ pub enum Family {
     Qwen3Moe,
     /// Sigmoid router with correction bias, shared experts, dense first layers, partial rotary embedding.
     Glm4Moe,
+    /// Latent attention; softmax router, its groups judged by their best expert (DeepSeek-AI 2024a). Not trained here.
+    DeepseekV2,
+    /// Latent attention; router as in Glm4Moe (DeepSeek-AI 2024b). Not trained here.
+    DeepseekV3,
 }
 
 /// A whole model.
@@ -56,7 +60,7 @@ pub struct Config {
     /// G; divides H.
     #[serde(default)]
     pub num_key_value_heads: usize,
-    /// C; even.
+    /// C; even. With latent attention the width of a query: both its parts.
     #[serde(default)]
     pub head_dim: usize,
     /// Longest sequence the model is made for.
@@ -96,6 +100,28 @@ pub struct Config {
     pub pad_token_id: Option<u32>,
     /// The sparse layers, if any.
     pub moe: Option<MoeConfig>,
+    /// Latent attention instead of grouped-query attention.
+    pub mla: Option<MlaConfig>,
+}
+
+/// Multi-head latent attention (DeepSeek-AI 2024, "DeepSeek-V2", section 2.1): keys and values of a token are made from
+/// one short vector.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MlaConfig {
+    /// Width of the latent that queries are made from; none: they are made from the hidden state.
+    pub q_lora_rank: Option<usize>,
+    /// Width of the latent that keys and values are made from.
+    pub kv_lora_rank: usize,
+    /// Columns of a query or key that are not rotated.
+    pub qk_nope_head_dim: usize,
+    /// Columns that are; all heads share those of the key. Even.
+    pub qk_rope_head_dim: usize,
+    /// Width of a value.
+    pub v_head_dim: usize,
+    /// Rotated pairs are neighbours in the weights' rows: columns 0 and 1, 2 and 3, …; otherwise one is half the width away.
+    #[serde(default = "yes")]
+    pub rope_interleave: bool,
 }
 
 /// The sparse half of a model.
@@ -160,6 +186,9 @@ impl<'de> Deserialize<'de> for Config {
         if c.num_key_value_heads == 0 {
             c.num_key_value_heads = c.num_attention_heads;
         }
+        if let (Some(m), 0) = (&c.mla, c.head_dim) {
+            c.head_dim = m.qk_nope_head_dim.saturating_add(m.qk_rope_head_dim);
+        }
         if c.head_dim == 0 {
             c.head_dim = c.hidden_size / c.num_attention_heads.max(1);
         }
@@ -207,7 +236,19 @@ impl Config {
 
     /// Rotated columns of a head.
     pub fn rotary_dim(&self) -> usize {
-        (self.head_dim as f64 * self.partial_rotary_factor) as usize
+        match &self.mla {
+            Some(m) => m.qk_rope_head_dim,
+            None => (self.head_dim as f64 * self.partial_rotary_factor) as usize,
+        }
+    }
+
+    /// Numbers that a cache keeps of a token's keys in one layer, and as many of its values: the keys themselves, or their
+    /// latent and what is rotated.
+    pub fn cache_width(&self) -> usize {
+        match &self.mla {
+            Some(m) => m.kv_lora_rank + m.qk_rope_head_dim,
+            None => self.num_key_value_heads * self.head_dim,
+        }
     }
 
     /// The sparse settings of `layer`, or `None` where it is dense.
@@ -241,6 +282,9 @@ impl Config {
             let (h, g) = (self.num_attention_heads, self.num_key_value_heads);
             return fail("num_key_value_heads", format!("{g} does not divide num_attention_heads = {h}"));
         }
+        if let Some(m) = &self.mla {
+            m.check(self)?;
+        }
         if !(self.partial_rotary_factor > 0.0 && self.partial_rotary_factor <= 1.0) {
             return fail("partial_rotary_factor", format!("{} is not in (0, 1]", self.partial_rotary_factor));
         }
@@ -267,7 +311,11 @@ impl Config {
         let [d, q, kv] = [self.hidden_size, self.num_attention_heads, self.num_key_value_heads].map(|n| n as f64);
         let expert = |m: &MoeConfig| (m.num_experts + m.n_shared_experts) as f64 * m.moe_intermediate_size as f64;
         let widest = self.moe.as_ref().map_or(0.0, expert).max(self.intermediate_size as f64);
-        let layer = d * (2.0 * (q + kv) * self.head_dim as f64 + 3.0 * widest);
+        let attention = match &self.mla {
+            Some(m) => m.parameters(self),
+            None => d * 2.0 * (q + kv) * self.head_dim as f64,
+        };
+        let layer = attention + 3.0 * d * widest;
         let most = self.num_hidden_layers as f64 * layer + 2.0 * self.vocab_size as f64 * d;
         if most > (1u64 << 50) as f64 {
             return fail("hidden_size", format!("the model would have {most:.1e} parameters; 2^50 is the most"));
@@ -295,6 +343,44 @@ pub(crate) fn not_negative(key: &'static str, x: f64) -> Result<(), ConfigError>
     if x >= 0.0 && x.is_finite() { Ok(()) } else { fail(key, format!("{x} must be 0 or a positive number")) }
 }
 
+impl MlaConfig {
+    fn check(&self, c: &Config) -> Result<(), ConfigError> {
+        if let Some(rank) = self.q_lora_rank {
+            in_range("q_lora_rank", rank, 1 << 16)?;
+        }
+        in_range("kv_lora_rank", self.kv_lora_rank, 1 << 16)?;
+        in_range("qk_nope_head_dim", self.qk_nope_head_dim, 1 << 12)?;
+        in_range("qk_rope_head_dim", self.qk_rope_head_dim, 1 << 12)?;
+        in_range("v_head_dim", self.v_head_dim, 1 << 12)?;
+        if !self.qk_rope_head_dim.is_multiple_of(2) {
+            return fail("qk_rope_head_dim", format!("{} must be even: columns turn in pairs", self.qk_rope_head_dim));
+        }
+        let (h, g) = (c.num_attention_heads, c.num_key_value_heads);
+        if g != h {
+            return fail(
+                "num_key_value_heads",
+                format!("{g} must be num_attention_heads = {h}: each has its own keys"),
+            );
+        }
+        let width = self.qk_nope_head_dim + self.qk_rope_head_dim;
+        if c.head_dim != width {
+            let problem = format!("{} must be qk_nope_head_dim + qk_rope_head_dim = {width}, or left out", c.head_dim);
+            return fail("head_dim", problem);
+        }
+        Ok(())
+    }
+
+    /// Elements of a layer's projections. In floating point, which cannot overflow.
+    pub(crate) fn parameters(&self, c: &Config) -> f64 {
+        let [d, h] = [c.hidden_size, c.num_attention_heads].map(|n| n as f64);
+        let [rank, nope, rope, value] =
+            [self.kv_lora_rank, self.qk_nope_head_dim, self.qk_rope_head_dim, self.v_head_dim].map(|n| n as f64);
+        let queries = h * (nope + rope);
+        let q = self.q_lora_rank.map_or(d * queries, |rank| rank as f64 * (d + queries));
+        q + d * (rank + rope) + rank * h * (nope + value) + h * value * d
+    }
+}
+
 impl MoeConfig {
     fn check(&self, layers: usize) -> Result<(), ConfigError> {
         in_range("num_experts", self.num_experts, 1 << 16)?;
@@ -320,10 +406,7 @@ impl MoeConfig {
                 format!("{k} is not between 1 and the {choosable} experts a token may choose from"),
             );
         }
-        if !self.sigmoid && groups != 1 {
-            return fail("n_group", "groups need the sigmoid router".into());
-        }
-        if groups > 1 && self.num_experts / groups < 2 {
+        if self.sigmoid && groups > 1 && self.num_experts / groups < 2 {
             return fail(
                 "n_group",
                 "a group's score is the sum of its two best: it must hold two experts or more".into(),

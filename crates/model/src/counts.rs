@@ -69,10 +69,16 @@ impl Counts {
         let n = |x: usize| x as u64;
         let (d, layers) = (n(c.hidden_size), n(c.num_hidden_layers));
         let (q, kv) = (n(c.num_attention_heads) * n(c.head_dim), n(c.num_key_value_heads) * n(c.head_dim));
-        let projections = layers * 2 * d * (q + kv);
-        let qkv_bias = if c.attention_bias { q + 2 * kv } else { 0 };
+        let projections = layers * c.mla.map_or(2 * d * (q + kv), |m| m.parameters(c) as u64);
+        // Of latents, the ranks.
+        let latents = c.mla.map(|m| n(m.q_lora_rank.unwrap_or(0) + m.kv_lora_rank));
+        let qkv_bias = match (c.attention_bias, c.mla) {
+            (false, _) => 0,
+            (true, None) => q + 2 * kv,
+            (true, Some(m)) => latents.unwrap_or(0) + n(m.qk_rope_head_dim),
+        };
         let o_bias = if c.attention_output_bias { d } else { 0 };
-        let qk_norm = if c.qk_norm { 2 * n(c.normed_heads().dim) } else { 0 };
+        let qk_norm = if c.qk_norm { 2 * n(c.normed_heads().dim) } else { latents.unwrap_or(0) };
         let sparse = n(c.moe_layers().len());
         let mlp = |width: u64| 3 * d * width;
         let mut params = Parts {
@@ -94,7 +100,9 @@ impl Counts {
             active = Parts { experts: sparse * n(m.num_experts_per_tok) * mlp(f), ..params };
         }
         let matrices = projections + routers + active.experts + active.shared_experts + active.dense + params.embedding;
-        Counts { params, active, matrices, attention: layers * q }
+        // A value may be narrower than a key: what both cost, halved.
+        let pair = c.mla.map_or(q, |m| n(c.num_attention_heads) * n(c.head_dim + m.v_head_dim) / 2);
+        Counts { params, active, matrices, attention: layers * pair }
     }
 
     /// Operations of one token's forward pass, on average over a segment of `segment` tokens: `2·M + 4·L·H·C·(s + 1)/2`.
@@ -126,12 +134,12 @@ impl Counts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::common::families::every_family;
+    use crate::common::families::all_families;
     use crate::store::{Kind, Layout, Shard};
 
     #[test]
     fn counts_are_what_the_table_of_parameters_holds() {
-        for (name, config) in every_family() {
+        for (name, config) in all_families() {
             let counts = Counts::of(&config);
             let layout = Layout::new(&config, Shard::WHOLE);
             assert_eq!(counts.params.total(), layout.len() as u64, "{name}");
@@ -146,7 +154,7 @@ mod tests {
         }
     }
 
-    /// Qwen3-30B-A3B and GLM-4.5-Air are known by their numbers.
+    /// Qwen3-30B-A3B, GLM-4.5-Air and DeepSeek-V3 are known by their numbers.
     #[test]
     fn published_sizes() {
         let qwen = Config::from_json(
@@ -173,5 +181,15 @@ mod tests {
         assert_eq!(counts.params.total() / 1_000_000_000, 106);
         // GLM's "A12B" leaves the embedding out.
         assert_eq!((counts.active.total() - counts.active.embedding) / 1_000_000_000, 12);
+
+        let v3 = Config::from_json(
+            br#"{"model_type": "deepseek_v3", "vocab_size": 129280, "hidden_size": 7168, "intermediate_size": 18432,
+            "num_hidden_layers": 61, "num_attention_heads": 128, "num_key_value_heads": 128,
+            "max_position_embeddings": 163840}"#,
+        );
+        let v3 = v3.unwrap();
+        let counts = Counts::of(&v3);
+        assert_eq!((counts.params.total() / 1_000_000_000, counts.active.total() / 1_000_000_000), (671, 37));
+        assert_eq!(v3.cache_width(), 576);
     }
 }

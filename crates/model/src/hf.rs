@@ -8,6 +8,7 @@
 //! A family cannot spell everything: a mixtral has no dense layers, a qwen3 always norms its queries. Such a
 //! configuration is refused before training, not when the checkpoint is written.
 
+mod mla;
 mod moe;
 mod rope;
 
@@ -26,12 +27,19 @@ const FAMILIES: &[(Family, &str, &str)] = &[
     (Family::Qwen3Moe, "qwen3_moe", "Qwen3MoeForCausalLM"),
     (Family::Olmoe, "olmoe", "OlmoeForCausalLM"),
     (Family::Glm4Moe, "glm4_moe", "Glm4MoeForCausalLM"),
+    (Family::DeepseekV2, "deepseek_v2", "DeepseekV2ForCausalLM"),
+    (Family::DeepseekV3, "deepseek_v3", "DeepseekV3ForCausalLM"),
 ];
 
 impl Family {
     /// The `model_type` in `config.json`.
     pub fn model_type(self) -> &'static str {
         FAMILIES.iter().find(|f| f.0 == self).map_or("", |f| f.1)
+    }
+
+    /// The family of a `model_type`.
+    pub fn of_model_type(model_type: &str) -> Option<Family> {
+        FAMILIES.iter().find(|f| f.1 == model_type).map(|f| f.0)
     }
 
     /// The class in transformers.
@@ -42,6 +50,11 @@ impl Family {
     /// Where queries have biases, attention's output has one too.
     fn biases_output(self) -> bool {
         !matches!(self, Family::Qwen2 | Family::Qwen2Moe | Family::Glm4Moe)
+    }
+
+    /// Multi-head latent attention.
+    fn latent(self) -> bool {
+        matches!(self, Family::DeepseekV2 | Family::DeepseekV3)
     }
 }
 
@@ -144,21 +157,24 @@ impl Config {
         let Some(model_type) = keys.typed("model_type", "a string", |v| v.as_str().map(str::to_owned))? else {
             return fail("model_type", format!("missing; supported are {known}"));
         };
-        let Some(&(family, ..)) = FAMILIES.iter().find(|f| f.1 == model_type) else {
+        let Some(family) = Family::of_model_type(&model_type) else {
             return fail("model_type", format!("{model_type:?} is not supported; supported are {known}"));
         };
         refuse_the_unsupported(&keys)?;
 
         let (hidden_size, num_attention_heads) = (keys.required("hidden_size")?, keys.required("num_attention_heads")?);
+        let mla = mla::read(&keys, family)?;
         let num_key_value_heads = match (keys.count("num_key_value_heads")?, family) {
             (Some(n), _) => n,
-            (None, Family::Llama | Family::Olmoe) => num_attention_heads,
+            (None, Family::Llama | Family::Olmoe | Family::DeepseekV2 | Family::DeepseekV3) => num_attention_heads,
             (None, _) => return fail("num_key_value_heads", "missing".into()),
         };
-        let head_dim = match (keys.count("head_dim")?, family) {
-            (Some(n), _) => n,
-            (None, Family::Qwen3) => 128,
-            (None, _) => hidden_size / num_attention_heads.max(1),
+        let head_dim = match (keys.count("head_dim")?, family, &mla) {
+            // The file's is the width of the rotated part.
+            (_, _, Some(m)) => m.qk_nope_head_dim.saturating_add(m.qk_rope_head_dim),
+            (Some(n), ..) => n,
+            (None, Family::Qwen3, _) => 128,
+            (None, ..) => hidden_size / num_attention_heads.max(1),
         };
         let attention_bias = match family {
             Family::Mistral | Family::Mixtral => false,
@@ -174,6 +190,8 @@ impl Config {
         let (bos, eos, pad): (&[u32], &[u32], &[u32]) = match family {
             Family::Llama | Family::Mistral | Family::Mixtral => (&[1], &[2], &[]),
             Family::Olmoe => (&[], &[50279], &[1]),
+            Family::DeepseekV2 => (&[1], &[2], &[]),
+            Family::DeepseekV3 => (&[0], &[1], &[]),
             _ => (&[], &[], &[]),
         };
         let config = Config {
@@ -196,13 +214,14 @@ impl Config {
             qk_norm: match family {
                 Family::Qwen3 | Family::Qwen3Moe | Family::Olmoe => true,
                 Family::Glm4Moe => keys.flag("use_qk_norm", false)?,
-                Family::Llama | Family::Mistral | Family::Mixtral | Family::Qwen2 | Family::Qwen2Moe => false,
+                _ => false,
             },
             initializer_range: keys.number("initializer_range", 0.02)?,
             bos_token_id: keys.ids("bos_token_id", bos)?.first().copied(),
             eos_token_id: keys.ids("eos_token_id", eos)?,
             pad_token_id: keys.ids("pad_token_id", pad)?.first().copied(),
             moe: moe::read(&keys, family, num_hidden_layers)?,
+            mla,
         };
         config.check()?;
         Ok(config)
@@ -272,6 +291,11 @@ impl Config {
                 // Absent means one multi-token-prediction layer.
                 keys.insert("num_nextn_predict_layers", json!(0));
             }
+            Family::DeepseekV2 => drop(keys.insert("mlp_bias", json!(false))),
+            Family::DeepseekV3 => drop(keys.insert("num_nextn_predict_layers", json!(0))),
+        }
+        if let Some(m) = &self.mla {
+            mla::write(self.family, m, &mut keys);
         }
         keys.insert("rope_parameters", rope);
         if let Some(scaling) = rope_scaling {
@@ -307,6 +331,12 @@ impl Config {
             if holds { Ok(()) } else { fail(key, format!("{name} {how}")) }
         };
         let glm = self.family == Family::Glm4Moe;
+        let latent = self.family.latent();
+        must(
+            "mla",
+            self.mla.is_some() == latent,
+            if latent { "has latent attention: it needs mla" } else { "has grouped-query attention: leave mla out" },
+        )?;
         match self.family {
             Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 => {
                 must("moe", self.moe.is_none(), "is dense: leave moe out")?
@@ -317,10 +347,8 @@ impl Config {
             Family::Qwen3 | Family::Qwen3Moe | Family::Olmoe => {
                 must("qk_norm", self.qk_norm, "always norms queries and keys: true")?
             }
-            Family::Llama | Family::Mistral | Family::Mixtral | Family::Qwen2 | Family::Qwen2Moe => {
-                must("qk_norm", !self.qk_norm, "has no norm on queries and keys: false")?
-            }
             Family::Glm4Moe => {}
+            _ => must("qk_norm", !self.qk_norm, "has no norm on queries and keys: false")?,
         }
         match self.family {
             Family::Mistral | Family::Mixtral => must("attention_bias", !self.attention_bias, "has no biases: false")?,
@@ -343,20 +371,29 @@ impl Config {
             must("head_dim", self.head_dim * h == self.hidden_size, "has hidden_size / num_attention_heads of them")?;
             must("num_key_value_heads", g == h, "is supported with as many of them as num_attention_heads")?;
         }
-        if self.family == Family::Llama {
+        if let Some(m) = &self.mla {
+            let free = self.family == Family::DeepseekV3;
+            must("rope_interleave", m.rope_interleave || free, "always turns neighbouring columns: true")?;
+        }
+        if matches!(self.family, Family::Llama | Family::DeepseekV2) {
             let whole = self.hidden_size.is_multiple_of(self.num_attention_heads);
             must("num_attention_heads", whole, "needs a hidden_size that is a multiple of it, even with a head_dim")?;
         }
         let Some(m) = &self.moe else { return Ok(()) };
-        if glm {
+        if glm || latent {
             let prefix = m.dense_layers.iter().copied().eq(0..m.dense_layers.len());
             must("dense_layers", prefix, "has its dense layers first: 0, 1, … without a gap")?;
-            must("sigmoid", m.sigmoid, "has a sigmoid router: true")?;
             must("n_shared_experts", m.n_shared_experts > 0, "always has a shared expert: 1 or more")?;
+            if self.family == Family::DeepseekV2 {
+                must("sigmoid", !m.sigmoid, "has a softmax router: false")?;
+                return must("norm_topk_prob", !m.norm_topk_prob, "does not divide the weights by their sum: false");
+            }
+            must("sigmoid", m.sigmoid, "has a sigmoid router: true")?;
             let two = m.num_experts / m.n_group >= 2;
             return must("num_experts", two, "takes the two best of each group: two experts in each, or more");
         }
         must("sigmoid", !m.sigmoid, "has a softmax router: false")?;
+        must("n_group", m.n_group == 1, "has no groups of experts: 1")?;
         if self.family == Family::Qwen2Moe {
             must("n_shared_experts", m.n_shared_experts > 0, "always has a shared expert: 1 or more")?;
         } else {

@@ -40,6 +40,12 @@ impl Stream {
 /// Numbers that are drawn at a time, about. A whole table of embeddings would be twice as large again in f64.
 const PIECE: usize = 1 << 18;
 
+/// The stream of standard normals that a tensor's name and the seed make.
+pub(crate) fn normals(seed: u64, name: &str) -> impl Iterator<Item = f64> {
+    let mut stream = Stream::new(seed, name);
+    std::iter::repeat_with(move || stream.normals()).flatten()
+}
+
 /// Fills `weights` with initial values.
 pub(crate) fn init<D: Device>(device: &D, config: &Config, seed: u64, weights: &mut Store<D>) {
     for (home, param) in weights.params() {
@@ -56,8 +62,7 @@ pub(crate) fn init<D: Device>(device: &D, config: &Config, seed: u64, weights: &
             }
         };
         for part in &param.parts {
-            let mut stream = Stream::new(seed, &part.name);
-            let mut values = std::iter::repeat_with(|| stream.normals()).flatten().map(|x| x * std);
+            let mut values = normals(seed, &part.name).map(|x| x * std);
             let cols = param.shape[1];
             let step = PIECE.div_ceil(cols);
             for start in part.rows.clone().step_by(step) {

@@ -1,9 +1,9 @@
 //! Sparse transformer language models.
 //!
 //! Read in this order: [`config`] says what a model is; [`store`] holds its parameters under one table of names;
-//! [`layer`] is the contract of a layer; `norm`, `rope`, `attention`, `mlp`, `gate`, `moe` are the layers; `block` composes them;
+//! [`layer`] is the contract of a layer; `norm`, `rope`, `attention`, `mla`, `mlp`, `gate`, `moe` are the layers; `block` composes them;
 //! [`model`] goes from token ids to a loss, to gradients, and to the next token; [`weights`] reads and writes Hugging
-//! Face files.
+//! Face files; [`mod@upcycle`] makes a sparse model of a dense one.
 //!
 //! # Legend
 //! A tensor's name ends in its shape where that helps: `x_td` is tokens × width.
@@ -30,12 +30,14 @@ mod gate;
 pub mod hf;
 mod init;
 pub mod layer;
+mod mla;
 mod mlp;
 pub mod model;
 mod moe;
 mod norm;
 mod rope;
 pub mod store;
+pub mod upcycle;
 pub mod weights;
 
 #[cfg(test)]
@@ -45,9 +47,10 @@ extern crate self as wudao_model;
 mod common;
 
 pub use cache::{KvCache, PagedCache, Step};
-pub use config::{Config, Family, MoeConfig};
+pub use config::{Config, Family, MlaConfig, MoeConfig};
 pub use counts::Counts;
 pub use layer::{Cx, Layer, Packing, RouterLog};
 pub use model::Model;
 pub use rope::RopeScaling;
 pub use store::{Layout, Store};
+pub use upcycle::Upcycling;

@@ -26,7 +26,7 @@ impl Mlp {
         acc_y: ViewMut<D>,
     ) -> Hidden<D> {
         let (dev, t) = (cx.device, x_td.shape()[0]);
-        let (w_gate_up, w_down) = (cx.weights.at(self.ids.gate_up), cx.weights.at(self.ids.down));
+        let (w_gate_up, w_down) = (cx.weights.operand(self.ids.gate_up), cx.weights.operand(self.ids.down));
         let f = w_down.shape()[1];
         let mut gate_up = Tensor::new(dev, [t, 2 * f], x_td.dtype());
         dev.gemm(Gemm::NT, x_td, w_gate_up, gate_up.view_mut());
@@ -48,7 +48,7 @@ impl Mlp {
         dy: View<D>,
     ) -> Tensor<D> {
         let dev = cx.device;
-        let w_down = cx.weights.at(self.ids.down);
+        let w_down = cx.weights.operand(self.ids.down);
         let mut act = Tensor::new(dev, [dy.shape()[0], w_down.shape()[1]], gate_up.dtype());
         dev.gemm(Gemm::NN, dy, w_down, act.view_mut());
         // In place: the activation's gradient becomes the activation, and gate and up their gradients.
@@ -78,7 +78,7 @@ impl<D: Device> Branch<D> for Mlp {
     ) -> Result<Tensor<D>, Fault> {
         let mut dx = Tensor::new(cx.device, x_td.shape(), x_td.dtype());
         let dgate_up = self.gradient(cx, grads, x_td, saved, None, dy);
-        cx.device.gemm(Gemm::NN, dgate_up.view(), cx.weights.at(self.ids.gate_up), dx.view_mut());
+        cx.device.gemm(Gemm::NN, dgate_up.view(), cx.weights.operand(self.ids.gate_up), dx.view_mut());
         Ok(dx)
     }
 }

@@ -17,6 +17,10 @@ use wudao_device::{DType, Device, Fault, Gemm, Paged, Tensor, View};
 /// gradient more often.
 const LOGITS: usize = 16 << 20;
 
+/// Why a model with latent attention has no gradients.
+pub const NO_TRAINING: &str = "multi-head latent attention is for inference and scoring here, it cannot be trained: \
+    choose a family with grouped-query attention";
+
 /// The network. It holds no weights: those come with every call in [`Cx::weights`].
 pub struct Model<D: Device> {
     config: Config,
@@ -147,7 +151,7 @@ impl<D: Device> Model<D> {
 
     fn project(&self, cx: &Cx<D>, h_td: View<D>) -> Tensor<D> {
         let mut logits = Tensor::new(cx.device, [h_td.shape()[0], self.config.vocab_size], self.statistics());
-        cx.device.gemm(Gemm::NT, h_td, cx.weights.at(self.head), logits.view_mut());
+        cx.device.gemm(Gemm::NT, h_td, cx.weights.operand(self.head), logits.view_mut());
         logits
     }
 
@@ -184,7 +188,7 @@ impl<D: Device> Model<D> {
     }
 
     /// As [`Model::losses`], and adds `scale` times the gradient of their sum to `grads`, with the gradients of the
-    /// auxiliary losses as [`Cx::aux`] weighs them.
+    /// auxiliary losses as [`Cx::aux`] weighs them. Refuses a model with latent attention: [`NO_TRAINING`].
     pub fn losses_and_gradients(
         &self,
         cx: &mut Cx<D>,
@@ -193,6 +197,9 @@ impl<D: Device> Model<D> {
         targets: &[u32],
         scale: f64,
     ) -> Result<Vec<f64>, Fault> {
+        if self.config.mla.is_some() {
+            return Err(Fault(NO_TRAINING.into()));
+        }
         let mut x_td = self.embed(cx, ids);
         let mut saved = Vec::with_capacity(self.blocks.len());
         for block in &self.blocks {
@@ -225,7 +232,7 @@ impl<D: Device> Model<D> {
     ) -> Vec<f64> {
         let (dev, t) = (cx.device, h_td.shape()[0]);
         assert_eq!(targets.len(), t);
-        let w = cx.weights.at(self.head);
+        let w = cx.weights.operand(self.head);
         let rows = (LOGITS / self.config.vocab_size).clamp(64, 4096);
         let mut losses = Tensor::new(dev, [t, 1], self.statistics());
         for from in (0..t).step_by(rows) {

@@ -167,7 +167,7 @@ impl<D: Device> Branch<D> for Moe {
             let mut dweight_t = Tensor::new(dev, [x_td.shape()[0], 1], statistics);
             let weight = gated.as_ref().map(|g| (g.weight(), dweight_t.view_mut()));
             let dgate_up = mlp.gradient(cx, grads, x_td, hidden, weight, dy);
-            dev.gemm(ADD_NN, dgate_up.view(), cx.weights.at(mlp.ids.gate_up), dx_td.view_mut());
+            dev.gemm(ADD_NN, dgate_up.view(), cx.weights.operand(mlp.ids.gate_up), dx_td.view_mut());
             if let (Some(gate), Some(gated)) = (&self.shared_gate, gated) {
                 gate.backward(cx, grads, x_td, gated, dweight_t.view(), dx_td.view_mut());
             }

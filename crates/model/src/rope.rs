@@ -269,7 +269,7 @@ impl RopeScaling {
     /// What cosines and sines are multiplied by; attention's scores by its square.
     pub fn attention_factor(&self) -> f64 {
         let &RopeScaling::Yarn { factor, attention_factor, mscale, mscale_all_dim, .. } = self else { return 1.0 };
-        let recommended = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
+        let recommended = |mscale: f64| recommended(factor, mscale);
         let given = |x: Option<f64>| x.filter(|&x| x != 0.0);
         match (attention_factor, given(mscale), given(mscale_all_dim)) {
             (Some(x), ..) => x,
@@ -277,6 +277,22 @@ impl RopeScaling {
             _ => recommended(1.0),
         }
     }
+
+    /// What latent attention multiplies its scores by on top: yarn's factor is meant for all columns, most of which are
+    /// not rotated there (DeepSeek-V2, section 3.1.4).
+    pub(crate) fn latent_factor(&self) -> f64 {
+        match *self {
+            RopeScaling::Yarn { factor, mscale_all_dim: Some(all), .. } if all != 0.0 => {
+                recommended(factor, all).powi(2)
+            }
+            _ => 1.0,
+        }
+    }
+}
+
+/// How much sharper attention should be at `factor` times the trained length (Peng et al. 2023, eq. 22), by a share.
+fn recommended(factor: f64, mscale: f64) -> f64 {
+    if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
 }
 
 /// What each pair of rotated columns turns by per position.

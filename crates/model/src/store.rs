@@ -8,7 +8,7 @@
 //! A parameter may be several Hugging Face tensors stacked by rows (`q_proj`, `k_proj`, `v_proj` become one fused
 //! projection, one GEMM): [`Part`]s name them. Parts are what files hold and what Muon treats as matrices.
 
-use crate::config::{Config, Family};
+use crate::config::{Config, Family, MlaConfig};
 use std::ops::Range;
 use std::sync::Arc;
 use wudao_device::{DType, Device, Tensor, View, ViewMut};
@@ -112,15 +112,50 @@ pub(crate) struct MlpIds {
     pub down: ParamId,
 }
 
-/// The parameters of one layer.
-#[derive(Clone, Debug)]
-pub(crate) struct BlockIds {
-    pub norm1: ParamId,
+/// The parameters of grouped-query attention.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct GroupedIds {
     pub qkv: ParamId,
     pub qkv_bias: Option<ParamId>,
     pub qk_norm: Option<(ParamId, ParamId)>,
     pub o: ParamId,
     pub o_bias: Option<ParamId>,
+}
+
+/// A projection to a latent, its bias, and the latent's norm.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DownIds {
+    pub weight: ParamId,
+    pub bias: Option<ParamId>,
+    pub norm: ParamId,
+}
+
+/// The parameters of latent attention.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LatentIds {
+    /// To the latent of queries, if they have one.
+    pub q_down: Option<DownIds>,
+    /// To queries: `[H·(N + R), rank or D]`.
+    pub q: ParamId,
+    /// To the latent of keys and values, and the rotated columns of the key: `[rank + R, D]`.
+    pub kv_down: DownIds,
+    /// Each head's keys and values of the latent: `[H·(N + V), rank]`.
+    pub kv: ParamId,
+    pub o: ParamId,
+    pub o_bias: Option<ParamId>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum AttentionIds {
+    Grouped(GroupedIds),
+    Latent(LatentIds),
+}
+
+/// The parameters of one layer.
+#[derive(Clone, Debug)]
+pub(crate) struct BlockIds {
+    pub norm1: ParamId,
+    pub attention: AttentionIds,
     pub norm2: ParamId,
     pub feed_forward: FeedForwardIds,
 }
@@ -177,6 +212,42 @@ impl Builder {
     fn stacked_vector(&mut self, kind: Kind, parts: &[(String, usize)]) -> ParamId {
         self.push(kind, 1, parts.iter().map(|(n, r)| (n.clone(), vec![*r], *r)).collect())
     }
+    fn grouped_attention(&mut self, config: &Config, at: &str) -> GroupedIds {
+        let (d, c) = (config.hidden_size, config.head_dim);
+        let (q, kv) = (config.num_attention_heads * c, config.num_key_value_heads * c);
+        let qkv = |what: &str| ["q", "k", "v"].map(|x| format!("{at}.{x}_proj.{what}"));
+        let sized = |names: [String; 3]| names.into_iter().zip([q, kv, kv]).collect::<Vec<_>>();
+        let qkv_weight = self.matrix(Kind::Matrix, d, &sized(qkv("weight")));
+        let qkv_bias = config.attention_bias.then(|| self.stacked_vector(Kind::Bias, &sized(qkv("bias"))));
+        let qk_norm = config.qk_norm.then(|| {
+            let mut norm =
+                |x: &str| self.vector(Kind::Norm, format!("{at}.{x}_norm.weight"), config.normed_heads().dim);
+            (norm("q"), norm("k"))
+        });
+        let o = self.matrix(Kind::Output, q, &[(format!("{at}.o_proj.weight"), d)]);
+        let o_bias = config.attention_output_bias.then(|| self.vector(Kind::Bias, format!("{at}.o_proj.bias"), d));
+        GroupedIds { qkv: qkv_weight, qkv_bias, qk_norm, o, o_bias }
+    }
+    fn latent_attention(&mut self, config: &Config, m: &MlaConfig, at: &str) -> LatentIds {
+        let (d, h) = (config.hidden_size, config.num_attention_heads);
+        let down = |b: &mut Builder, name: &str, norm: &str, rank: usize, rows: usize| DownIds {
+            weight: b.matrix(Kind::Matrix, d, &[(format!("{at}.{name}.weight"), rows)]),
+            bias: config.attention_bias.then(|| b.vector(Kind::Bias, format!("{at}.{name}.bias"), rows)),
+            norm: b.vector(Kind::Norm, format!("{at}.{norm}.weight"), rank),
+        };
+        let q_down = m.q_lora_rank.map(|rank| down(self, "q_a_proj", "q_a_layernorm", rank, rank));
+        let q_name = if q_down.is_some() { "q_b_proj" } else { "q_proj" };
+        let queries = h * (m.qk_nope_head_dim + m.qk_rope_head_dim);
+        let q = [(format!("{at}.{q_name}.weight"), queries)];
+        let q = self.matrix(Kind::Matrix, m.q_lora_rank.unwrap_or(d), &q);
+        let rank = m.kv_lora_rank;
+        let kv_down = down(self, "kv_a_proj_with_mqa", "kv_a_layernorm", rank, rank + m.qk_rope_head_dim);
+        let kv = [(format!("{at}.kv_b_proj.weight"), h * (m.qk_nope_head_dim + m.v_head_dim))];
+        let kv = self.matrix(Kind::Matrix, rank, &kv);
+        let o = self.matrix(Kind::Output, h * m.v_head_dim, &[(format!("{at}.o_proj.weight"), d)]);
+        let o_bias = config.attention_output_bias.then(|| self.vector(Kind::Bias, format!("{at}.o_proj.bias"), d));
+        LatentIds { q_down, q, kv_down, kv, o, o_bias }
+    }
     fn mlp(&mut self, prefix: &str, d: usize, f: usize) -> MlpIds {
         let gate_up = [(format!("{prefix}.gate_proj.weight"), f), (format!("{prefix}.up_proj.weight"), f)];
         MlpIds {
@@ -189,27 +260,19 @@ impl Builder {
 impl Layout {
     /// The table for `config` on one rank of `shard.size`.
     pub fn new(config: &Config, shard: Shard) -> Arc<Layout> {
-        let (d, c) = (config.hidden_size, config.head_dim);
-        let (q, kv) = (config.num_attention_heads * c, config.num_key_value_heads * c);
+        let d = config.hidden_size;
         let mut b = Builder { dense: vec![], len: 0, corrections: vec![] };
         let mut experts = vec![];
         let embed = b.matrix(Kind::Embedding, d, &[("model.embed_tokens.weight".into(), config.vocab_size)]);
         let blocks = (0..config.num_hidden_layers)
             .map(|l| {
                 let at = format!("model.layers.{l}");
-                let sa = format!("{at}.self_attn");
-                let qkv = |what: &str| ["q", "k", "v"].map(|x| format!("{sa}.{x}_proj.{what}"));
-                let sized = |names: [String; 3]| names.into_iter().zip([q, kv, kv]).collect::<Vec<_>>();
                 let norm1 = b.vector(Kind::Norm, format!("{at}.input_layernorm.weight"), d);
-                let qkv_weight = b.matrix(Kind::Matrix, d, &sized(qkv("weight")));
-                let qkv_bias = config.attention_bias.then(|| b.stacked_vector(Kind::Bias, &sized(qkv("bias"))));
-                let qk_norm = config.qk_norm.then(|| {
-                    let mut norm =
-                        |x: &str| b.vector(Kind::Norm, format!("{sa}.{x}_norm.weight"), config.normed_heads().dim);
-                    (norm("q"), norm("k"))
-                });
-                let o = b.matrix(Kind::Output, q, &[(format!("{sa}.o_proj.weight"), d)]);
-                let o_bias = config.attention_output_bias.then(|| b.vector(Kind::Bias, format!("{sa}.o_proj.bias"), d));
+                let sa = format!("{at}.self_attn");
+                let attention = match &config.mla {
+                    None => AttentionIds::Grouped(b.grouped_attention(config, &sa)),
+                    Some(m) => AttentionIds::Latent(b.latent_attention(config, m, &sa)),
+                };
                 let norm2 = b.vector(Kind::Norm, format!("{at}.post_attention_layernorm.weight"), d);
                 let feed_forward = match config.moe_at(l) {
                     None => FeedForwardIds::Dense(b.mlp(&format!("{at}.mlp"), d, config.intermediate_size)),
@@ -243,7 +306,7 @@ impl Layout {
                         FeedForwardIds::Sparse { router, correction, experts: experts.len() - 1, shared, shared_gate }
                     }
                 };
-                BlockIds { norm1, qkv: qkv_weight, qkv_bias, qk_norm, o, o_bias, norm2, feed_forward }
+                BlockIds { norm1, attention, norm2, feed_forward }
             })
             .collect();
         let norm = b.vector(Kind::Norm, "model.norm.weight".into(), d);
@@ -356,6 +419,11 @@ impl<D: Device> Store<D> {
     pub fn at_mut(&mut self, id: ParamId) -> ViewMut<'_, D> {
         let p = self.layout.param(id);
         self.dense.view_mut().part(p.at.clone(), p.shape)
+    }
+
+    /// A dense matrix as an operand of products.
+    pub fn operand(&self, id: ParamId) -> View<'_, D> {
+        self.at(id)
     }
 
     /// One matrix of every local expert of a sparse layer.

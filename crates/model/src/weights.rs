@@ -12,10 +12,12 @@ mod convert;
 mod format;
 mod read;
 mod snapshot;
+mod upcycle;
 mod write;
 
 pub use read::{TensorInfo, load, load_into, load_some, read_config, tensors};
 pub use snapshot::{HostTensor, Snapshot};
+pub use upcycle::{Upcycled, upcycle};
 pub use write::{Written, checksum, save, write_file};
 
 use crate::config::ConfigError;
@@ -50,6 +52,14 @@ pub enum WeightsError {
         /// The file.
         path: PathBuf,
         /// The key and its problem.
+        source: ConfigError,
+    },
+    /// A dense model cannot become sparse in the way that was asked for.
+    #[error("{}: cannot be made sparse in this way", path.display())]
+    Upcycling {
+        /// The dense model's folder.
+        path: PathBuf,
+        /// What is in the way.
         source: ConfigError,
     },
     /// The file is not what it should be.

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::families::every_family;
+use common::families::all_families;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use wudao_device::DType;
@@ -79,6 +79,31 @@ fn what_transformers_wrote() {
     assert_eq!(olmoe.rope_scaling, Some(RopeScaling::Linear { factor: 4.0 }));
     let m = olmoe.moe.unwrap();
     assert_eq!((m.num_experts, m.moe_intermediate_size, m.norm_topk_prob), (8, 20, false));
+
+    let sizes = |c: &Config| {
+        let m = c.mla.unwrap();
+        (m.q_lora_rank, m.kv_lora_rank, m.qk_nope_head_dim, m.qk_rope_head_dim, m.v_head_dim, m.rope_interleave)
+    };
+    let v2 = c("deepseek_v2");
+    assert_eq!(sizes(&v2), (None, 16, 12, 8, 10, true));
+    assert_eq!((v2.head_dim, v2.rotary_dim(), v2.cache_width()), (20, 8, 24));
+    let m = v2.moe.unwrap();
+    assert_eq!(
+        (m.sigmoid, m.norm_topk_prob, m.n_group, m.n_shared_experts, &m.dense_layers[..]),
+        (false, false, 1, 2, &[0][..])
+    );
+    let groups = c("deepseek_v2_groups");
+    assert!(groups.attention_bias && groups.attention_output_bias);
+    let m = groups.moe.as_ref().unwrap();
+    assert_eq!((groups.mla.unwrap().q_lora_rank, m.n_group, m.topk_group), (Some(14), 4, 2));
+    let v3 = c("deepseek_v3");
+    assert_eq!(sizes(&v3), (Some(14), 16, 12, 8, 10, true));
+    let m = v3.moe.unwrap();
+    assert_eq!(
+        (m.sigmoid, m.norm_topk_prob, m.n_group, m.topk_group, m.routed_scaling_factor),
+        (true, true, 4, 2, 2.5)
+    );
+    assert!(!c("deepseek_v3_plain").mla.unwrap().rope_interleave);
 }
 
 #[test]
@@ -101,6 +126,13 @@ fn defaults_are_those_of_transformers() {
     assert!(!with("qwen2_moe", "qkv_bias", json!(false)).unwrap().attention_bias);
     assert_eq!(without("olmoe", "rms_norm_eps").unwrap().rms_norm_eps, 1e-5);
     assert_eq!(without("olmoe", "pad_token_id").unwrap().pad_token_id, Some(1));
+    // As DeepSeek's files of before: the method may be missing, and without it groups mean nothing.
+    assert_eq!(without("deepseek_v3", "q_lora_rank").unwrap().mla.unwrap().q_lora_rank, Some(1536));
+    assert_eq!(without("deepseek_v2", "topk_method").unwrap().moe.unwrap().n_group, 1);
+    assert_eq!(with("deepseek_v2", "n_group", json!(4)).unwrap().moe.unwrap().n_group, 1);
+    assert_eq!(without("deepseek_v3", "first_k_dense_replace").unwrap().moe.unwrap().dense_layers, [0, 1]);
+    assert_eq!(without("deepseek_v3", "bos_token_id").unwrap().bos_token_id, Some(0));
+    assert!(with("deepseek_v2", "rope_interleave", json!(false)).unwrap().mla.unwrap().rope_interleave);
     // Both names of the number of experts, and which of them wins.
     let renamed = changed("qwen3_moe", |v| {
         let n = v.as_object_mut().unwrap().remove("num_local_experts").unwrap();
@@ -143,6 +175,11 @@ fn what_we_do_not_compute_is_refused_by_name() {
         ("qwen2", "use_sliding_window", json!(true)),
         ("qwen2_moe", "shared_expert_intermediate_size", json!(47)),
         ("mixtral", "router_jitter_noise", json!(0.1)),
+        ("deepseek_v2", "norm_topk_prob", json!(true)),
+        ("deepseek_v2", "topk_method", json!("noaux_tc")),
+        ("deepseek_v2", "moe_layer_freq", json!(2)),
+        ("deepseek_v3", "scoring_func", json!("softmax")),
+        ("deepseek_v3", "topk_method", json!("greedy")),
     ] {
         let e = with(case, key, value).unwrap_err();
         assert!(e.starts_with(key) && e.contains("only") | e.contains("supported are"), "{key}: {e}");
@@ -232,6 +269,10 @@ fn wrong_types_and_missing_keys_are_named() {
         ("qwen3_moe", "decoder_sparse_step", json!(0)),
         ("glm4_moe", "n_group", json!(3)),
         ("glm4_moe", "num_experts_per_tok", json!(5)),
+        ("deepseek_v3", "kv_lora_rank", json!(0)),
+        ("deepseek_v3", "qk_rope_head_dim", json!(7)),
+        ("deepseek_v3", "v_head_dim", json!("wide")),
+        ("deepseek_v3", "num_key_value_heads", json!(2)),
     ] {
         let e = with(case, key, value).unwrap_err();
         assert!(e.starts_with(key), "{key}: {e}");
@@ -249,7 +290,7 @@ fn wrong_types_and_missing_keys_are_named() {
 /// A family has no spelling for these, so nobody may train them.
 #[test]
 fn combinations_without_a_spelling_are_refused() {
-    let families: std::collections::BTreeMap<_, _> = every_family().into_iter().collect();
+    let families: std::collections::BTreeMap<_, _> = all_families().into_iter().collect();
     let refused = |name: &str, key: &str, change: &dyn Fn(&mut Config)| {
         let mut c = families[name].clone();
         c.check().unwrap();
@@ -335,16 +376,16 @@ fn any_scaling() -> impl Strategy<Value = Option<RopeScaling>> {
     })
 }
 
-/// Any configuration that passes the check, near those of [`every_family`].
+/// Any configuration that passes the check, near those of [`all_families`].
 fn any_config() -> impl Strategy<Value = Config> {
     let sizes = (1usize..200, 1usize..9, 1usize..5, 1usize..5, 1usize..20, 1usize..2000);
     let numbers = (1e-3f64..1e7, 1e-9f64..1e-2, 0.0f64..1.0, 0.0f64..1.0, 0.1f64..5.0);
     let flags = (any::<bool>(), any::<bool>(), any::<bool>(), proptest::option::of(0u32..50));
     let moe = (1usize..5, 1usize..4, 1usize..5, 1usize..99, proptest::collection::btree_set(0usize..8, 0..5));
-    (0..every_family().len(), sizes, numbers, flags, moe, any_scaling()).prop_filter_map(
+    (0..all_families().len(), sizes, numbers, flags, moe, any_scaling()).prop_filter_map(
         "not a model",
         |(which, s, x, f, m, scaling)| {
-            let mut c = every_family().swap_remove(which).1;
+            let mut c = all_families().swap_remove(which).1;
             let (vocab, layers, kv, group, half, positions) = s;
             (c.vocab_size, c.num_hidden_layers, c.num_key_value_heads) = (vocab + 50, layers, kv);
             (c.num_attention_heads, c.head_dim) = (kv * group, half * 4);
@@ -361,6 +402,12 @@ fn any_config() -> impl Strategy<Value = Config> {
             };
             let quiet = matches!(c.family, Family::Qwen2 | Family::Qwen2Moe | Family::Glm4Moe);
             c.attention_output_bias = c.attention_bias && !quiet;
+            if let Some(mla) = &mut c.mla {
+                (mla.q_lora_rank, mla.kv_lora_rank) = (f.3.map(|rank| rank as usize + 1), positions);
+                (mla.qk_nope_head_dim, mla.qk_rope_head_dim, mla.v_head_dim) = (group, 2 * half, layers);
+                mla.rope_interleave = c.family == Family::DeepseekV2 || f.2;
+                (c.num_key_value_heads, c.head_dim) = (kv * group, group + 2 * half);
+            }
             if c.family == Family::Olmoe {
                 (c.num_key_value_heads, c.hidden_size) = (kv * group, kv * group * c.head_dim);
             }
@@ -376,12 +423,12 @@ fn any_config() -> impl Strategy<Value = Config> {
                     moe.norm_topk_prob = f.2;
                     moe.dense_layers = m.4.iter().copied().filter(|&l| l < layers).collect();
                 }
-                if c.family == Family::Glm4Moe {
+                if matches!(c.family, Family::Glm4Moe | Family::DeepseekV2 | Family::DeepseekV3) {
                     (moe.n_group, moe.topk_group) = (m.2, m.2.min(m.0));
                     moe.num_experts = m.2 * (m.0 + 1);
                     moe.routed_scaling_factor = x.4;
                     moe.dense_layers = (0..layers.min(m.0 - 1)).collect();
-                    moe.norm_topk_prob = f.2;
+                    moe.norm_topk_prob = f.2 && c.family != Family::DeepseekV2;
                 } else {
                     moe.num_experts = m.0 * m.2;
                 }
@@ -405,9 +452,9 @@ proptest! {
 
     /// Foreign bytes get an answer, never a panic.
     #[test]
-    fn garbled_files_are_answered(case in 0usize..11, edits in proptest::collection::vec((any::<u16>(), any::<u8>()), 1..6)) {
+    fn garbled_files_are_answered(case in 0usize..13, edits in proptest::collection::vec((any::<u16>(), any::<u8>()), 1..6)) {
         let case = ["llama", "qwen3", "mixtral", "qwen3_moe", "qwen3_moe_norm", "glm4_moe", "glm4_moe_plain",
-            "mistral", "qwen2", "qwen2_moe", "olmoe"][case];
+            "mistral", "qwen2", "qwen2_moe", "olmoe", "deepseek_v2", "deepseek_v3"][case];
         let mut bytes = golden(case);
         for (at, byte) in edits {
             let at = at as usize % bytes.len();
@@ -420,11 +467,12 @@ proptest! {
 
     /// So do values that are well-formed and absurd.
     #[test]
-    fn absurd_numbers_are_answered(case in 0usize..3, key in 0usize..12, n in any::<u64>()) {
-        let case = ["llama", "qwen3_moe", "glm4_moe"][case];
+    fn absurd_numbers_are_answered(case in 0usize..5, key in 0usize..17, n in any::<u64>()) {
+        let case = ["llama", "qwen3_moe", "glm4_moe", "deepseek_v2_groups", "deepseek_v3"][case];
         let key = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
             "num_key_value_heads", "head_dim", "moe_intermediate_size", "n_routed_experts", "num_local_experts",
-            "first_k_dense_replace", "n_shared_experts"][key];
+            "first_k_dense_replace", "n_shared_experts", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim",
+            "qk_rope_head_dim", "v_head_dim"][key];
         let _ = with(case, key, json!(n));
     }
 }

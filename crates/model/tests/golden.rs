@@ -29,6 +29,9 @@ const CASES: [&str; 11] = [
     "olmoe",
 ];
 
+/// Models with latent attention, which is not trained: logits and tokens alone.
+const LATENT: [&str; 4] = ["deepseek_v2", "deepseek_v2_groups", "deepseek_v3", "deepseek_v3_plain"];
+
 /// A file of expected values.
 struct Expected(BTreeMap<String, Vec<f64>>);
 
@@ -97,11 +100,31 @@ fn logits_loss_and_gradients() {
     }
 }
 
+#[test]
+fn logits_of_latent_attention() {
+    let dev = Cpu::new(2);
+    for case in LATENT {
+        let expected = Expected::read(&golden_dir().join(case).join("golden.safetensors"));
+        let ids = expected.ids("input_ids");
+        let (model, weights) = open(&dev, case);
+        let batch = Batch::of(&ids.chunks(ids.len() / 2).map(<[u32]>::to_vec).collect::<Vec<_>>());
+        let mut cx = solo(&dev, &weights, &batch.packing, Auxiliary::default(), None);
+        let logits = model.logits(&mut cx, &batch.ids).unwrap().view().to_f64(&dev);
+        assert_close(&format!("{case}: logits"), "golden logits", DType::F32, &expected.0["logits"], &logits);
+        // Scores come from the same pass; gradients do not exist, and say so.
+        let losses = model.losses(&mut cx, &batch.ids, &batch.targets).unwrap();
+        assert!(losses.iter().all(|x| x.is_finite()) && losses.iter().any(|&x| x > 0.0), "{case}");
+        let mut grads = model.zeros(&dev);
+        let e = model.losses_and_gradients(&mut cx, &mut grads, &batch.ids, &batch.targets, 1.0).unwrap_err();
+        assert!(e.to_string().contains("cannot be trained"), "{e}");
+    }
+}
+
 /// The likeliest token, 32 times: reading the prompt in one piece and then token by token, over a cache.
 #[test]
 fn greedy_tokens() {
     let dev = Cpu::new(2);
-    for case in CASES {
+    for case in CASES.into_iter().chain(LATENT) {
         let bytes = std::fs::read(golden_dir().join(case).join("greedy.json")).unwrap();
         let expected: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
         let ids = |key: &str| -> Vec<u32> { serde_json::from_value(expected[key].clone()).unwrap() };

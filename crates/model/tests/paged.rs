@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::families::every_family;
+use common::families::all_families;
 use common::{documents, model, solo};
 use proptest::prelude::*;
 use wudao_device::check::{Random, assert_close};
@@ -10,7 +10,7 @@ use wudao_device::{Cpu, DType, PAGE};
 use wudao_model::layer::Auxiliary;
 use wudao_model::model::Recomputation;
 use wudao_model::store::Shard;
-use wudao_model::{Config, Model, Packing, PagedCache, Step, Store};
+use wudao_model::{Config, MlaConfig, Model, Packing, PagedCache, Step, Store};
 
 const POOL: usize = 40;
 
@@ -65,13 +65,14 @@ fn alone(dev: &Cpu, model: &Model<Cpu>, weights: &Store<Cpu>, ids: &[u32]) -> Ve
 }
 
 fn wider(config: Config) -> Config {
-    Config { vocab_size: 300, hidden_size: 64, head_dim: 16, max_position_embeddings: 160, ..config }
+    let mla = config.mla.map(|m| MlaConfig { kv_lora_rank: 24, qk_nope_head_dim: 8, qk_rope_head_dim: 8, ..m });
+    Config { vocab_size: 300, hidden_size: 64, head_dim: 16, max_position_embeddings: 160, mla, ..config }
 }
 
 #[test]
 fn pages_are_the_full_pass() {
     let dev = Cpu::new(2);
-    for (name, config) in every_family() {
+    for (name, config) in all_families() {
         let (model, weights) = model(&dev, &config, DType::F64, Recomputation::None, Shard::WHOLE, 5);
         let ids = documents(config.vocab_size, &[29], 6).remove(0);
         let packing = Packing::of_lengths(&[ids.len()]);
@@ -86,7 +87,7 @@ proptest! {
     /// Bit for bit, in every family and type, with any company and any cuts.
     #[test]
     fn company_and_cuts_change_no_bit(lengths in prop::collection::vec(1usize..150, 1..5), seed: u64) {
-        for (name, config) in every_family() {
+        for (name, config) in all_families() {
             let config = wider(config);
             for dtype in [DType::F32, DType::Bf16] {
                 let dev = Cpu::new(2);

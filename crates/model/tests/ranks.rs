@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::families::every_family;
+use common::families::{all_families, every_family};
 use common::{Batch, auxiliary_for, by_name, documents, log_for, model, pass};
 use std::collections::BTreeMap;
 use wudao_comm::{Comm, Solo, Threads};
@@ -120,7 +120,7 @@ fn any_number_of_threads_gives_the_same_bits() {
 #[test]
 fn cached_decoding_is_the_full_pass() {
     let dev = Cpu::new(1);
-    for (name, config) in every_family() {
+    for (name, config) in all_families() {
         let (model, weights) = model(&dev, &config, DType::F64, Recomputation::None, Shard::WHOLE, 5);
         let ids = documents(config.vocab_size, &[12], 6).remove(0);
         let full_packing = Packing::of_lengths(&[ids.len()]);

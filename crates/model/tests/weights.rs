@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::families::every_family;
+use common::families::{all_families, every_family};
 use common::{by_name, golden_dir, model};
 use half::{bf16, f16};
 use proptest::prelude::*;
@@ -105,7 +105,7 @@ fn what_transformers_saved_we_save_again() {
 
 #[test]
 fn shards_hold_the_same() {
-    for (name, config) in every_family() {
+    for (name, config) in all_families() {
         let (_, store) = model(&dev(), &config, DType::F32, Recomputation::None, Shard::WHOLE, 3);
         let dir = TempDir::new().unwrap();
         let written = save(&dev(), dir.path(), &config, &store, DType::F32, 2500).unwrap();
@@ -278,7 +278,7 @@ fn an_index_is_not_trusted() {
 
 #[test]
 fn a_rank_reads_its_experts() {
-    for (name, config) in every_family() {
+    for (name, config) in all_families() {
         let (_, store) = model(&dev(), &config, DType::F32, Recomputation::None, Shard::WHOLE, 3);
         let whole = by_name(&dev(), &store);
         let dir = TempDir::new().unwrap();
@@ -301,7 +301,7 @@ fn a_rank_reads_its_experts() {
 
 #[test]
 fn a_snapshot_is_written_later_and_comes_back_exactly() {
-    for (name, config) in every_family() {
+    for (name, config) in all_families() {
         for dtype in [DType::F32, DType::F64] {
             let (_, m) = model(&dev(), &config, dtype, Recomputation::None, Shard::WHOLE, 3);
             let (_, v) = model(&dev(), &config, dtype, Recomputation::None, Shard::WHOLE, 4);
@@ -333,7 +333,7 @@ fn a_snapshot_is_written_later_and_comes_back_exactly() {
 
 #[test]
 fn a_model_is_the_same_from_a_snapshot_as_from_the_store() {
-    for (name, config) in every_family() {
+    for (name, config) in all_families() {
         let (_, store) = model(&dev(), &config, DType::F32, Recomputation::None, Shard::WHOLE, 3);
         for dtype in [DType::F32, DType::Bf16] {
             let (a, b) = (TempDir::new().unwrap(), TempDir::new().unwrap());

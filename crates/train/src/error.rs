@@ -31,6 +31,17 @@ pub enum TrainError {
         /// Hash in the manifest.
         recorded: String,
     },
+    /// A checkpoint to begin with has another tokenizer than the data.
+    #[error(
+        "{}: this model's tokenizer is not the one the data was prepared with{}: its weights would take every id for \
+         another token; prepare the data with `--tokenizer {}`", from.display(), in_both(.example), from.display()
+    )]
+    OtherTokenizer {
+        /// The checkpoint's folder.
+        from: PathBuf,
+        /// An id that means something else in each: the id, the checkpoint's token, the data's.
+        example: Option<(u32, String, String)>,
+    },
     /// The tokenizer could not be copied into the run's folder.
     #[error(transparent)]
     TokenizerFile(#[from] TokenizerError),
@@ -180,6 +191,13 @@ pub struct Difference {
     pub then: String,
     /// Its value now.
     pub now: String,
+}
+
+/// An id in two tokenizers.
+fn in_both(of: &Option<(u32, String, String)>) -> String {
+    of.as_ref()
+        .map(|(id, theirs, ours)| format!(" (id {id} is {theirs:?} there and {ours:?} here)"))
+        .unwrap_or_default()
 }
 
 fn list(differences: &[Difference]) -> String {

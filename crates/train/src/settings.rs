@@ -8,7 +8,7 @@
 use serde::{Deserialize, Serialize};
 use wudao_device::DType;
 use wudao_model::Config;
-use wudao_model::model::Recomputation;
+use wudao_model::model::{NO_TRAINING, Recomputation};
 
 /// Settings of a training run.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -308,6 +308,9 @@ impl TrainSettings {
                     self.seq_len, config.max_position_embeddings
                 ),
             );
+        }
+        if config.mla.is_some() {
+            return fail("family", format!("{}: {NO_TRAINING}", config.family.model_type()));
         }
         let Some(moe) = &config.moe else { return self.accumulation(ranks).map(|_| ()) };
         if moe.sigmoid && self.router_z_loss_coef != 0.0 {

@@ -40,6 +40,7 @@ pub fn tiny_dense() -> Config {
         eos_token_id: vec![0],
         pad_token_id: None,
         moe: None,
+        mla: None,
     }
 }
 

@@ -87,6 +87,7 @@ fn a_full_disk_costs_the_new_checkpoint_and_not_the_old_one() {
         eos_token_id: vec![stamp.end_of_text],
         pad_token_id: None,
         moe: None,
+        mla: None,
     };
     let settings = TrainSettings {
         seq_len: 16,

@@ -1,6 +1,6 @@
 //! The command line. Each command's arguments live with the command.
 
-use crate::commands::{bench, completions, eval, generate, inspect, prepare, quickstart, tokenizer, train};
+use crate::commands::{bench, completions, eval, generate, inspect, prepare, quickstart, tokenizer, train, upcycle};
 use crate::printer::Color;
 use clap::{Parser, Subcommand};
 
@@ -45,6 +45,8 @@ pub enum Command {
     Tokenizer(tokenizer::Command),
     /// Train a model on prepared shards.
     Train(train::Args),
+    /// Make a sparse model of a dense one, with the same answers to begin with.
+    Upcycle(upcycle::Args),
     /// Measure how well a model predicts text.
     Eval(eval::Args),
     /// Continue a text.

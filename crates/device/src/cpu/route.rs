@@ -43,13 +43,21 @@ fn ordered(x: f64) -> Option<f64> {
     Some(if x.is_nan() { f64::NEG_INFINITY } else { x })
 }
 
+/// How many of its best experts make a group's score.
+fn counted(routing: &Routing) -> usize {
+    match routing.score {
+        Score::Softmax => 1,
+        Score::Sigmoid => 2,
+    }
+}
+
 /// Leaves only the experts of the best groups.
 fn limit_groups(routing: &Routing, key: &mut [Option<f64>]) {
     let size = key.len() / routing.groups;
     let mut groups: Vec<Option<f64>> = (key.chunks_exact(size))
         .map(|group| {
             let mut sum = 0.0;
-            pick(&mut group.to_vec(), 2, |_, k| sum += k);
+            pick(&mut group.to_vec(), counted(routing), |_, k| sum += k);
             ordered(sum)
         })
         .collect();
@@ -262,7 +270,7 @@ mod tests {
                     order
                 };
                 let group_scores: Vec<f64> = key.chunks(size)
-                    .map(|g| { let mut g = g.to_vec(); g.sort_by(|a, b| b.total_cmp(a)); g[0] + g[1] })
+                    .map(|g| { let mut g = g.to_vec(); g.sort_by(|a, b| b.total_cmp(a)); if sigmoid { g[0] + g[1] } else { g[0] } })
                     .collect();
                 let open = &falling(&group_scores)[..top_groups];
                 let chosen: Vec<usize> = falling(&key).into_iter()

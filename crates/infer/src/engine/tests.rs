@@ -50,6 +50,7 @@ fn config(sparse: bool, vocab_size: usize) -> Config {
         eos_token_id: vec![0],
         pad_token_id: None,
         moe: sparse.then_some(moe),
+        mla: None,
     }
 }
 

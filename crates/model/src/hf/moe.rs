@@ -63,10 +63,56 @@ pub(super) fn read(keys: &Keys, family: Family, layers: usize) -> Result<Option<
             routed_scaling_factor: keys.number("routed_scaling_factor", 1.0)?,
             n_group: keys.count("n_group")?.unwrap_or(1),
             topk_group: keys.count("topk_group")?.unwrap_or(1),
-            dense_layers: (0..keys.count("first_k_dense_replace")?.unwrap_or(1).min(layers)).collect(),
+            dense_layers: first_layers(keys, 1, layers)?,
             router_aux_loss_coef: keys.number("router_aux_loss_coef", 0.0)?,
         })),
+        Family::DeepseekV2 => {
+            keys.only("scoring_func", &json!("softmax"))?;
+            keys.only("norm_topk_prob", &json!(false))?;
+            let groups = keys.get("topk_method").is_some_and(|v| v == "group_limited_greedy");
+            if !groups {
+                keys.only("topk_method", &json!("greedy"))?;
+            }
+            // Without the method their numbers mean nothing.
+            let of = |key| if groups { keys.required(key) } else { Ok(1) };
+            Ok(Some(MoeConfig {
+                num_experts: keys.count("n_routed_experts")?.unwrap_or(64),
+                num_experts_per_tok: keys.required("num_experts_per_tok")?,
+                moe_intermediate_size: keys.count("moe_intermediate_size")?.unwrap_or(1407),
+                n_shared_experts: keys.count("n_shared_experts")?.unwrap_or(2),
+                sigmoid: false,
+                norm_topk_prob: false,
+                routed_scaling_factor: keys.number("routed_scaling_factor", 1.0)?,
+                n_group: of("n_group")?,
+                topk_group: of("topk_group")?,
+                dense_layers: first_layers(keys, 0, layers)?,
+                router_aux_loss_coef: keys.number("router_aux_loss_coef", 0.0)?,
+            }))
+        }
+        Family::DeepseekV3 => {
+            keys.only("scoring_func", &json!("sigmoid"))?;
+            keys.only("topk_method", &json!("noaux_tc"))?;
+            Ok(Some(MoeConfig {
+                num_experts: keys.count("n_routed_experts")?.unwrap_or(256),
+                num_experts_per_tok: keys.count("num_experts_per_tok")?.unwrap_or(8),
+                moe_intermediate_size: keys.count("moe_intermediate_size")?.unwrap_or(2048),
+                n_shared_experts: keys.count("n_shared_experts")?.unwrap_or(1),
+                sigmoid: true,
+                norm_topk_prob: keys.flag("norm_topk_prob", true)?,
+                routed_scaling_factor: keys.number("routed_scaling_factor", 2.5)?,
+                n_group: keys.count("n_group")?.unwrap_or(8),
+                topk_group: keys.count("topk_group")?.unwrap_or(4),
+                dense_layers: first_layers(keys, 3, layers)?,
+                router_aux_loss_coef: keys.number("router_aux_loss_coef", 0.0)?,
+            }))
+        }
     }
+}
+
+/// GLM's and DeepSeek's dense layers: so many first ones. Another spacing of the sparse ones than 1 nobody has published.
+fn first_layers(keys: &Keys, default: usize, layers: usize) -> Result<Vec<usize>, ConfigError> {
+    keys.only("moe_layer_freq", &json!(1))?;
+    Ok((0..keys.count("first_k_dense_replace")?.unwrap_or(default).min(layers)).collect())
 }
 
 /// Qwen's dense layers: a list, and all but every n-th.
@@ -86,7 +132,8 @@ pub(super) fn write(family: Family, m: &MoeConfig, keys: &mut BTreeMap<&str, Val
     keys.insert("num_experts_per_tok", json!(m.num_experts_per_tok));
     keys.insert("output_router_logits", json!(false));
     keys.insert("router_aux_loss_coef", json!(m.router_aux_loss_coef));
-    if !matches!(family, Family::Glm4Moe | Family::Qwen2Moe) {
+    let deepseek = matches!(family, Family::DeepseekV2 | Family::DeepseekV3);
+    if !deepseek && !matches!(family, Family::Glm4Moe | Family::Qwen2Moe) {
         keys.insert("num_local_experts", json!(m.num_experts));
     }
     if matches!(family, Family::Qwen2Moe | Family::Qwen3Moe | Family::Olmoe) {
@@ -99,7 +146,17 @@ pub(super) fn write(family: Family, m: &MoeConfig, keys: &mut BTreeMap<&str, Val
     if family == Family::Qwen2Moe {
         keys.insert("shared_expert_intermediate_size", json!(m.n_shared_experts * m.moe_intermediate_size));
     }
-    if family == Family::Glm4Moe {
+    if deepseek {
+        let [score, method] = match (family, m.n_group) {
+            (Family::DeepseekV3, _) => ["sigmoid", "noaux_tc"],
+            (_, 1) => ["softmax", "greedy"],
+            _ => ["softmax", "group_limited_greedy"],
+        };
+        keys.insert("scoring_func", json!(score));
+        keys.insert("topk_method", json!(method));
+        keys.insert("moe_layer_freq", json!(1));
+    }
+    if deepseek || family == Family::Glm4Moe {
         keys.insert("n_routed_experts", json!(m.num_experts));
         keys.insert("n_shared_experts", json!(m.n_shared_experts));
         keys.insert("n_group", json!(m.n_group));

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::block::{Block, FeedForward};
-use crate::common::{by_name, families::every_family, log_for, randomize, solo};
+use crate::common::{by_name, families::all_families, log_for, randomize, solo};
 use crate::config::MoeConfig;
 use crate::layer::{Auxiliary, Packing};
 use crate::model::Options;
@@ -36,7 +36,7 @@ fn choose(m: &MoeConfig, logits: &[f64], bias: Option<&Vec<f64>>) -> Vec<(usize,
     let group_score = |g: usize| {
         let mut members: Vec<usize> = (g * size..(g + 1) * size).collect();
         members.sort_by(by_key);
-        key(members[0]) + key(members[1])
+        if m.sigmoid { key(members[0]) + key(members[1]) } else { key(members[0]) }
     };
     let mut groups: Vec<usize> = (0..m.n_group).collect();
     if m.n_group > 1 {
@@ -74,7 +74,7 @@ fn oracle(m: &MoeConfig, w: &Weights, at: &str, mixtral: bool, x: &[f64]) -> (Ve
 #[test]
 fn the_sparse_layer_is_a_loop_over_tokens_and_experts() {
     let mut routers = vec![];
-    for (name, config) in every_family() {
+    for (name, config) in all_families() {
         let (Some(m), Some(&l)) = (config.moe.clone(), config.moe_layers().first()) else { continue };
         routers.push((m.sigmoid, m.norm_topk_prob, m.n_group > 1));
         let dev = Cpu::new(2);
@@ -109,5 +109,5 @@ fn the_sparse_layer_is_a_loop_over_tokens_and_experts() {
     }
     routers.sort();
     routers.dedup();
-    assert_eq!(routers.len(), 4, "softmax and sigmoid, each with and without division; groups: {routers:?}");
+    assert_eq!(routers.len(), 5, "softmax and sigmoid, with and without division and groups: {routers:?}");
 }

@@ -66,7 +66,8 @@ pub(super) fn dequantize(bytes: &[u8], first: usize, columns: usize, scales: &[f
     encode(to, values)
 }
 
-fn encode(to: DType, values: impl Iterator<Item = f64>) -> Vec<u8> {
+/// Numbers in a type, each rounded once.
+pub(super) fn encode(to: DType, values: impl Iterator<Item = f64>) -> Vec<u8> {
     let mut out = Vec::with_capacity(values.size_hint().0 * to.size());
     match to {
         DType::F32 => values.for_each(|x| out.extend((x as f32).to_le_bytes())),

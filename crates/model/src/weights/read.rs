@@ -73,19 +73,7 @@ pub fn tensors(path: &Path) -> Result<Vec<TensorInfo>, WeightsError> {
 /// experts only those are read. Nothing is changed unless every tensor of the model is there in its shape, and no other.
 pub fn load<D: Device>(device: &D, dir: &Path, config: &Config, store: &mut Store<D>) -> Result<(), WeightsError> {
     let files = Files::open(dir)?;
-    let known = expected(config);
-    for name in files.names() {
-        if !known.contains_key(name) && !files.may_be_left_out(config, name)? {
-            let path = &files.of_tensor(name).path;
-            return Err(WeightsError::tensor(path, name, format!("no {} has it", config.family.model_type())));
-        }
-    }
-    if let Some(name) = known.keys().find(|name| !files.by_name.contains_key(*name)) {
-        let more = known.keys().filter(|name| !files.by_name.contains_key(*name)).count() - 1;
-        let hint = if name == "lm_head.weight" { "; is tie_word_embeddings true?" } else { "" };
-        let others = if more > 0 { format!(", and {more} more") } else { String::new() };
-        return Err(WeightsError::tensor(dir, name, format!("missing{others}{hint}")));
-    }
+    files.check_names(config)?;
     fill(device, &files, "", store, |_| true)
 }
 
@@ -115,14 +103,12 @@ pub fn load_some<D: Device>(
     fill(device, &files, prefix, store, keep)
 }
 
-/// A tensor that is right and has its place.
-struct Found<'a> {
-    home: Home,
-    rows: Range<usize>,
-    file: &'a Opened,
-    info: &'a Info,
+/// A tensor that is right.
+pub(super) struct Found<'a> {
+    pub file: &'a Opened,
+    pub info: &'a Info,
     /// Of an e4m3 matrix.
-    scales: Option<Vec<f64>>,
+    pub scales: Option<Vec<f64>>,
 }
 
 /// Checks every tensor that the store wants, then copies.
@@ -133,28 +119,14 @@ fn fill<D: Device>(
     store: &mut Store<D>,
     keep: impl Fn(&Param) -> bool,
 ) -> Result<(), WeightsError> {
-    let mut work: Vec<Found> = vec![];
+    let mut work: Vec<(Home, Range<usize>, Found)> = vec![];
     for (home, param) in store.params().into_iter().filter(|(_, param)| keep(param)) {
         for part in param.parts {
-            let name = format!("{prefix}{}", part.name);
-            let (file, info) = files.get(&name)?;
-            if info.shape != part.shape {
-                let problem = format!("has shape {:?}, expected {:?}", info.shape, part.shape);
-                return Err(WeightsError::tensor(&file.path, &name, problem));
-            }
-            let scales = match info.dtype {
-                Dtype::F8_E4M3 => Some(files.scales(&name, info)?),
-                dtype if is_float(dtype) => None,
-                other => {
-                    let known = "F32, BF16, F16, F64, and F8_E4M3 with a scale for each block";
-                    let problem = format!("has type {other:?}; supported are {known}");
-                    return Err(WeightsError::tensor(&file.path, &name, problem));
-                }
-            };
-            work.push(Found { home, rows: part.rows, file, info, scales });
+            let found = files.found(&format!("{prefix}{}", part.name), &part.shape)?;
+            work.push((home, part.rows, found));
         }
     }
-    for Found { home, rows, file, info, scales } in work {
+    for (home, rows, Found { file, info, scales }) in work {
         let to = store.get_mut(home).rows(rows);
         match scales {
             None => upload(device, info, file.bytes(info), to),
@@ -189,7 +161,7 @@ fn upload_scaled<D: Device>(device: &D, bytes: &[u8], scales: &[f64], mut to: Vi
 }
 
 /// The files of a model and where each tensor is.
-struct Files {
+pub(super) struct Files {
     path: PathBuf,
     files: Vec<Opened>,
     by_name: BTreeMap<String, usize>,
@@ -202,7 +174,7 @@ struct Index {
 
 impl Files {
     /// One file if it is there, the shards of the index otherwise, as in transformers.
-    fn open(dir: &Path) -> Result<Files, WeightsError> {
+    pub fn open(dir: &Path) -> Result<Files, WeightsError> {
         let one = dir.join(MODEL);
         if one.exists() {
             return Files::of(dir, vec![Opened::open(&one)?]);
@@ -253,6 +225,43 @@ impl Files {
         &self.files[self.by_name[name]]
     }
 
+    /// Refuses tensors that are missing, and those that no model of this configuration has.
+    pub fn check_names(&self, config: &Config) -> Result<(), WeightsError> {
+        let known = expected(config);
+        for name in self.names() {
+            if !known.contains_key(name) && !self.may_be_left_out(config, name)? {
+                let path = &self.of_tensor(name).path;
+                return Err(WeightsError::tensor(path, name, format!("no {} has it", config.family.model_type())));
+            }
+        }
+        if let Some(name) = known.keys().find(|name| !self.by_name.contains_key(*name)) {
+            let more = known.keys().filter(|name| !self.by_name.contains_key(*name)).count() - 1;
+            let hint = if name == "lm_head.weight" { "; is tie_word_embeddings true?" } else { "" };
+            let others = if more > 0 { format!(", and {more} more") } else { String::new() };
+            return Err(WeightsError::tensor(&self.path, name, format!("missing{others}{hint}")));
+        }
+        Ok(())
+    }
+
+    /// A tensor of this shape, in a type that we read.
+    pub fn found(&self, name: &str, shape: &[usize]) -> Result<Found<'_>, WeightsError> {
+        let (file, info) = self.get(name)?;
+        if info.shape != shape {
+            let problem = format!("has shape {:?}, expected {:?}", info.shape, shape);
+            return Err(WeightsError::tensor(&file.path, name, problem));
+        }
+        let scales = match info.dtype {
+            Dtype::F8_E4M3 => Some(self.scales(name, info)?),
+            dtype if is_float(dtype) => None,
+            other => {
+                let known = "F32, BF16, F16, F64, and F8_E4M3 with a scale for each block";
+                let problem = format!("has type {other:?}; supported are {known}");
+                return Err(WeightsError::tensor(&file.path, name, problem));
+            }
+        };
+        Ok(Found { file, info, scales })
+    }
+
     fn get(&self, name: &str) -> Result<(&Opened, &Info), WeightsError> {
         let file = self.by_name.get(name).map(|&i| &self.files[i]);
         file.and_then(|f| f.info(name).map(|info| (f, info)))
@@ -276,8 +285,8 @@ impl Files {
         Ok(wide.as_chunks().0.iter().map(|&b| f64::from_le_bytes(b)).collect())
     }
 
-    /// Tensors that files hold and models do not: the rotary frequencies of old files, GLM's layers for predicting several
-    /// tokens, scales of matrices of 8 bits, and a tied head's copy of the embedding, if a copy is what it is.
+    /// Tensors that files hold and models do not: the rotary frequencies of old files, GLM's and DeepSeek's layers for
+    /// predicting several tokens, scales of matrices of 8 bits, and a tied head's copy of the embedding, if a copy is what it is.
     fn may_be_left_out(&self, config: &Config, name: &str) -> Result<bool, WeightsError> {
         if name.ends_with(".rotary_emb.inv_freq") {
             return Ok(true);
@@ -288,7 +297,7 @@ impl Files {
         {
             return Ok(true);
         }
-        if config.family == Family::Glm4Moe
+        if matches!(config.family, Family::Glm4Moe | Family::DeepseekV3)
             && let Some(rest) = name.strip_prefix("model.layers.")
             && let Some((layer, _)) = rest.split_once('.')
             && layer.parse().is_ok_and(|l: usize| l >= config.num_hidden_layers)

@@ -1,6 +1,6 @@
 //! A tiny model of every kind that there is, for proofs.
 
-use wudao_model::{Config, Family, MoeConfig, RopeScaling};
+use wudao_model::{Config, Family, MlaConfig, MoeConfig, RopeScaling};
 
 fn dense(family: Family) -> Config {
     Config {
@@ -26,6 +26,7 @@ fn dense(family: Family) -> Config {
         eos_token_id: vec![0],
         pad_token_id: None,
         moe: None,
+        mla: None,
     }
 }
 
@@ -45,7 +46,75 @@ fn moe(num_experts: usize, num_experts_per_tok: usize) -> MoeConfig {
     }
 }
 
-/// Every family, and every habit that a family may have.
+/// Every family that can be read, those that cannot be trained last.
+pub fn all_families() -> Vec<(&'static str, Config)> {
+    every_family().into_iter().chain(latent_families()).collect()
+}
+
+/// Latent attention: queries with a latent or without, neighbours turned or halves, values wider and narrower than keys;
+/// and the routers that only these families have.
+pub fn latent_families() -> Vec<(&'static str, Config)> {
+    let sizes = MlaConfig {
+        q_lora_rank: None,
+        kv_lora_rank: 6,
+        qk_nope_head_dim: 4,
+        qk_rope_head_dim: 4,
+        v_head_dim: 6,
+        rope_interleave: true,
+    };
+    let of = |family, mla: MlaConfig, moe| Config {
+        num_key_value_heads: 4,
+        head_dim: mla.qk_nope_head_dim + mla.qk_rope_head_dim,
+        mla: Some(mla),
+        moe: Some(MoeConfig { n_shared_experts: 1, router_aux_loss_coef: 0.0, dense_layers: vec![0], ..moe }),
+        ..dense(family)
+    };
+    let softmax = MoeConfig { norm_topk_prob: false, routed_scaling_factor: 1.5, ..moe(8, 3) };
+    let sigmoid = MoeConfig { sigmoid: true, routed_scaling_factor: 2.5, ..moe(8, 3) };
+    let yarn = |mscale, mscale_all_dim| {
+        Some(RopeScaling::Yarn {
+            factor: 4.0,
+            original_max_position_embeddings: 8,
+            attention_factor: None,
+            beta_fast: 4.0,
+            beta_slow: 0.5,
+            mscale: Some(mscale),
+            mscale_all_dim: Some(mscale_all_dim),
+            truncate: true,
+        })
+    };
+    let v2 = Config { rope_scaling: yarn(1.5, 0.7), ..of(Family::DeepseekV2, sizes, softmax.clone()) };
+    let v2_groups = Config {
+        attention_bias: true,
+        attention_output_bias: true,
+        ..of(
+            Family::DeepseekV2,
+            MlaConfig { q_lora_rank: Some(5), v_head_dim: 10, ..sizes },
+            MoeConfig { n_group: 4, topk_group: 2, n_shared_experts: 2, ..softmax },
+        )
+    };
+    let v3 = Config {
+        rope_scaling: yarn(1.0, 1.0),
+        ..of(
+            Family::DeepseekV3,
+            MlaConfig { q_lora_rank: Some(6), kv_lora_rank: 8, ..sizes },
+            MoeConfig { n_group: 4, topk_group: 2, ..sigmoid.clone() },
+        )
+    };
+    let v3_plain = Config {
+        attention_bias: true,
+        attention_output_bias: true,
+        tie_word_embeddings: true,
+        ..of(
+            Family::DeepseekV3,
+            MlaConfig { rope_interleave: false, qk_nope_head_dim: 2, v_head_dim: 3, ..sizes },
+            MoeConfig { norm_topk_prob: false, ..sigmoid },
+        )
+    };
+    vec![("deepseek_v2", v2), ("deepseek_v2_groups", v2_groups), ("deepseek_v3", v3), ("deepseek_v3_plain", v3_plain)]
+}
+
+/// Every family that can be trained, and every habit that a family may have.
 pub fn every_family() -> Vec<(&'static str, Config)> {
     let llama = Config {
         attention_bias: true,

@@ -20,7 +20,7 @@ use std::time::Instant;
 use wudao_data::batch::{Layout, TrainStream};
 use wudao_data::manifest::TOKENIZER_FILE;
 use wudao_data::shard::Documents;
-use wudao_data::tokenizer::TOKENIZER_CONFIG_FILE;
+use wudao_data::tokenizer::{TOKENIZER_CONFIG_FILE, Tokenizer};
 use wudao_device::Device;
 use wudao_model::{Config, Counts, weights};
 
@@ -201,7 +201,33 @@ fn check<D: Device>(job: &Job<D>) -> Result<usize, TrainError> {
     if train.documents() == 0 {
         return Err(TrainError::NoText);
     }
+    if let Init::From(dir) = job.init {
+        same_tokenizer(dir, job.tokenizer)?;
+    }
     Ok(settings.accumulation(job.comm.size())?)
+}
+
+/// The weights to begin with must have been learned on the same ids. Other files may say the same: what counts is what
+/// each id means. A folder without a tokenizer is taken at its word.
+fn same_tokenizer(from: &Path, ours: &Tokenizer) -> Result<(), TrainError> {
+    let path = from.join(TOKENIZER_FILE);
+    if !path.exists() {
+        return Ok(());
+    }
+    let theirs = Tokenizer::load(&path)?;
+    if theirs.hash() == ours.hash() {
+        return Ok(());
+    }
+    let most = theirs.vocab_size().max(ours.vocab_size()) as u32;
+    let text =
+        |t: &Tokenizer, id| t.token_bytes(id).map(|b| String::from_utf8_lossy(b).into_owned()).unwrap_or_default();
+    match (0..most).find(|&id| theirs.token_bytes(id) != ours.token_bytes(id)) {
+        Some(id) => {
+            let example = Some((id, text(&theirs, id), text(ours, id)));
+            Err(TrainError::OtherTokenizer { from: from.into(), example })
+        }
+        None => Ok(()),
+    }
 }
 
 /// On the first rank: makes the folder, locks it, removes what an interrupted save has left, and finds the checkpoint to

@@ -7,7 +7,14 @@ use std::fs;
 use std::thread;
 use wudao_comm::{Solo, Threads};
 use wudao_data::shard::MemoryDocuments;
-use wudao_device::Cpu;
+use wudao_device::{Cpu, DType};
+use wudao_model::model::Options;
+use wudao_model::weights::Snapshot;
+use wudao_model::{Config, Model, weights};
+
+#[path = "../../../model/tests/common/families.rs"]
+#[allow(dead_code, reason = "these tests use a part")]
+mod families;
 
 /// Keeps events, and stops the run after some step.
 struct Stopper<'a> {
@@ -394,6 +401,72 @@ fn weights_of_another_run_are_a_beginning() {
     assert!(loss(1) < fresh - 1.0, "{} is no better than {fresh}", loss(1));
     let error = go(&f, &out.path().join("y"), Init::From(out.path()), 0, 1).0.unwrap_err();
     assert!(matches!(error, TrainError::Weights(_)), "{error}");
+}
+
+/// A model of a family with the vocabulary of the fixture.
+fn fitted(f: &Fixture, config: Config) -> Config {
+    let stamp = f.tokenizer.stamp().unwrap();
+    Config { vocab_size: stamp.vocab_size as usize, eos_token_id: vec![stamp.end_of_text], ..config }
+}
+
+/// A checkpoint of any family, as anyone may have written it: a run whose steps change nothing saves it again to the bit.
+#[test]
+fn a_checkpoint_of_any_family_is_a_beginning() {
+    let cpu = Cpu::new(1);
+    let mut f = Fixture::new();
+    f.settings = TrainSettings {
+        steps: Some(2),
+        lr: 1e-30,
+        bias_update_rate: 0.0,
+        optimizer: OptimizerKind::AdamW,
+        ..f.settings.clone()
+    };
+    for (name, config) in families::every_family() {
+        f.config = fitted(&f, config);
+        let model = Model::new(&cpu, &f.config, 16, Options::default()).unwrap();
+        let store = model.init(&cpu, 3);
+        let (from, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        weights::save(&cpu, from.path(), &f.config, &store, DType::F32, 1 << 40).unwrap();
+        f.tokenizer.save(from.path()).unwrap();
+        let (outcome, _) = go(&f, out.path(), Init::From(from.path()), 0, 1);
+        let outcome = outcome.unwrap_or_else(|e| panic!("{name}: {}", crate::error::chain(&e)));
+        let mut again = model.no_weights(&cpu);
+        weights::load(&cpu, &outcome.last, &f.config, &mut again).unwrap();
+        assert!(Snapshot::of(&cpu, &again, "") == Snapshot::of(&cpu, &store, ""), "{name}");
+    }
+}
+
+#[test]
+fn weights_of_another_tokenizer_are_refused() {
+    let f = Fixture::new();
+    let first = straight(&f);
+    let from = checkpoint(first.path(), 20);
+    let texts = (0..9).map(|i| format!("另一段文字 another text {i}"));
+    let other = Tokenizer::train(texts, &wudao_data::tokenizer::TrainOptions::new(300)).unwrap();
+    other.save(&from).unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let out = out.path().join("x");
+    let error = go(&f, &out, Init::From(&from), 0, 1).0.unwrap_err();
+    assert!(matches!(error, TrainError::OtherTokenizer { example: Some(_), .. }), "{error}");
+    assert!(error.to_string().contains("--tokenizer") && !out.exists(), "{error}");
+    // The same tokenizer in other bytes.
+    let json: serde_json::Value = serde_json::from_slice(f.tokenizer.json()).unwrap();
+    fs::write(from.join("tokenizer.json"), format!("{json:#}\n\n")).unwrap();
+    go(&f, &out, Init::From(&from), 0, 1).0.unwrap();
+}
+
+/// There is no backward pass for it, and nobody waits to learn that.
+#[test]
+fn latent_attention_is_refused_before_anything_is_made() {
+    for (name, config) in families::latent_families() {
+        let mut f = Fixture::new();
+        f.config = fitted(&f, config);
+        let out = tempfile::tempdir().unwrap();
+        let (outcome, events) = go(&f, &out.path().join("x"), Init::Fresh, 0, 1);
+        let text = outcome.unwrap_err().to_string();
+        assert!(text.contains("cannot be trained") && text.contains("deepseek"), "{name}: {text}");
+        assert!(events.is_empty() && !out.path().join("x").exists(), "{name}");
+    }
 }
 
 /// Two ranks: one folder, whole checkpoints, and one rank can go on from them.

@@ -242,10 +242,7 @@ impl Checkpoint {
         rows.extend([
             ("layers", c.num_hidden_layers.to_string()),
             ("width", c.hidden_size.to_string()),
-            (
-                "heads",
-                format!("{} of {}, {} for keys and values", c.num_attention_heads, c.head_dim, c.num_key_value_heads),
-            ),
+            ("heads", heads(c)),
             ("vocabulary", grouped(c.vocab_size as u64)),
             ("context", format!("{} tokens", grouped(c.max_position_embeddings as u64))),
         ]);
@@ -270,6 +267,16 @@ impl Checkpoint {
         ];
         sections.extend(self.tokenizer.as_ref().map(tokenizer));
         sections
+    }
+}
+
+fn heads(c: &Config) -> String {
+    let (heads, width) = (c.num_attention_heads, c.head_dim);
+    match &c.mla {
+        Some(m) => {
+            format!("{heads} of {width}, keys and values from {} and {} numbers", m.kv_lora_rank, m.qk_rope_head_dim)
+        }
+        None => format!("{heads} of {width}, {} for keys and values", c.num_key_value_heads),
     }
 }
 

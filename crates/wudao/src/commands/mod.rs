@@ -12,6 +12,7 @@ pub mod tasks;
 pub mod texts;
 pub mod tokenizer;
 pub mod train;
+pub mod upcycle;
 
 use crate::cli::{Cli, Command};
 use crate::error::Usage;
@@ -84,6 +85,7 @@ pub fn run(cli: Cli, printer: &Printer, environment: Vec<(String, String)>) -> a
         Command::Prepare(args) => prepare::run(args, &cx),
         Command::Tokenizer(command) => tokenizer::run(command, &cx),
         Command::Train(args) => train::run(args, &cx),
+        Command::Upcycle(args) => upcycle::run(args, &cx),
         Command::Eval(args) => eval::run(args, &cx),
         Command::Generate(args) => generate::run(args, &cx),
         Command::Inspect(args) => inspect::run(args, &cx),

@@ -33,6 +33,7 @@ const SAMPLE_PROMPTS: [&str; 2] = ["天下", "In the"];
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:\n  wudao train --preset small --data data --out runs/first --minutes 60\n  \
     wudao train --resume --out runs/first\n  \
+    wudao train --from models/qwen3 --data data --out runs/more --steps 1000 --lr 2e-5\n  \
     wudao train --config runs/first/run.toml --set train.lr=1e-3 --out runs/second")]
 pub struct Args {
     /// Folder of the prepared data set.
@@ -44,7 +45,8 @@ pub struct Args {
     /// Go on where the run in the folder stopped, bit for bit.
     #[arg(long, conflicts_with = "from")]
     resume: bool,
-    /// Begin with the weights of this checkpoint instead of random ones.
+    /// Begin with the model and the weights of this checkpoint (ours, or any of a supported family) instead of random ones.
+    /// The data must have been prepared with its tokenizer.
     #[arg(long, value_name = "DIR")]
     from: Option<PathBuf>,
     /// Show the run on the whole terminal.
@@ -178,7 +180,12 @@ impl Run<'_> {
         }
         let tokenizer = Tokenizer::load(self.data)?;
         let layers = &mut self.resolved.layers;
-        layers.fill(&facts(&train, &tokenizer), &Origin::Data)?;
+        if let Init::From(dir) = self.init {
+            let config = continued(dir, train.tokenizer().end_of_text)?;
+            layers.replace("model", &config, &Origin::Checkpoint(dir.to_owned()))?;
+        } else {
+            layers.fill(&facts(&train, &tokenizer), &Origin::Data)?;
+        }
         let folder = std::path::absolute(self.data).unwrap_or_else(|_| self.data.to_owned());
         layers.set("data.path", Value::String(folder.display().to_string()));
         let config: Config = layers.section("model")?;
@@ -236,6 +243,16 @@ pub fn verify(sets: &[&ShardSet], cx: &Context) -> anyhow::Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// The model of a checkpoint. Chat models name several tokens that end a text; the one that ends the data's documents,
+/// if it is among them, is the first for what is learned.
+fn continued(dir: &Path, end_of_text: u32) -> Result<Config, weights::WeightsError> {
+    let mut config = weights::read_config(dir)?;
+    if let Some(at) = config.eos_token_id.iter().position(|&id| id == end_of_text) {
+        config.eos_token_id[..=at].rotate_right(1);
+    }
+    Ok(config)
 }
 
 /// Facts of the data set that the model must share.

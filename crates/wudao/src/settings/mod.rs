@@ -6,8 +6,9 @@
 //! 1. a flag: `--set train.lr=3e-4`, or the key's own flag if it has one (`--lr 3e-4`);
 //! 2. an environment variable: `WUDAO_` and the path in capitals with `_` for the dots, `WUDAO_TRAIN_LR=3e-4`;
 //! 3. a TOML file: `--config run.toml` (or `WUDAO_CONFIG`), with `[train]` and `lr = 3e-4`;
-//! 4. a preset: `--preset small`, or `WUDAO_PRESET`, or `preset = "small"` at the top of the file;
-//! 5. the default.
+//! 4. the checkpoint that a run begins with (`--from`): its model, as a whole;
+//! 5. a preset: `--preset small`, or `WUDAO_PRESET`, or `preset = "small"` at the top of the file;
+//! 6. the default.
 //!
 //! Below the presets, facts of the prepared data (vocabulary size, end-of-text token) fill what nobody set. What is not
 //! about the result (where files lie, how many threads, how much is printed) is not a setting but a flag of its command.

@@ -1,4 +1,4 @@
-//! From many sources to one answer: flag > environment > file > preset > data > default.
+//! From many sources to one answer: flag > environment > file > checkpoint > preset > data > default.
 //!
 //! Each source is laid over the ones below it, key by key, and every key remembers where its value came from: a message
 //! can then say which file to correct, and the settings that are saved with a run say how they came about.
@@ -21,6 +21,8 @@ pub enum Origin {
     Data,
     /// A preset of this name.
     Preset(String),
+    /// The `config.json` of a checkpoint that a run begins with.
+    Checkpoint(PathBuf),
     /// A TOML file.
     File(PathBuf),
     /// An environment variable.
@@ -35,6 +37,7 @@ impl fmt::Display for Origin {
             Origin::Default => f.write_str("default"),
             Origin::Data => f.write_str("data set"),
             Origin::Preset(name) => write!(f, "preset {name}"),
+            Origin::Checkpoint(path) => write!(f, "checkpoint {}", path.display()),
             Origin::File(path) => write!(f, "{}", path.display()),
             Origin::Environment(name) => write!(f, "environment {name}"),
             Origin::Flag(flag) => f.write_str(flag),
@@ -123,6 +126,18 @@ impl Layers {
     pub fn fill(&mut self, table: &Table, origin: &Origin) -> Result<(), SettingsError> {
         let mut given = Layers::new(self.schema.clone());
         given.add_table(table, origin)?;
+        for (path, value) in given.values {
+            self.values.entry(path).or_insert(value);
+        }
+        Ok(())
+    }
+
+    /// Lays a whole section over all that comes from below: what is not in it is absent, whatever a preset says.
+    pub fn replace(&mut self, section: &str, of: &impl Serialize, origin: &Origin) -> Result<(), SettingsError> {
+        let below = format!("{section}.");
+        self.values.retain(|path, (_, from)| !path.starts_with(&below) || *from > *origin);
+        let mut given = Layers::new(self.schema.clone());
+        given.add_value(section, of, origin)?;
         for (path, value) in given.values {
             self.values.entry(path).or_insert(value);
         }
@@ -270,6 +285,21 @@ mod tests {
         assert!(error.what.starts_with("setting `train.steps` (run.toml): -3 does not fit"), "{}", error.what);
         let error = Layers::new(Schema::of::<Sample>().unwrap()).section::<Needy>("other").unwrap_err();
         assert_eq!(error.what, "settings [other]: missing field `width`");
+    }
+
+    #[test]
+    fn a_checkpoint_stands_above_presets_and_below_files() {
+        let checkpoint = Origin::Checkpoint("model".into());
+        let of = |text: &str, origin: Origin| {
+            let mut layers = layers();
+            layers.add_table(&text.parse().unwrap(), &origin).unwrap();
+            layers.replace("train", &Train { steps: 5, lr: 0.5, best: None }, &checkpoint).unwrap();
+            layers.section::<Train>("train").unwrap()
+        };
+        let preset = of("[train]\nsteps = 1\nbest = 7", Origin::Preset("tiny".into()));
+        assert_eq!(preset, Train { steps: 5, lr: 0.5, best: None }, "what the checkpoint does not say is absent");
+        let file = of("[train]\nsteps = 1", Origin::File("run.toml".into()));
+        assert_eq!(file, Train { steps: 1, lr: 0.5, best: None });
     }
 
     #[test]

@@ -76,6 +76,8 @@ fn model(config: &Config) -> String {
         Family::Olmoe => "OLMoE",
         Family::Qwen3Moe => "Qwen3-MoE",
         Family::Glm4Moe => "GLM-4-MoE",
+        Family::DeepseekV2 => "DeepSeek-V2",
+        Family::DeepseekV3 => "DeepSeek-V3",
     };
     let (layers, width, vocab) = (config.num_hidden_layers, config.hidden_size, grouped(config.vocab_size as u64));
     let mut en = format!("{family} · {layers} layers of width {width} · vocabulary {vocab}");

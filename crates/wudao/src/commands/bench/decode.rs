@@ -88,7 +88,7 @@ fn answer(args: &Args, cx: &Context) -> anyhow::Result<Answer> {
     kernels.insert("other", writing.iter().sum::<f64>() - kernels.values().sum::<f64>());
     let written = (writing.len() * args.tokens as usize) as f64;
     let (reading, writing) = (median(&mut reading), (median(&mut writing), writing));
-    let keys_and_values = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim;
+    let keys_and_values = 2 * config.num_hidden_layers * config.cache_width();
     let past = args.prompt as usize + args.tokens as usize / 2;
     let elements = Counts::of(config).matrices as usize + keys_and_values * past;
     let bytes = (elements * operands.size()) as f64;
