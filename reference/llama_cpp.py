@@ -31,6 +31,19 @@ import numpy as np  # noqa: E402
 
 GOLDEN = HERE / "golden"
 
+# Weights stay as files have them: repacked ones are other kernels (and those for AMX do not run on every machine that
+# claims to have it).
+default_params = llama_cpp.llama_cpp.llama_model_default_params
+
+
+def plain_params() -> llama_cpp.llama_cpp.llama_model_params:
+    params = default_params()
+    params.use_extra_bufts = False
+    return params
+
+
+llama_cpp.llama_cpp.llama_model_default_params = plain_params
+
 # Largest difference of logits of order one, in two implementations in f32.
 CLOSE = 2e-4
 # The same, where llama.cpp rounds activations to as few bits as weights, on models of 96 columns.

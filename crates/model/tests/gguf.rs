@@ -126,12 +126,8 @@ fn every_family_comes_back() {
         let again = dir.path().join("again");
         std::fs::create_dir(&again).unwrap();
         weights::copy(&Source::open(&path).unwrap(), &again, Dtype::F32, BIG).unwrap();
-        if config.family != Family::Mistral {
-            let file = |dir: &Path| std::fs::read(dir.join(weights::MODEL)).unwrap();
-            assert_eq!(weights::tensors(&again).unwrap(), weights::tensors(dir.path()).unwrap(), "{name}");
-            assert!(file(&again).len() == file(dir.path()).len(), "{name}");
-        }
-        assert_eq!(loaded(&again, &config).unwrap(), by_name(&dev(), &store), "{name}");
+        let bytes = |dir: &Path| std::fs::read(dir.join(weights::MODEL)).unwrap();
+        assert!(bytes(&again) == bytes(dir.path()), "{name}");
     }
 }
 
@@ -405,7 +401,7 @@ fn what_is_not_computed_is_named() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
     /// A few bytes changed anywhere in the header: an error or a model, never a panic.
     #[test]

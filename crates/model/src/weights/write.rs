@@ -116,8 +116,8 @@ pub fn save<D: Device>(
 /// is, before anything is written, a source that is not complete.
 pub fn copy(source: &Source, dir: &Path, dtype: Dtype, max_shard_bytes: u64) -> Result<Vec<Written>, WeightsError> {
     source.complete()?;
-    let expected = expected(source.config());
-    let tensors: Vec<_> = expected.iter().map(|(name, (kind, shape))| (name.as_str(), *kind, &shape[..])).collect();
+    let listed = listed(source.config());
+    let tensors: Vec<_> = listed.iter().map(|(name, kind, shape)| (name.as_str(), *kind, &shape[..])).collect();
     write_model(dir, source.config(), &tensors, dtype, max_shard_bytes, |i, to, file| {
         let (name, _, shape) = tensors[i];
         let elements = source.tensor(name, shape)?;
@@ -209,11 +209,16 @@ fn cut(entries: &[Entry], most: u64) -> Vec<Vec<Entry>> {
     shards
 }
 
-/// Names, kinds and shapes of all tensors of a model.
-pub(super) fn expected(config: &Config) -> BTreeMap<String, (Kind, Vec<usize>)> {
+/// Names, kinds and shapes of all tensors of a model, in the order of a store.
+fn listed(config: &Config) -> Vec<(String, Kind, Vec<usize>)> {
     let layout = Layout::new(config, Shard::WHOLE);
     let experts = layout.experts().flat_map(|(.., p)| p);
     (layout.dense().map(|(_, p)| p).chain(experts))
-        .flat_map(|p| p.parts.iter().map(|part| (part.name.clone(), (p.kind, part.shape.clone()))))
+        .flat_map(|p| p.parts.iter().map(|part| (part.name.clone(), p.kind, part.shape.clone())))
         .collect()
+}
+
+/// Kinds and shapes of all tensors of a model by name.
+pub(super) fn expected(config: &Config) -> BTreeMap<String, (Kind, Vec<usize>)> {
+    listed(config).into_iter().map(|(name, kind, shape)| (name, (kind, shape))).collect()
 }

@@ -198,3 +198,93 @@ fn scores(tokens: &[String], merges: &[[&str; 2]]) -> Result<Vec<f32>, String> {
     }
     Ok(scores)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tokenizer::TrainOptions;
+
+    fn ours() -> Tokenizer {
+        let text = "the theory of the thing 中文 it's 12345 the\n\n  end";
+        Tokenizer::train([text, text], &TrainOptions::new(280)).unwrap()
+    }
+
+    #[test]
+    fn our_tokenizer_goes_there_and_back() {
+        let t = ours();
+        let v = Vocabulary::of(&t, 300).unwrap();
+        assert!(matches!(&v.method, Method::BytePair { pre, .. } if pre == "deepseek-v3"));
+        assert_eq!((v.tokens.len(), v.tokens[299].as_str(), v.types[299]), (300, "[PAD299]", TokenType::Unused));
+        assert_eq!(v.types[t.end_of_text().unwrap() as usize], TokenType::Control);
+        let back = v.tokenizer("t").unwrap();
+        assert!(back.is_fast() && back.vocab_size() == t.vocab_size());
+        for text in ["the theory", "中文 12345 it's\n\n", "<|endoftext|> [PAD299]", "\u{0}é😀"] {
+            assert_eq!(back.encode(text).unwrap(), t.encode(text).unwrap(), "{text:?}");
+            assert_eq!(back.encode_with_special(text).unwrap(), t.encode_with_special(text).unwrap(), "{text:?}");
+        }
+        assert_eq!(Vocabulary::of(&back, 300).unwrap(), v);
+        assert!(Vocabulary::of(&t, 279).unwrap_err().to_string().contains("280"));
+    }
+
+    /// Every name that is written is read again as the patterns that it was written for.
+    #[test]
+    fn names_stand_for_their_patterns() {
+        for name in NAMES {
+            let v = Vocabulary {
+                method: Method::BytePair { pre: name.to_string(), merges: vec!["a b".into()] },
+                tokens: ["a", "b", "ab"].map(String::from).to_vec(),
+                types: vec![TokenType::Normal; 3],
+                bos: None,
+                eos: None,
+                unknown: None,
+                pad: None,
+                add_bos: false,
+                chat_template: None,
+            };
+            assert_eq!(Vocabulary::of(&v.tokenizer("t").unwrap(), 3).unwrap().method, v.method);
+        }
+    }
+
+    #[test]
+    fn pieces_with_scores_go_there_and_back() {
+        let mut tokens = vec!["<unk>".to_owned(), "<s>".into()];
+        tokens.extend((0..256).map(|b| format!("<0x{b:02X}>")));
+        tokens.extend(["▁", "a", "b", "▁a", "ab"].map(String::from));
+        let types: Vec<TokenType> =
+            [2, 3].into_iter().chain([6; 256]).chain([1; 5]).map(|n| TokenType::from_number(n).unwrap()).collect();
+        let scores = [0.0; 261].into_iter().chain([-1.0, -2.0]).collect();
+        let v = Vocabulary {
+            method: Method::SentencePiece { scores, add_space_prefix: true },
+            tokens,
+            types,
+            bos: Some(1),
+            eos: None,
+            unknown: Some(0),
+            pad: None,
+            add_bos: true,
+            chat_template: Some("{{ x }}".into()),
+        };
+        assert_eq!(Vocabulary::of(&v.tokenizer("t").unwrap(), v.tokens.len()).unwrap(), v);
+    }
+
+    #[test]
+    fn what_has_no_name_is_refused() {
+        let t = ours();
+        let changed = |change: &dyn Fn(&mut Value)| {
+            let mut json: Value = serde_json::from_slice(t.json()).unwrap();
+            change(&mut json);
+            let t = Tokenizer::from_bytes(&serde_json::to_vec(&json).unwrap()).unwrap();
+            Vocabulary::of(&t, 280).map(|v| v.method).map_err(|e| e.to_string())
+        };
+        assert!(changed(&|_| {}).is_ok());
+        assert!(changed(&|j| j["normalizer"] = serde_json::json!({"type": "NFC"})).is_ok());
+        let refused = |says: &str, change: &dyn Fn(&mut Value)| {
+            let error = changed(change).unwrap_err();
+            assert!(error.contains(says), "{says}: {error}");
+        };
+        refused("has no name", &|j| j["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "x".into());
+        refused("has no name", &|j| j["model"]["ignore_merges"] = true.into());
+        refused("normalizer", &|j| j["normalizer"] = serde_json::json!({"type": "Lowercase"}));
+        refused("ByteLevel", &|j| j["pre_tokenizer"] = serde_json::json!({"type": "Whitespace"}));
+    }
+}
