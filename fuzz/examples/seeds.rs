@@ -10,8 +10,9 @@ use wudao_data::manifest::{Manifest, Source, Split, TokenizerStamp};
 use wudao_data::shard::ShardWriter;
 use wudao_data::tokenizer::{TOKENIZER_CONFIG_FILE, Tokenizer, TrainOptions};
 use wudao_device::{Cpu, DType};
+use wudao_model::gguf::{TensorType, write};
 use wudao_model::model::Options;
-use wudao_model::weights::Snapshot;
+use wudao_model::weights::{Snapshot, Source};
 use wudao_model::{Config, Model};
 use wudao_train::TrainSettings;
 use wudao_train::checkpoint::{FORMAT_VERSION, State};
@@ -37,6 +38,7 @@ fn main() -> Result {
     documents()?;
     shards(scratch.path(), &tokenizer)?;
     weights(scratch.path(), &config)?;
+    gguf(scratch.path(), &config, &tokenizer)?;
     settings()?;
     run(&config)
 }
@@ -202,6 +204,22 @@ fn weights(folder: &Path, config: &Config) -> Result {
         seed("optimizer", &format!("{kind:?}").to_lowercase(), fs::read(path)?)?;
     }
     seed("index", "good", r#"{"metadata":{"total_size":8},"weight_map":{"x":"a","y":"b"}}"#)
+}
+
+fn gguf(folder: &Path, config: &Config, tokenizer: &Tokenizer) -> Result {
+    let config = Config { vocab_size: tokenizer.vocab_size(), ..config.clone() };
+    let device = Cpu::new(1);
+    let model = Model::new(&device, &config, 8, Options::default())?;
+    let dir = folder.join("model");
+    fs::create_dir(&dir)?;
+    wudao_model::weights::save(&device, &dir, &config, &model.init(&device, 1), DType::F32, 1 << 30)?;
+    let (source, fields) = (Source::open(&dir)?, wudao_infer::gguf::fields(tokenizer, &config, None)?);
+    for dtype in [TensorType::F32, TensorType::BF16] {
+        let path = folder.join(format!("{dtype}.gguf"));
+        write(&path, &source, dtype, &fields)?;
+        seed("gguf", &dtype.name().to_lowercase(), fs::read(path)?)?;
+    }
+    Ok(())
 }
 
 fn settings() -> Result {

@@ -1,11 +1,12 @@
-//! Opens a checkpoint folder: `config.json`, safetensors, `tokenizer.json`.
+//! Opens a checkpoint: a folder of `config.json`, safetensors and `tokenizer.json`, or a GGUF file, which holds all three.
 
 use std::path::{Path, PathBuf};
 use wudao_data::tokenizer::{Tokenizer, TokenizerError};
 use wudao_device::{DType, Device};
 use wudao_model::config::ConfigError;
+use wudao_model::gguf::{File, is_gguf};
 use wudao_model::model::Options;
-use wudao_model::weights::{self, WeightsError};
+use wudao_model::weights::{self, Source, WeightsError};
 use wudao_model::{Config, Model, Store};
 
 /// A model with its weights and its tokenizer, ready to read and write.
@@ -22,25 +23,25 @@ pub struct Checkpoint<D: Device> {
     pub tokenizer: Tokenizer,
 }
 
-/// Why a folder could not be opened as a checkpoint.
+/// Why a folder or a file could not be opened as a checkpoint.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// `config.json` or the weights.
+    /// What the model is, or its weights.
     #[error(transparent)]
     Weights(#[from] WeightsError),
     /// A model that cannot be.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// `tokenizer.json`.
+    /// Its tokenizer.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
-    /// Two parts of the folder contradict each other.
+    /// Two parts of it contradict each other.
     #[error(
         "{}: the tokenizer has {tokens} tokens but the model only {vocab_size} rows: they are not of the same checkpoint",
         dir.display()
     )]
     Mismatch {
-        /// The folder.
+        /// The folder or file.
         dir: PathBuf,
         /// Tokens of the tokenizer.
         tokens: usize,
@@ -50,18 +51,29 @@ pub enum OpenError {
 }
 
 impl<D: Device> Checkpoint<D> {
-    /// Opens `dir` to multiply in `dtype`.
+    /// Opens `dir`, a folder or a GGUF file, to multiply in `dtype`.
     pub fn open(device: &D, dir: &Path, dtype: DType) -> Result<Self, OpenError> {
-        let config = weights::read_config(dir)?;
-        let tokenizer = Tokenizer::load(&dir.join("tokenizer.json"))?;
+        let source = Source::open(dir)?;
+        let config = source.config().clone();
+        let tokenizer = tokenizer(dir)?;
         if tokenizer.vocab_size() > config.vocab_size {
             let (tokens, vocab_size) = (tokenizer.vocab_size(), config.vocab_size);
             return Err(OpenError::Mismatch { dir: dir.into(), tokens, vocab_size });
         }
+        // Nothing is taken of memory for a model that is not there.
+        source.complete()?;
         let options = Options { dtype, ..Options::default() };
         let model = Model::new(device, &config, config.max_position_embeddings, options)?;
         let mut weights = model.no_weights(device);
-        weights::load(device, dir, &config, &mut weights)?;
+        weights::load_from(device, &source, &mut weights)?;
         Ok(Checkpoint { device: device.clone(), config, model, weights, tokenizer })
     }
+}
+
+/// The tokenizer of a folder or a GGUF file.
+pub fn tokenizer(path: &Path) -> Result<Tokenizer, OpenError> {
+    if is_gguf(path) {
+        return Ok(crate::gguf::tokenizer(&File::open(path)?)?);
+    }
+    Ok(Tokenizer::load(&path.join("tokenizer.json"))?)
 }

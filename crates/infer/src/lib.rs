@@ -1,11 +1,12 @@
 //! From a checkpoint to text and to figures: cached decoding, sampling, scoring.
 //!
-//! [`checkpoint`] opens a folder; [`generate`] continues prompts; [`engine`] serves many readers at once; [`score`]
+//! [`checkpoint`] opens a folder or a GGUF file; [`generate`] continues prompts; [`engine`] serves many readers at once; [`score`]
 //! measures how well a model predicts documents; [`tasks`] lets it choose between answers.
 
 pub mod checkpoint;
 pub mod engine;
 pub mod generate;
+pub mod gguf;
 pub mod sampler;
 pub mod score;
 pub mod tasks;

@@ -229,11 +229,15 @@ impl Config {
 
     /// The `config.json` of a checkpoint whose weights are stored as `dtype`.
     pub fn to_json(&self, dtype: DType) -> String {
-        let dtype = match dtype {
+        self.to_json_as(match dtype {
             DType::Bf16 => "bfloat16",
             DType::F64 => "float64",
             DType::F32 | DType::U32 => "float32",
-        };
+        })
+    }
+
+    /// As [`Config::to_json`], with the name of the type in PyTorch.
+    pub(crate) fn to_json_as(&self, dtype: &str) -> String {
         let (mut rope, rope_scaling) = rope::write(self.rope_theta, self.rope_scaling.as_ref());
         let eos = match &self.eos_token_id[..] {
             [] => Value::Null,

@@ -27,6 +27,7 @@ pub mod config;
 pub mod counts;
 pub mod exchange;
 mod gate;
+pub mod gguf;
 pub mod hf;
 mod init;
 pub mod layer;

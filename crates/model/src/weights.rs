@@ -1,4 +1,5 @@
 //! Weights in files: safetensors with Hugging Face's names, so that a checkpoint opens everywhere.
+//! A [`Source`] gives the same tensors by the same names out of a [GGUF file](crate::gguf).
 //!
 //! Writing streams one tensor at a time, from the device or from a [`Snapshot`] (a host copy that another thread writes
 //! while training goes on), and every file is on the disk, fsynced and hashed, when a function returns. No file of
@@ -12,15 +13,20 @@ mod convert;
 mod format;
 mod read;
 mod snapshot;
+mod source;
 mod upcycle;
 mod write;
 
-pub use read::{TensorInfo, load, load_into, load_some, read_config, tensors};
+pub use read::{TensorInfo, load, load_from, load_into, load_some, read_config, tensors};
+/// The types that a folder's weights can be written in, and more.
+pub use safetensors::Dtype;
 pub use snapshot::{HostTensor, Snapshot};
+pub use source::{Elements, Source};
 pub use upcycle::{Upcycled, upcycle};
-pub use write::{Written, checksum, save, write_file};
+pub(crate) use write::Hashed;
+pub use write::{Written, checksum, copy, save, write_file};
 
-use crate::config::ConfigError;
+use crate::config::{Config, ConfigError};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -82,14 +88,19 @@ pub enum WeightsError {
     },
 }
 
+/// The Hugging Face names of all tensors of a model, in order of the alphabet.
+pub fn names(config: &Config) -> Vec<String> {
+    write::expected(config).into_keys().collect()
+}
+
 impl WeightsError {
-    fn io(path: &Path, operation: &'static str) -> impl FnOnce(io::Error) -> WeightsError {
+    pub(crate) fn io(path: &Path, operation: &'static str) -> impl FnOnce(io::Error) -> WeightsError {
         move |source| WeightsError::Io { path: path.into(), operation, source }
     }
-    fn file(path: &Path, problem: impl Into<String>) -> WeightsError {
+    pub(crate) fn file(path: &Path, problem: impl Into<String>) -> WeightsError {
         WeightsError::File { path: path.into(), problem: problem.into() }
     }
-    fn tensor(path: &Path, name: &str, problem: impl Into<String>) -> WeightsError {
+    pub(crate) fn tensor(path: &Path, name: &str, problem: impl Into<String>) -> WeightsError {
         WeightsError::Tensor { path: path.into(), name: name.into(), problem: problem.into() }
     }
 }

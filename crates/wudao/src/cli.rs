@@ -1,6 +1,8 @@
 //! The command line. Each command's arguments live with the command.
 
-use crate::commands::{bench, completions, eval, generate, inspect, prepare, quickstart, tokenizer, train, upcycle};
+use crate::commands::{
+    bench, completions, convert, eval, generate, inspect, prepare, quickstart, tokenizer, train, upcycle,
+};
 use crate::printer::Color;
 use clap::{Parser, Subcommand};
 
@@ -53,6 +55,8 @@ pub enum Command {
     Generate(generate::Args),
     /// Show what a checkpoint, a run, a data set or a tokenizer holds, and verify it.
     Inspect(inspect::Args),
+    /// Turn a model into a Hugging Face folder or a GGUF file.
+    Convert(convert::Args),
     /// Measure the speed of this machine and of training on it.
     #[command(subcommand)]
     #[command(after_help = "Example:\n  wudao bench train --preset small --steps 5")]

@@ -26,6 +26,12 @@ pub enum TokenizerError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A tokenizer that is no vocabulary of a GGUF file.
+    #[error("the tokenizer cannot be written into a GGUF file: {reason}")]
+    Vocabulary {
+        /// Why not.
+        reason: String,
+    },
     /// A text that this tokenizer cannot take.
     #[error("the tokenizer cannot encode the text: {reason}")]
     Encode {

@@ -162,7 +162,7 @@ impl Spec {
 }
 
 /// The byte of a token such as `<0xE4>`.
-fn byte_fallback(token: &str) -> Option<u8> {
+pub(super) fn byte_fallback(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
     (digits.len() == 2).then(|| u8::from_str_radix(digits, 16).ok()).flatten()
 }

@@ -5,6 +5,9 @@
 //! because a wrong pattern gives wrong ids without a sign. From here on such a tokenizer is like any other: it can be
 //! saved beside a checkpoint, and transformers opens it.
 
+mod inverse;
+
+use super::scan::SPLITS;
 use super::{Tokenizer, TokenizerError};
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
@@ -27,6 +30,11 @@ pub enum TokenType {
 }
 
 impl TokenType {
+    /// Its number in a file.
+    pub fn number(self) -> i32 {
+        self as i32 + 1
+    }
+
     /// By its number in a file.
     pub fn from_number(n: i64) -> Option<TokenType> {
         use TokenType::*;
@@ -82,9 +90,27 @@ const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{
 const QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const DEEPSEEK3: &str = r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##;
 /// Letters of scripts with upper and lower case, as the model's own file lists them.
 const DEEPSEEK_LETTERS: &str = r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+";
+
+/// The names to write, of those with the same patterns the one that was first.
+const NAMES: &[&str] = &[
+    "gpt-2",
+    "smollm",
+    "falcon",
+    "llama-bpe",
+    "glm4",
+    "qwen2",
+    "qwen35",
+    "deepseek-llm",
+    "deepseek-coder",
+    "deepseek-v3",
+];
+
+/// What writers of files put where a model has a row and its tokenizer no token.
+fn filler(id: usize) -> String {
+    format!("[PAD{id}]")
+}
 
 /// The patterns of a name, applied one after the other, and whether a piece that is a token needs no merging.
 fn patterns(pre: &str) -> Option<(&'static [&'static str], bool)> {
@@ -101,7 +127,8 @@ fn patterns(pre: &str) -> Option<(&'static [&'static str], bool)> {
             false,
         ),
         "deepseek-coder" => (&["[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}"], false),
-        "deepseek-v3" => (&[r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", DEEPSEEK3], false),
+        // The same as here.
+        "deepseek-v3" => (&SPLITS, false),
         _ => return None,
     })
 }
@@ -123,7 +150,8 @@ impl Vocabulary {
             return Err(format!("{} tokens, but {} token types", self.tokens.len(), self.types.len()));
         }
         let mut vocab = Map::new();
-        for (id, token) in self.tokens.iter().enumerate() {
+        let fills = |id, token: &String| self.types[id] == TokenType::Unused && *token == filler(id);
+        for (id, token) in self.tokens.iter().enumerate().filter(|(id, token)| !fills(*id, token)) {
             if let Some(other) = vocab.insert(token.clone(), json!(id)) {
                 return Err(format!("the token {token:?} has two ids, {other} and {id}"));
             }

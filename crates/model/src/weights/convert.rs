@@ -19,14 +19,24 @@ pub(super) fn file_type(dtype: DType) -> Dtype {
     }
 }
 
+/// The name of a file's type in `config.json`.
+pub(super) fn type_name(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::BF16 => "bfloat16",
+        Dtype::F16 => "float16",
+        Dtype::F64 => "float64",
+        _ => "float32",
+    }
+}
+
 /// True for the types of a file that can become weights.
 pub(super) fn is_float(dtype: Dtype) -> bool {
     matches!(dtype, Dtype::F16 | Dtype::BF16 | Dtype::F32 | Dtype::F64)
 }
 
 /// The same numbers in another type. `from` must be a floating-point type.
-pub(super) fn convert(bytes: Cow<[u8]>, from: Dtype, to: DType) -> Cow<[u8]> {
-    if from == file_type(to) {
+pub(super) fn convert(bytes: Cow<[u8]>, from: Dtype, to: Dtype) -> Cow<[u8]> {
+    if from == to {
         return bytes;
     }
     let b = &*bytes;
@@ -56,7 +66,7 @@ fn e4m3(byte: u8) -> f64 {
 
 /// Rows of an e4m3 matrix of `columns` columns, from row `first` on, each block times its scale. `scales` is the whole
 /// matrix's, `[⌈rows / 128⌉, ⌈columns / 128⌉]`.
-pub(super) fn dequantize(bytes: &[u8], first: usize, columns: usize, scales: &[f64], to: DType) -> Vec<u8> {
+pub(super) fn dequantize(bytes: &[u8], first: usize, columns: usize, scales: &[f64], to: Dtype) -> Vec<u8> {
     let table: [f64; 256] = std::array::from_fn(|byte| e4m3(byte as u8));
     let rows = bytes.chunks(columns.max(1)).enumerate();
     let values = rows.flat_map(|(i, row)| {
@@ -66,14 +76,15 @@ pub(super) fn dequantize(bytes: &[u8], first: usize, columns: usize, scales: &[f
     encode(to, values)
 }
 
-/// Numbers in a type, each rounded once.
-pub(super) fn encode(to: DType, values: impl Iterator<Item = f64>) -> Vec<u8> {
-    let mut out = Vec::with_capacity(values.size_hint().0 * to.size());
+/// Values as elements of a file, which must be floating-point numbers.
+pub(super) fn encode(to: Dtype, values: impl Iterator<Item = f64>) -> Vec<u8> {
+    let mut out = Vec::with_capacity(values.size_hint().0 * to.bitsize() / 8);
     match to {
-        DType::F32 => values.for_each(|x| out.extend((x as f32).to_le_bytes())),
-        DType::F64 => values.for_each(|x| out.extend(x.to_le_bytes())),
-        DType::Bf16 => values.for_each(|x| out.extend(bf16::from_f32(x as f32).to_le_bytes())),
-        DType::U32 => panic!("weights are not whole numbers"),
+        Dtype::F32 => values.for_each(|x| out.extend((x as f32).to_le_bytes())),
+        Dtype::F64 => values.for_each(|x| out.extend(x.to_le_bytes())),
+        Dtype::BF16 => values.for_each(|x| out.extend(bf16::from_f32(x as f32).to_le_bytes())),
+        Dtype::F16 => values.for_each(|x| out.extend(f16::from_f64(x).to_le_bytes())),
+        other => panic!("weights are not {other:?}"),
     }
     out
 }
@@ -109,7 +120,7 @@ mod tests {
         let scales = [1.0, 2.0, 3.0, 4.0];
         let ones = vec![0x38; rows * columns];
         let numbers = |first: usize, bytes: &[u8]| -> Vec<f64> {
-            let out = dequantize(bytes, first, columns, &scales, DType::F64);
+            let out = dequantize(bytes, first, columns, &scales, Dtype::F64);
             out.as_chunks().0.iter().map(|&b| f64::from_le_bytes(b)).collect()
         };
         let whole = numbers(0, &ones);

@@ -6,7 +6,6 @@ use super::write::{Hashed, Written};
 use memmap2::Mmap;
 use safetensors::tensor::{Metadata, TensorInfo};
 use safetensors::{Dtype, SafeTensorError};
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -30,12 +29,12 @@ impl Entry {
     }
 }
 
-/// Writes a file that does not exist yet. `bytes_of` is asked for one tensor after another, in order of the file: larger
+/// Writes a file that does not exist yet. `put` is asked to write one tensor after another, in order of the file: larger
 /// elements first, so that every tensor is aligned.
-pub(super) fn write<'a>(
+pub(super) fn write(
     path: &Path,
     entries: &[Entry],
-    bytes_of: impl Fn(&Entry) -> Cow<'a, [u8]>,
+    put: impl Fn(&Entry, &mut Hashed) -> Result<(), WeightsError>,
 ) -> Result<Written, WeightsError> {
     let mut entries: Vec<&Entry> = entries.iter().collect();
     entries.sort_by_key(|e| std::cmp::Reverse(e.dtype.bitsize()));
@@ -55,9 +54,9 @@ pub(super) fn write<'a>(
     file.write(&header)?;
     file.write(&b"       "[..padded - header.len()])?;
     for entry in entries {
-        let bytes = bytes_of(entry);
-        assert_eq!(bytes.len() as u64, entry.bytes(), "{}", entry.name);
-        file.write(&bytes)?;
+        let before = file.bytes();
+        put(entry, &mut file)?;
+        assert_eq!(file.bytes() - before, entry.bytes(), "{}", entry.name);
     }
     file.finish()
 }

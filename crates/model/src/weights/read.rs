@@ -1,19 +1,19 @@
 //! From files to stores.
 
-use super::convert::{BLOCK, convert, dequantize, file_type, is_float};
+use super::convert::{BLOCK, convert, file_type, is_float};
 use super::format::Opened;
+use super::source::{Elements, Source};
 use super::write::expected;
 use super::{CONFIG, INDEX, MODEL, WeightsError};
 use crate::config::{Config, Family};
-use crate::store::{Home, Param, Store};
+use crate::gguf;
+use crate::store::{Param, Part, Store};
 use safetensors::Dtype;
 use safetensors::tensor::TensorInfo as Info;
 use serde::Deserialize;
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
 use std::path::{Path, PathBuf};
-use wudao_device::{DType, Device, ViewMut};
+use wudao_device::Device;
 
 /// What is added to a matrix's name for that of its scales.
 const SCALE: &str = "_scale_inv";
@@ -21,9 +21,6 @@ const SCALE: &str = "_scale_inv";
 fn scale_name(matrix: &str) -> String {
     format!("{matrix}{SCALE}")
 }
-
-/// Elements that are converted at a time.
-const CHUNK: usize = 1 << 20;
 
 /// What a file says about a tensor.
 #[derive(Clone, PartialEq, Debug)]
@@ -40,16 +37,30 @@ pub struct TensorInfo {
     pub file: String,
 }
 
-/// Reads and checks the `config.json` of a folder.
+/// Reads and checks the `config.json` of a folder, or the metadata of a GGUF file.
 pub fn read_config(dir: &Path) -> Result<Config, WeightsError> {
+    if gguf::is_gguf(dir) {
+        return gguf::File::open(dir)?.config();
+    }
     let path = dir.join(CONFIG);
     let bytes = std::fs::read(&path).map_err(WeightsError::io(&path, "read"))?;
     Config::from_json(&bytes).map_err(|source| WeightsError::Config { path, source })
 }
 
-/// All tensors of a model's folder, or of one safetensors file, by file and offset. Headers are checked, weights are not
-/// read.
+/// All tensors of a model's folder, or of one safetensors or GGUF file, by file and offset. Headers are checked, weights
+/// are not read.
 pub fn tensors(path: &Path) -> Result<Vec<TensorInfo>, WeightsError> {
+    if gguf::is_gguf(path) {
+        let file = path.file_name().unwrap_or_default().to_string_lossy();
+        let info = |t: &gguf::Tensor| TensorInfo {
+            name: t.name.clone(),
+            dtype: t.kind.to_string(),
+            shape: t.shape(),
+            bytes: t.bytes as u64,
+            file: file.clone().into_owned(),
+        };
+        return Ok(gguf::File::open(path)?.tensors().iter().map(info).collect());
+    }
     let files = if path.is_dir() { Files::open(path)? } else { Files::of(path, vec![Opened::open(path)?])? };
     let mut all = vec![];
     for file in &files.files {
@@ -68,13 +79,18 @@ pub fn tensors(path: &Path) -> Result<Vec<TensorInfo>, WeightsError> {
     Ok(all)
 }
 
-/// Fills `store` from a model's folder, whatever floating-point type the files have; e4m3 matrices are multiplied by the
-/// scales of their blocks, as DeepSeek-V3's and Qwen3's 8-bit folders have them (activations are not quantised). On a rank with a share of the
-/// experts only those are read. Nothing is changed unless every tensor of the model is there in its shape, and no other.
-pub fn load<D: Device>(device: &D, dir: &Path, config: &Config, store: &mut Store<D>) -> Result<(), WeightsError> {
-    let files = Files::open(dir)?;
-    files.check_names(config)?;
-    fill(device, &files, "", store, |_| true)
+/// Fills `store` from a model's folder, whatever floating-point type the files have, or from a GGUF file; e4m3 matrices
+/// are multiplied by the scales of their blocks, as DeepSeek-V3's and Qwen3's 8-bit folders have them (activations are not
+/// quantised), and blocks of a GGUF file are decoded. On a rank with a share of the experts only those are read. Nothing
+/// is changed unless every tensor of the model is there in its shape, and no other.
+pub fn load<D: Device>(device: &D, path: &Path, config: &Config, store: &mut Store<D>) -> Result<(), WeightsError> {
+    load_from(device, &Source::open_as(path, config)?, store)
+}
+
+/// As [`load`], from a source that is open.
+pub fn load_from<D: Device>(device: &D, source: &Source, store: &mut Store<D>) -> Result<(), WeightsError> {
+    source.complete()?;
+    fill(device, |part| source.tensor(&part.name, &part.shape), store, |_| true)
 }
 
 /// Fills a store from the file of a [`super::Snapshot`] that was taken with the same prefix. Tensors under other prefixes
@@ -100,64 +116,32 @@ pub fn load_some<D: Device>(
             return Err(WeightsError::tensor(path, name, "no place for it in this model"));
         }
     }
-    fill(device, &files, prefix, store, keep)
-}
-
-/// A tensor that is right.
-pub(super) struct Found<'a> {
-    pub file: &'a Opened,
-    pub info: &'a Info,
-    /// Of an e4m3 matrix.
-    pub scales: Option<Vec<f64>>,
+    fill(device, |part| files.elements(&format!("{prefix}{}", part.name), &part.shape), store, keep)
 }
 
 /// Checks every tensor that the store wants, then copies.
-fn fill<D: Device>(
+fn fill<'a, D: Device>(
     device: &D,
-    files: &Files,
-    prefix: &str,
+    find: impl Fn(&Part) -> Result<Elements<'a>, WeightsError>,
     store: &mut Store<D>,
     keep: impl Fn(&Param) -> bool,
 ) -> Result<(), WeightsError> {
-    let mut work: Vec<(Home, Range<usize>, Found)> = vec![];
+    let mut work = vec![];
     for (home, param) in store.params().into_iter().filter(|(_, param)| keep(param)) {
         for part in param.parts {
-            let found = files.found(&format!("{prefix}{}", part.name), &part.shape)?;
-            work.push((home, part.rows, found));
+            work.push((home, part.rows.clone(), find(&part)?));
         }
     }
-    for (home, rows, Found { file, info, scales }) in work {
-        let to = store.get_mut(home).rows(rows);
-        match scales {
-            None => upload(device, info, file.bytes(info), to),
-            Some(scales) => upload_scaled(device, file.bytes(info), &scales, to),
+    for (home, rows, tensor) in work {
+        let mut to = store.get_mut(home).rows(rows);
+        let (dtype, columns) = (to.dtype(), tensor.shape()[1]);
+        for rows in tensor.pieces(1) {
+            let at = rows.start * columns..rows.end * columns;
+            let n = at.len();
+            device.copy_from_host(&tensor.read(rows, file_type(dtype)), to.reborrow().part(at, [1, n]));
         }
     }
     Ok(())
-}
-
-fn upload<D: Device>(device: &D, info: &Info, bytes: &[u8], mut to: ViewMut<D>) {
-    let dtype = to.dtype();
-    if info.dtype == file_type(dtype) {
-        return device.copy_from_host(bytes, to);
-    }
-    let size = info.dtype.bitsize() / 8;
-    for (i, chunk) in bytes.chunks(CHUNK * size).enumerate() {
-        let n = chunk.len() / size;
-        let at = i * CHUNK..i * CHUNK + n;
-        device.copy_from_host(&convert(Cow::Borrowed(chunk), info.dtype, dtype), to.reborrow().part(at, [1, n]));
-    }
-}
-
-/// An e4m3 matrix, a few rows at a time.
-fn upload_scaled<D: Device>(device: &D, bytes: &[u8], scales: &[f64], mut to: ViewMut<D>) {
-    let ([_, columns], dtype) = (to.shape(), to.dtype());
-    let step = (CHUNK / columns).max(1);
-    for (i, chunk) in bytes.chunks(step * columns).enumerate() {
-        let (first, rows) = (i * step, chunk.len() / columns);
-        let wide = dequantize(chunk, first, columns, scales, dtype);
-        device.copy_from_host(&wide, to.reborrow().rows(first..first + rows));
-    }
 }
 
 /// The files of a model and where each tensor is.
@@ -173,8 +157,44 @@ struct Index {
 }
 
 impl Files {
+    /// Refuses a folder that has not every tensor of the model, or one that the model has not.
+    pub(super) fn complete(&self, config: &Config) -> Result<(), WeightsError> {
+        let known = expected(config);
+        for name in self.names() {
+            if !known.contains_key(name) && !self.may_be_left_out(config, name)? {
+                let path = &self.of_tensor(name).path;
+                return Err(WeightsError::tensor(path, name, format!("no {} has it", config.family.model_type())));
+            }
+        }
+        if let Some(name) = known.keys().find(|name| !self.by_name.contains_key(*name)) {
+            let more = known.keys().filter(|name| !self.by_name.contains_key(*name)).count() - 1;
+            let hint = if name == "lm_head.weight" { "; is tie_word_embeddings true?" } else { "" };
+            let others = if more > 0 { format!(", and {more} more") } else { String::new() };
+            return Err(WeightsError::tensor(&self.path, name, format!("missing{others}{hint}")));
+        }
+        Ok(())
+    }
+
+    /// A tensor that is right: it has this shape, and elements that can become weights.
+    pub(super) fn elements(&self, name: &str, shape: &[usize]) -> Result<Elements<'_>, WeightsError> {
+        let (file, info) = self.get(name)?;
+        if info.shape != shape {
+            let problem = format!("has shape {:?}, expected {shape:?}", info.shape);
+            return Err(WeightsError::tensor(&file.path, name, problem));
+        }
+        match info.dtype {
+            Dtype::F8_E4M3 => Ok(Elements::scaled(shape, file.bytes(info), self.scales(name, info)?)),
+            dtype if is_float(dtype) => Ok(Elements::plain(shape, file.bytes(info), dtype)),
+            other => {
+                let known = "F32, BF16, F16, F64, and F8_E4M3 with a scale for each block";
+                let problem = format!("has type {other:?}; supported are {known}");
+                Err(WeightsError::tensor(&file.path, name, problem))
+            }
+        }
+    }
+
     /// One file if it is there, the shards of the index otherwise, as in transformers.
-    pub fn open(dir: &Path) -> Result<Files, WeightsError> {
+    pub(super) fn open(dir: &Path) -> Result<Files, WeightsError> {
         let one = dir.join(MODEL);
         if one.exists() {
             return Files::of(dir, vec![Opened::open(&one)?]);
@@ -225,43 +245,6 @@ impl Files {
         &self.files[self.by_name[name]]
     }
 
-    /// Refuses tensors that are missing, and those that no model of this configuration has.
-    pub fn check_names(&self, config: &Config) -> Result<(), WeightsError> {
-        let known = expected(config);
-        for name in self.names() {
-            if !known.contains_key(name) && !self.may_be_left_out(config, name)? {
-                let path = &self.of_tensor(name).path;
-                return Err(WeightsError::tensor(path, name, format!("no {} has it", config.family.model_type())));
-            }
-        }
-        if let Some(name) = known.keys().find(|name| !self.by_name.contains_key(*name)) {
-            let more = known.keys().filter(|name| !self.by_name.contains_key(*name)).count() - 1;
-            let hint = if name == "lm_head.weight" { "; is tie_word_embeddings true?" } else { "" };
-            let others = if more > 0 { format!(", and {more} more") } else { String::new() };
-            return Err(WeightsError::tensor(&self.path, name, format!("missing{others}{hint}")));
-        }
-        Ok(())
-    }
-
-    /// A tensor of this shape, in a type that we read.
-    pub fn found(&self, name: &str, shape: &[usize]) -> Result<Found<'_>, WeightsError> {
-        let (file, info) = self.get(name)?;
-        if info.shape != shape {
-            let problem = format!("has shape {:?}, expected {:?}", info.shape, shape);
-            return Err(WeightsError::tensor(&file.path, name, problem));
-        }
-        let scales = match info.dtype {
-            Dtype::F8_E4M3 => Some(self.scales(name, info)?),
-            dtype if is_float(dtype) => None,
-            other => {
-                let known = "F32, BF16, F16, F64, and F8_E4M3 with a scale for each block";
-                let problem = format!("has type {other:?}; supported are {known}");
-                return Err(WeightsError::tensor(&file.path, name, problem));
-            }
-        };
-        Ok(Found { file, info, scales })
-    }
-
     fn get(&self, name: &str) -> Result<(&Opened, &Info), WeightsError> {
         let file = self.by_name.get(name).map(|&i| &self.files[i]);
         file.and_then(|f| f.info(name).map(|info| (f, info)))
@@ -281,7 +264,7 @@ impl Files {
             );
             return Err(WeightsError::tensor(&file.path, &scale_name(name), problem));
         }
-        let wide = convert(file.bytes(info).into(), info.dtype, DType::F64);
+        let wide = convert(file.bytes(info).into(), info.dtype, Dtype::F64);
         Ok(wide.as_chunks().0.iter().map(|&b| f64::from_le_bytes(b)).collect())
     }
 

@@ -66,7 +66,7 @@ impl Snapshot {
             source,
         };
         let entries: Vec<_> = self.tensors.iter().enumerate().map(entry).collect();
-        format::write(path, &entries, |e| Cow::Borrowed(&self.tensors[e.source].bytes))
+        format::write(path, &entries, |e, file| file.write(&self.tensors[e.source].bytes))
     }
 
     /// Writes a model's folder, as [`super::save`] does. The snapshot must be of all weights, without a prefix.
@@ -88,10 +88,9 @@ impl Snapshot {
         if let Some(name) = expected.keys().next() {
             return Err(WeightsError::tensor(dir, name, "the model has it, but the snapshot has not"));
         }
-        let types: Vec<DType> = tensors.iter().map(|(_, kind, _)| super::write::dtype_of(*kind, dtype)).collect();
-        write_model(dir, config, &tensors, dtype, max_shard_bytes, |i| {
+        write_model(dir, config, &tensors, file_type(dtype), max_shard_bytes, |i, to, file| {
             let t = &self.tensors[i];
-            convert(Cow::Borrowed(&t.bytes), file_type(t.dtype), types[i])
+            file.write(&convert(Cow::Borrowed(&t.bytes), file_type(t.dtype), to))
         })
     }
 }

@@ -1,13 +1,14 @@
 //! Files that are on the disk when a function returns, and a whole model's folder.
 
-use super::convert::{convert, file_type};
+use super::convert::{convert, file_type, type_name};
 use super::format::{self, Entry};
+use super::source::Source;
 use super::{CONFIG, GENERATION, INDEX, MODEL, WeightsError};
 use crate::config::Config;
 use crate::store::{Home, Kind, Layout, Part, Shard, Store};
+use safetensors::Dtype;
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
@@ -26,7 +27,7 @@ pub struct Written {
 }
 
 /// Hashes while it writes.
-pub(super) struct Hashed {
+pub(crate) struct Hashed {
     path: PathBuf,
     file: File,
     hash: Sha256,
@@ -48,6 +49,11 @@ impl Hashed {
         self.hash.update(bytes);
         self.bytes += bytes.len() as u64;
         Ok(())
+    }
+
+    /// Bytes that were written.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     pub fn finish(self) -> Result<Written, WeightsError> {
@@ -100,9 +106,22 @@ pub fn save<D: Device>(
     assert!(whole, "a rank holds a share of the experts: append the snapshots of all ranks and write that");
     let parts = parts(store, |_| true);
     let tensors: Vec<_> = parts.iter().map(|(_, kind, part)| (part.name.as_str(), *kind, &part.shape[..])).collect();
-    write_model(dir, config, &tensors, dtype, max_shard_bytes, |i| {
+    write_model(dir, config, &tensors, file_type(dtype), max_shard_bytes, |i, to, file| {
         let (home, _, part) = &parts[i];
-        convert(download(device, store, *home, part).into(), file_type(store.dtype()), dtype_of(parts[i].1, dtype))
+        file.write(&convert(download(device, store, *home, part).into(), file_type(store.dtype()), to))
+    })
+}
+
+/// Writes a model's folder, as [`save`] does, of tensors in other files: what is in memory of them is a few rows. Refused
+/// is, before anything is written, a source that is not complete.
+pub fn copy(source: &Source, dir: &Path, dtype: Dtype, max_shard_bytes: u64) -> Result<Vec<Written>, WeightsError> {
+    source.complete()?;
+    let listed = listed(source.config());
+    let tensors: Vec<_> = listed.iter().map(|(name, kind, shape)| (name.as_str(), *kind, &shape[..])).collect();
+    write_model(dir, source.config(), &tensors, dtype, max_shard_bytes, |i, to, file| {
+        let (name, _, shape) = tensors[i];
+        let elements = source.tensor(name, shape)?;
+        elements.pieces(1).try_for_each(|rows| file.write(&elements.read(rows, to)))
     })
 }
 
@@ -128,18 +147,18 @@ pub(super) fn download<D: Device>(device: &D, store: &Store<D>, home: Home, part
 }
 
 /// A correction bias is never stored in less than f32: transformers keeps it so, and its steps are small.
-pub(super) fn dtype_of(kind: Kind, dtype: DType) -> DType {
-    if kind == Kind::Correction && dtype == DType::Bf16 { DType::F32 } else { dtype }
+fn dtype_of(kind: Kind, dtype: Dtype) -> Dtype {
+    if kind == Kind::Correction && matches!(dtype, Dtype::BF16 | Dtype::F16) { Dtype::F32 } else { dtype }
 }
 
-/// The folder of a model whose tensor `i` is `tensors[i]` (name, kind, shape), with bytes from `bytes_of`.
-pub(super) fn write_model<'a>(
+/// The folder of a model whose tensor `i` is `tensors[i]` (name, kind, shape); `put` writes its elements as a type.
+pub(super) fn write_model(
     dir: &Path,
     config: &Config,
     tensors: &[(&str, Kind, &[usize])],
-    dtype: DType,
+    dtype: Dtype,
     max_shard_bytes: u64,
-    bytes_of: impl Fn(usize) -> Cow<'a, [u8]>,
+    put: impl Fn(usize, Dtype, &mut Hashed) -> Result<(), WeightsError>,
 ) -> Result<Vec<Written>, WeightsError> {
     // Readers take the one file if it is there and the shards otherwise: another model's must not be in the way.
     for other in [MODEL, INDEX] {
@@ -149,13 +168,13 @@ pub(super) fn write_model<'a>(
     }
     let entries: Vec<Entry> = (tensors.iter().enumerate())
         .map(|(source, (name, kind, shape))| {
-            let dtype = file_type(dtype_of(*kind, dtype));
+            let dtype = dtype_of(*kind, dtype);
             Entry { name: name.to_string(), dtype, shape: shape.to_vec(), source }
         })
         .collect();
     let shards = cut(&entries, max_shard_bytes);
     let mut done = vec![
-        write_file(&dir.join(CONFIG), config.to_json(dtype).as_bytes())?,
+        write_file(&dir.join(CONFIG), config.to_json_as(type_name(dtype)).as_bytes())?,
         write_file(&dir.join(GENERATION), config.generation_json().as_bytes())?,
     ];
     let mut weight_map = BTreeMap::new();
@@ -164,7 +183,7 @@ pub(super) fn write_model<'a>(
             1 => MODEL.to_owned(),
             n => format!("model-{:05}-of-{n:05}.safetensors", i + 1),
         };
-        done.push(format::write(&dir.join(&name), shard, |e| bytes_of(e.source))?);
+        done.push(format::write(&dir.join(&name), shard, |e, file| put(e.source, e.dtype, file))?);
         weight_map.extend(shard.iter().map(|e| (e.name.clone(), name.clone())));
     }
     if shards.len() > 1 {
@@ -190,11 +209,16 @@ fn cut(entries: &[Entry], most: u64) -> Vec<Vec<Entry>> {
     shards
 }
 
-/// Names, kinds and shapes of all tensors of a model.
-pub(super) fn expected(config: &Config) -> BTreeMap<String, (Kind, Vec<usize>)> {
+/// Names, kinds and shapes of all tensors of a model, in the order of a store.
+fn listed(config: &Config) -> Vec<(String, Kind, Vec<usize>)> {
     let layout = Layout::new(config, Shard::WHOLE);
     let experts = layout.experts().flat_map(|(.., p)| p);
     (layout.dense().map(|(_, p)| p).chain(experts))
-        .flat_map(|p| p.parts.iter().map(|part| (part.name.clone(), (p.kind, part.shape.clone()))))
+        .flat_map(|p| p.parts.iter().map(|part| (part.name.clone(), p.kind, part.shape.clone())))
         .collect()
+}
+
+/// Kinds and shapes of all tensors of a model by name.
+pub(super) fn expected(config: &Config) -> BTreeMap<String, (Kind, Vec<usize>)> {
+    listed(config).into_iter().map(|(name, kind, shape)| (name, (kind, shape))).collect()
 }

@@ -35,7 +35,7 @@ const POSITIONS: usize = 4096;
     wudao eval --model runs/quickstart --tasks requests/arc_easy own.jsonl --out answers.jsonl")]
 #[command(group(clap::ArgGroup::new("what").required(true).args(["data", "tasks"])))]
 pub struct Args {
-    /// A checkpoint, or a run folder (its newest checkpoint).
+    /// A checkpoint, a run folder (its newest checkpoint), or a GGUF file.
     #[arg(long, value_name = "DIR")]
     pub(super) model: PathBuf,
     /// Bits that products multiply in.

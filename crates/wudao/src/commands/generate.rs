@@ -24,7 +24,7 @@ use wudao_infer::{Checkpoint, Completion, Generation, Stop};
     wudao generate --model runs/quickstart --prompts-file prompts.txt --temperature 0 --json")]
 #[command(group(clap::ArgGroup::new("source").required(true).args(["prompt", "prompts_file"])))]
 pub struct Args {
-    /// A checkpoint, or a run folder (its newest checkpoint).
+    /// A checkpoint, a run folder (its newest checkpoint), or a GGUF file.
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// Bits that products multiply in.
@@ -160,7 +160,7 @@ fn report(cx: &Context, prompt: &str, completion: &Completion, seconds: f64, jso
     Ok(())
 }
 
-/// Opens a checkpoint folder, or the newest checkpoint of a run, to multiply in `operands`.
+/// Opens a checkpoint folder, the newest checkpoint of a run, or a GGUF file, to multiply in `operands`.
 pub fn open(cx: &Context, path: &Path, operands: DType) -> anyhow::Result<Checkpoint<Cpu>> {
     let dir = super::train::checkpoint_of(path)?;
     if dir != path {

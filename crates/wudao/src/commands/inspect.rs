@@ -1,7 +1,7 @@
 //! `wudao inspect`: what a checkpoint, a run, a data set, a tokenizer or a weight file holds, and whether it is intact.
 //!
 //! What a path is, is told by what lies there: `manifest.json` makes a data set, `checkpoints/` a run, `config.json` a
-//! checkpoint, `tokenizer.json` a tokenizer.
+//! checkpoint, `tokenizer.json` a tokenizer; a GGUF file is a checkpoint too.
 
 use super::Context;
 use crate::error::Advice;
@@ -14,7 +14,9 @@ use std::path::{Path, PathBuf};
 use wudao_data::manifest::{MANIFEST_FILE, TOKENIZER_FILE};
 use wudao_data::shard::Summary;
 use wudao_data::tokenizer::{Tokenizer, TokenizerSummary};
+use wudao_infer::checkpoint::tokenizer as tokenizer_of;
 use wudao_model::counts::{Counts, Parts};
+use wudao_model::gguf::is_gguf;
 use wudao_model::weights::{self, TensorInfo};
 use wudao_model::{Config, MoeConfig};
 use wudao_train::checkpoint::{self, CheckpointError, State};
@@ -24,7 +26,7 @@ use wudao_train::checkpoint::{self, CheckpointError, State};
 #[command(after_help = "Examples:\n  wudao inspect runs/quickstart\n  wudao inspect data --json\n  \
     wudao inspect --preset small --set train.dtype=bf16")]
 pub struct Args {
-    /// A checkpoint, run, data set or tokenizer folder, a tokenizer.json or a .safetensors file. Without it, a run before
+    /// A checkpoint, run, data set or tokenizer folder, a tokenizer.json, a .gguf or a .safetensors file. Without it, a run before
     /// it starts: its size, its memory, and what each way of recomputation costs.
     #[arg(value_name = "PATH", required_unless_present_any = ["config", "preset", "set"])]
     path: Option<PathBuf>,
@@ -81,13 +83,14 @@ impl Found {
             true if has(checkpoint::CHECKPOINTS) => Found::Run,
             true if has(weights::CONFIG) => Found::Checkpoint,
             true if has(TOKENIZER_FILE) => Found::Tokenizer,
+            false if is_gguf(path) => Found::Checkpoint,
             false if extension == "safetensors" => Found::Weights,
             false if extension == "json" => Found::Tokenizer,
             _ => {
                 let what = anyhow::anyhow!("{} is nothing that wudao knows", path.display());
                 return Err(what).help(
                     "give a folder with a manifest.json (data set), checkpoints/ (run), config.json (checkpoint) or \
-                     tokenizer.json, or a tokenizer.json or .safetensors file",
+                     tokenizer.json, or a tokenizer.json, .gguf or .safetensors file",
                 );
             }
         })
@@ -226,8 +229,8 @@ impl Checkpoint {
         for tensor in &all {
             *dtypes.entry(tensor.dtype.clone()).or_insert(0) += tensor.bytes;
         }
-        let has_tokenizer = dir.join(TOKENIZER_FILE).exists();
-        let tokenizer = if has_tokenizer { Some(Tokenizer::load(dir)?.summary()) } else { None };
+        let has_tokenizer = is_gguf(dir) || dir.join(TOKENIZER_FILE).exists();
+        let tokenizer = if has_tokenizer { Some(tokenizer_of(dir)?.summary()) } else { None };
         let parameters = Parameters::of(&config);
         let verified = state.is_some().then_some(true);
         let step = state.map(|state| state.step);
@@ -429,9 +432,13 @@ fn file_table(files: &[File]) -> String {
     columns(&["file", "size"], &rows.collect::<Vec<_>>())
 }
 
-/// The plain files of a folder by name.
+/// The plain files of a folder by name, or the one file itself.
 fn files(dir: &Path) -> anyhow::Result<Vec<File>> {
     let mut files = Vec::new();
+    if dir.is_file() {
+        let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        return Ok(vec![File { name, bytes: dir.metadata()?.len() }]);
+    }
     for entry in entries(dir)? {
         let metadata = entry.metadata()?;
         if metadata.is_file() {

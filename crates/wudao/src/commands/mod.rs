@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod completions;
+pub mod convert;
 pub mod eval;
 pub mod generate;
 pub mod inspect;
@@ -89,6 +90,7 @@ pub fn run(cli: Cli, printer: &Printer, environment: Vec<(String, String)>) -> a
         Command::Eval(args) => eval::run(args, &cx),
         Command::Generate(args) => generate::run(args, &cx),
         Command::Inspect(args) => inspect::run(args, &cx),
+        Command::Convert(args) => convert::run(args, &cx),
         Command::Bench(command) => bench::run(command, &cx),
         Command::Completions(args) => completions::run(args, &cx),
     }

