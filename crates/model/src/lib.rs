@@ -1,6 +1,7 @@
 //! Sparse transformer language models.
 //!
-//! Read in this order: [`config`] says what a model is; [`store`] holds its parameters under one table of names;
+//! Read in this order: [`config`] says what a model is; [`store`] holds its parameters under one table of names (`packed`, for
+//! inference alone, each in few bits);
 //! [`layer`] is the contract of a layer; `norm`, `rope`, `attention`, `mlp`, `gate`, `moe` are the layers; `block` composes them;
 //! [`model`] goes from token ids to a loss, to gradients, and to the next token; [`weights`] reads and writes Hugging
 //! Face files.
@@ -34,6 +35,7 @@ mod mlp;
 pub mod model;
 mod moe;
 mod norm;
+mod packed;
 mod rope;
 pub mod store;
 pub mod weights;
@@ -49,5 +51,6 @@ pub use config::{Config, Family, MoeConfig};
 pub use counts::Counts;
 pub use layer::{Cx, Layer, Packing, RouterLog};
 pub use model::Model;
+pub use packed::{Incoming, PackedWeights, WeightOptions};
 pub use rope::RopeScaling;
-pub use store::{Layout, Store};
+pub use store::{Layout, Store, Weights};

@@ -11,7 +11,7 @@
 use crate::config::{Config, Family};
 use std::ops::Range;
 use std::sync::Arc;
-use wudao_device::{DType, Device, Tensor, View, ViewMut};
+use wudao_device::{DType, Device, Operand, Tensor, View, ViewMut};
 
 /// What a parameter is, hence how it begins, decays and is updated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -62,6 +62,13 @@ pub struct Param {
 /// A parameter of the dense part.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ParamId(usize);
+
+impl ParamId {
+    /// Its place among the dense part's parameters.
+    pub(crate) fn number(self) -> usize {
+        self.0
+    }
+}
 
 /// One of an expert's two matrices.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -279,6 +286,12 @@ impl Layout {
         self.experts.iter().enumerate().flat_map(|(l, es)| es.iter().enumerate().map(move |(e, p)| (l, e, p)))
     }
 
+    /// The tensors of all parameters on this rank.
+    pub fn parts(&self) -> impl Iterator<Item = &Part> {
+        let experts = self.experts().flat_map(|(.., pair)| pair);
+        self.dense.iter().chain(experts).flat_map(|param| &param.parts)
+    }
+
     /// Elements of the dense part that an optimizer updates.
     pub fn trainable(&self) -> usize {
         self.trainable
@@ -307,6 +320,34 @@ pub enum Home {
     Dense(ParamId),
     /// `(sparse layer, local expert, part)`.
     Expert(usize, usize, ExpertPart),
+}
+
+/// What a pass reads of the parameters: those of training, a [`Store`], or those of inference,
+/// [`PackedWeights`](crate::PackedWeights).
+pub trait Weights<D: Device>: Send + Sync {
+    /// A norm's gain or a bias, in the type of statistics.
+    fn at(&self, id: ParamId) -> View<'_, D>;
+    /// A matrix, in as many bits as it is kept in: embeddings and routers.
+    fn exact(&self, id: ParamId) -> Operand<'_, D>;
+    /// A matrix, for products.
+    fn operand(&self, id: ParamId) -> Operand<'_, D>;
+    /// One matrix of every local expert of a sparse layer, for products.
+    fn experts(&self, layer: usize, part: ExpertPart) -> Vec<Operand<'_, D>>;
+}
+
+impl<D: Device> Weights<D> for Store<D> {
+    fn at(&self, id: ParamId) -> View<'_, D> {
+        Store::at(self, id)
+    }
+    fn exact(&self, id: ParamId) -> Operand<'_, D> {
+        Store::at(self, id).into()
+    }
+    fn operand(&self, id: ParamId) -> Operand<'_, D> {
+        Store::operand(self, id).into()
+    }
+    fn experts(&self, layer: usize, part: ExpertPart) -> Vec<Operand<'_, D>> {
+        Store::experts(self, layer, part).into_iter().map(Operand::from).collect()
+    }
 }
 
 /// Memory in a layout: weights, gradients, or a moment.

@@ -14,7 +14,7 @@ mod read;
 mod snapshot;
 mod write;
 
-pub use read::{TensorInfo, load, load_into, load_some, read_config, tensors};
+pub use read::{TensorInfo, load, load_into, load_packed, load_some, read_config, tensors};
 pub use snapshot::{HostTensor, Snapshot};
 pub use write::{Written, checksum, save, write_file};
 

@@ -5,15 +5,16 @@ use super::format::Opened;
 use super::write::expected;
 use super::{CONFIG, INDEX, MODEL, WeightsError};
 use crate::config::{Config, Family};
-use crate::store::{Home, Param, Store};
+use crate::packed::{Incoming, PackedWeights, WeightOptions};
+use crate::store::{Layout, Param, Part, Store};
 use safetensors::Dtype;
 use safetensors::tensor::TensorInfo as Info;
 use serde::Deserialize;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
 use std::path::{Path, PathBuf};
-use wudao_device::{DType, Device, ViewMut};
+use std::sync::Arc;
+use wudao_device::{Coding, DType, Device, ViewMut};
 
 /// What is added to a matrix's name for that of its scales.
 const SCALE: &str = "_scale_inv";
@@ -72,23 +73,27 @@ pub fn tensors(path: &Path) -> Result<Vec<TensorInfo>, WeightsError> {
 /// scales of their blocks, as DeepSeek-V3's and Qwen3's 8-bit folders have them (activations are not quantised). On a rank with a share of the
 /// experts only those are read. Nothing is changed unless every tensor of the model is there in its shape, and no other.
 pub fn load<D: Device>(device: &D, dir: &Path, config: &Config, store: &mut Store<D>) -> Result<(), WeightsError> {
-    let files = Files::open(dir)?;
-    let known = expected(config);
-    for name in files.names() {
-        if !known.contains_key(name) && !files.may_be_left_out(config, name)? {
-            let path = &files.of_tensor(name).path;
-            return Err(WeightsError::tensor(path, name, format!("no {} has it", config.family.model_type())));
-        }
-    }
-    if let Some(name) = known.keys().find(|name| !files.by_name.contains_key(*name)) {
-        let more = known.keys().filter(|name| !files.by_name.contains_key(*name)).count() - 1;
-        let hint = if name == "lm_head.weight" { "; is tie_word_embeddings true?" } else { "" };
-        let others = if more > 0 { format!(", and {more} more") } else { String::new() };
-        return Err(WeightsError::tensor(dir, name, format!("missing{others}{hint}")));
-    }
+    let files = Files::of_model(dir, config)?;
     fill(device, &files, "", store, |_| true)?;
     store.round(device);
     Ok(())
+}
+
+/// As [`load`], for inference: each tensor is packed as it is read, and nothing else of it is kept, so that a model takes
+/// little more memory than in the end.
+pub fn load_packed<D: Device>(
+    device: &D,
+    dir: &Path,
+    config: &Config,
+    layout: &Arc<Layout>,
+    options: &WeightOptions,
+) -> Result<PackedWeights<D>, WeightsError> {
+    let files = Files::of_model(dir, config)?;
+    // Everything is checked before anything is read.
+    for part in layout.parts() {
+        files.find("", part)?;
+    }
+    PackedWeights::new(device, layout, options, |_, part| Ok(files.find("", part)?.incoming()))
 }
 
 /// Fills a store from the file of a [`super::Snapshot`] that was taken with the same prefix. Tensors under other prefixes
@@ -117,14 +122,42 @@ pub fn load_some<D: Device>(
     fill(device, &files, prefix, store, keep)
 }
 
-/// A tensor that is right and has its place.
+/// A tensor that is right.
 struct Found<'a> {
-    home: Home,
-    rows: Range<usize>,
     file: &'a Opened,
     info: &'a Info,
     /// Of an e4m3 matrix.
     scales: Option<Vec<f64>>,
+}
+
+impl<'a> Found<'a> {
+    /// Rows for packing. When they have been read, the file's pages may leave memory.
+    fn incoming(self) -> Incoming<'a> {
+        let columns = if self.info.shape.len() > 1 { self.info.shape[1] } else { 1 };
+        let row = move |i: usize, coding: Coding| self.row(i, columns, coding);
+        Incoming { blocks: None, row: Box::new(row) }
+    }
+
+    /// Row i of a matrix. The elements of a vector lie in one row, or in one each: both are the same bytes.
+    fn row(&self, i: usize, columns: usize, coding: Coding) -> Cow<'a, [u8]> {
+        let (dtype, bytes) = (self.info.dtype, self.file.bytes(self.info));
+        let row = if self.info.shape.len() > 1 || i > 0 || columns > 1 {
+            let size = columns * dtype.bitsize() / 8;
+            &bytes[i * size..(i + 1) * size]
+        } else {
+            bytes
+        };
+        match (coding, &self.scales) {
+            (Coding::F32, None) => convert(row.into(), dtype, DType::F32),
+            (Coding::Bf16, None) => convert(row.into(), dtype, DType::Bf16),
+            (Coding::Quant(_), None) => coding.encode(&floats(&convert(row.into(), dtype, DType::F32))).into(),
+            (_, Some(scales)) => coding.encode(&floats(&dequantize(row, i, columns, scales, DType::F32))).into(),
+        }
+    }
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect()
 }
 
 /// Checks every tensor that the store wants, then copies.
@@ -135,28 +168,13 @@ fn fill<D: Device>(
     store: &mut Store<D>,
     keep: impl Fn(&Param) -> bool,
 ) -> Result<(), WeightsError> {
-    let mut work: Vec<Found> = vec![];
+    let mut work = vec![];
     for (home, param) in store.params().into_iter().filter(|(_, param)| keep(param)) {
         for part in param.parts {
-            let name = format!("{prefix}{}", part.name);
-            let (file, info) = files.get(&name)?;
-            if info.shape != part.shape {
-                let problem = format!("has shape {:?}, expected {:?}", info.shape, part.shape);
-                return Err(WeightsError::tensor(&file.path, &name, problem));
-            }
-            let scales = match info.dtype {
-                Dtype::F8_E4M3 => Some(files.scales(&name, info)?),
-                dtype if is_float(dtype) => None,
-                other => {
-                    let known = "F32, BF16, F16, F64, and F8_E4M3 with a scale for each block";
-                    let problem = format!("has type {other:?}; supported are {known}");
-                    return Err(WeightsError::tensor(&file.path, &name, problem));
-                }
-            };
-            work.push(Found { home, rows: part.rows, file, info, scales });
+            work.push((home, files.find(prefix, &part)?, part.rows));
         }
     }
-    for Found { home, rows, file, info, scales } in work {
+    for (home, Found { file, info, scales }, rows) in work {
         let to = store.get_mut(home).rows(rows);
         match scales {
             None => upload(device, info, file.bytes(info), to),
@@ -203,6 +221,45 @@ struct Index {
 }
 
 impl Files {
+    /// Those of a model's folder, which must have every tensor of the model and no other.
+    fn of_model(dir: &Path, config: &Config) -> Result<Files, WeightsError> {
+        let files = Files::open(dir)?;
+        let known = expected(config);
+        for name in files.names() {
+            if !known.contains_key(name) && !files.may_be_left_out(config, name)? {
+                let path = &files.of_tensor(name).path;
+                return Err(WeightsError::tensor(path, name, format!("no {} has it", config.family.model_type())));
+            }
+        }
+        if let Some(name) = known.keys().find(|name| !files.by_name.contains_key(*name)) {
+            let more = known.keys().filter(|name| !files.by_name.contains_key(*name)).count() - 1;
+            let hint = if name == "lm_head.weight" { "; is tie_word_embeddings true?" } else { "" };
+            let others = if more > 0 { format!(", and {more} more") } else { String::new() };
+            return Err(WeightsError::tensor(dir, name, format!("missing{others}{hint}")));
+        }
+        Ok(files)
+    }
+
+    /// The tensor of a part, in its shape and of a type that can become weights.
+    fn find(&self, prefix: &str, part: &Part) -> Result<Found<'_>, WeightsError> {
+        let name = format!("{prefix}{}", part.name);
+        let (file, info) = self.get(&name)?;
+        if info.shape != part.shape {
+            let problem = format!("has shape {:?}, expected {:?}", info.shape, part.shape);
+            return Err(WeightsError::tensor(&file.path, &name, problem));
+        }
+        let scales = match info.dtype {
+            Dtype::F8_E4M3 => Some(self.scales(&name, info)?),
+            dtype if is_float(dtype) => None,
+            other => {
+                let known = "F32, BF16, F16, F64, and F8_E4M3 with a scale for each block";
+                let problem = format!("has type {other:?}; supported are {known}");
+                return Err(WeightsError::tensor(&file.path, &name, problem));
+            }
+        };
+        Ok(Found { file, info, scales })
+    }
+
     /// One file if it is there, the shards of the index otherwise, as in transformers.
     fn open(dir: &Path) -> Result<Files, WeightsError> {
         let one = dir.join(MODEL);

@@ -25,6 +25,7 @@
 
 mod kernel;
 mod pack;
+mod packed;
 mod panels;
 mod plan;
 mod put;
@@ -41,6 +42,7 @@ use crate::Gemm;
 pub(crate) use kernel::{Data, GemmScalar};
 use kernel::{Kernel, Rows};
 use pack::Side;
+pub(crate) use packed::{Panels, gemm_packed};
 pub(in crate::cpu) use panels::{Micro, Operand};
 use plan::{Size, Tile};
 use put::Target;
