@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use wudao_data::tokenizer::{Tokenizer, TokenizerError};
-use wudao_device::{DType, Device};
+use wudao_device::Device;
 use wudao_model::config::ConfigError;
 use wudao_model::model::Options;
 use wudao_model::weights::{self, WeightsError};
-use wudao_model::{Config, Model, Store};
+use wudao_model::{Config, Model, PackedWeights, WeightOptions};
 
 /// A model with its weights and its tokenizer, ready to read and write.
 pub struct Checkpoint<D: Device> {
@@ -17,7 +17,7 @@ pub struct Checkpoint<D: Device> {
     /// The network.
     pub model: Model<D>,
     /// Its weights.
-    pub weights: Store<D>,
+    pub weights: PackedWeights<D>,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
 }
@@ -50,18 +50,17 @@ pub enum OpenError {
 }
 
 impl<D: Device> Checkpoint<D> {
-    /// Opens `dir` to multiply in `dtype`.
-    pub fn open(device: &D, dir: &Path, dtype: DType) -> Result<Self, OpenError> {
+    /// Opens `dir`, its weights to be kept as `how` says.
+    pub fn open(device: &D, dir: &Path, how: &WeightOptions) -> Result<Self, OpenError> {
         let config = weights::read_config(dir)?;
         let tokenizer = Tokenizer::load(&dir.join("tokenizer.json"))?;
         if tokenizer.vocab_size() > config.vocab_size {
             let (tokens, vocab_size) = (tokenizer.vocab_size(), config.vocab_size);
             return Err(OpenError::Mismatch { dir: dir.into(), tokens, vocab_size });
         }
-        let options = Options { dtype, ..Options::default() };
+        let options = Options { dtype: how.operands, ..Options::default() };
         let model = Model::new(device, &config, config.max_position_embeddings, options)?;
-        let mut weights = model.no_weights(device);
-        weights::load(device, dir, &config, &mut weights)?;
+        let weights = weights::load_packed(device, dir, &config, model.layout(), how)?;
         Ok(Checkpoint { device: device.clone(), config, model, weights, tokenizer })
     }
 }

@@ -52,9 +52,7 @@ enum Beginning {
 fn beginning(config: &Config, kind: Kind) -> Beginning {
     match kind {
         Kind::Matrix | Kind::Embedding | Kind::Head | Kind::Router => Beginning::Normal(config.initializer_range),
-        Kind::Output => {
-            Beginning::Normal(config.initializer_range / (2.0 * config.num_hidden_layers as f64).sqrt())
-        }
+        Kind::Output => Beginning::Normal(config.initializer_range / (2.0 * config.num_hidden_layers as f64).sqrt()),
         Kind::Norm => Beginning::Constant(1.0),
         Kind::Bias | Kind::Correction => Beginning::Constant(0.0),
     }

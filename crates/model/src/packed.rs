@@ -124,6 +124,26 @@ impl<D: Device> PackedWeights<D> {
         dense.chain(self.experts.iter().flatten().flatten().map(D::packed_bytes)).sum()
     }
 
+    /// The sum of squares of every parameter, in a fixed order: what tells one model from another.
+    pub fn sums_of_squares(&self, device: &D) -> Vec<f64> {
+        const ROWS: usize = 1024;
+        let of_matrix = |w: &D::Packed| {
+            let [n, k] = D::packed_shape(w);
+            let rows: Vec<u32> = (0..n as u32).collect();
+            let sums = rows.chunks(ROWS).map(|rows| {
+                let mut wide = Tensor::new(device, [rows.len(), k], DType::F32);
+                device.gather(rows, Operand::Packed(w), wide.view_mut());
+                device.sum_of_squares(wide.view())
+            });
+            sums.sum::<f64>()
+        };
+        let dense = self.dense.iter().map(|held| match held {
+            Held::Vector(x) => device.sum_of_squares(x.view()),
+            Held::Matrix(w) => of_matrix(w),
+        });
+        dense.chain(self.experts.iter().flatten().flatten().map(of_matrix)).collect()
+    }
+
     /// The matrices that a token meets, were each of `top_k` experts a sparse layer: their bytes. Not the embedding, of which
     /// a token reads a row, unless it makes the logits.
     pub fn active_bytes(&self, layout: &Layout, top_k: usize) -> usize {

@@ -29,7 +29,8 @@ mod swiglu;
 mod testing;
 
 use crate::{
-    AdamW, Coding, DType, Device, Element, Fault, Gemm, Heads, IGNORE, Operand, PAGE, Paged, Routing, Score, View, ViewMut,
+    AdamW, Coding, DType, Device, Element, Fault, Gemm, Heads, IGNORE, Operand, PAGE, Paged, Routing, Score, View,
+    ViewMut,
 };
 use attention::Context;
 use gemm::{Data, Mat, MatMut};
@@ -275,12 +276,7 @@ impl Device for Cpu {
         let src = unsafe { std::slice::from_raw_parts(src.ptr().0, dst.len()) };
         elementwise::copy(&self.pool, src, dst);
     }
-    fn pack<'a>(
-        &self,
-        coding: Coding,
-        shape: [usize; 2],
-        row: &(dyn Fn(usize) -> Cow<'a, [u8]> + Sync),
-    ) -> Packed {
+    fn pack<'a>(&self, coding: Coding, shape: [usize; 2], row: &(dyn Fn(usize) -> Cow<'a, [u8]> + Sync)) -> Packed {
         Packed::new(self, coding, shape, row)
     }
     fn packed_shape(w: &Packed) -> [usize; 2] {

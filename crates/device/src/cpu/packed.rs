@@ -90,14 +90,7 @@ macro_rules! only {
 }
 
 /// For every expert e: `C[band_e] (+)= A[band_e] · W_eᵀ`.
-pub(super) fn gemm(
-    cpu: &Cpu,
-    g: Gemm,
-    bands: &[Range<usize>],
-    a: View<Cpu>,
-    w: &[&Packed],
-    c: ViewMut<Cpu>,
-) {
+pub(super) fn gemm(cpu: &Cpu, g: Gemm, bands: &[Range<usize>], a: View<Cpu>, w: &[&Packed], c: ViewMut<Cpu>) {
     assert!(!g.ta && g.tb, "packed weights are multiplied by as Wᵀ");
     let (pool, add) = (&*cpu.pool, g.accumulate);
     let coding = w[0].coding();
@@ -130,13 +123,7 @@ pub(super) fn gather(cpu: &Cpu, index: &[u32], w: &Packed, y: ViewMut<Cpu>) {
     }
 }
 
-fn rows<Y: Copy + Send>(
-    cpu: &Cpu,
-    index: &[u32],
-    w: &Packed,
-    y: &mut [Y],
-    put: impl Fn(&[f32], &mut [Y]) + Sync,
-) {
+fn rows<Y: Copy + Send>(cpu: &Cpu, index: &[u32], w: &Packed, y: &mut [Y], put: impl Fn(&[f32], &mut [Y]) + Sync) {
     let k = w.shape()[1];
     if k == 0 || index.is_empty() {
         return;

@@ -49,8 +49,7 @@ impl<T: GemmScalar> Panels<T> {
             for (i, to) in lanes.clone().zip(rows.chunks_exact_mut(k)) {
                 bytemuck::cast_slice_mut(to).copy_from_slice(&row(i));
             }
-            let side =
-                Side { data: T::data(&rows), pitch: k, rows: lanes.len(), lanes_adjacent: false, ahead: 0 };
+            let side = Side { data: T::data(&rows), pitch: k, rows: lanes.len(), lanes_adjacent: false, ahead: 0 };
             kernel.pack_cols(&side, 0..lanes.len(), 0..k, panel);
         });
         panels
@@ -132,10 +131,8 @@ pub(crate) fn gemm_packed<T: GemmScalar, C: Target<T>>(
             continue;
         }
         let (own_a, m) = (a.band(band), band.len());
-        products.push(Product {
-            a: Side { data: own_a.data, pitch: a.cols, rows: m, lanes_adjacent: false, ahead: 0 },
-            w,
-        });
+        products
+            .push(Product { a: Side { data: own_a.data, pitch: a.cols, rows: m, lanes_adjacent: false, ahead: 0 }, w });
         sizes.push(Size { m, n: own.cols, k: a.cols, packing: [plan::PACKING, 0.0], putting: 0.0 });
         outs.push(Out(own.data.as_mut_ptr()));
     }
