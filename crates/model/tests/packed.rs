@@ -4,16 +4,17 @@
 mod common;
 
 use common::families::every_family;
-use common::{Batch, by_name, documents, golden_dir, model, solo};
+use common::{Batch, by_name, documents, golden_dir, model};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use wudao_comm::Solo;
 use wudao_device::check::assert_close;
 use wudao_device::{Coding, Cpu, DType, Device, PAGE, QuantKind, Tensor};
 use wudao_model::layer::Auxiliary;
 use wudao_model::model::Recomputation;
 use wudao_model::store::{Home, Param, Part, Shard, Weights};
 use wudao_model::weights::{self, load_packed};
-use wudao_model::{Config, Cx, Incoming, Model, PackedWeights, PagedCache, Step, Store, WeightOptions};
+use wudao_model::{Config, Cx, Incoming, Model, PackedWeights, Packing, PagedCache, Step, Store, WeightOptions};
 
 /// Wide enough for blocks; every token meets every expert, so that no rounding changes a choice.
 fn wide(config: Config) -> Config {
@@ -41,11 +42,12 @@ fn pack(dev: &Cpu, model: &Model<Cpu>, store: &Store<Cpu>, options: &WeightOptio
     packed
 }
 
+fn with<'a>(device: &'a Cpu, weights: &'a dyn Weights<Cpu>, packing: &'a Packing) -> Cx<'a, Cpu> {
+    Cx { device, comm: &Solo, weights, packing, aux: Auxiliary::default(), log: None, again: false }
+}
+
 fn losses(dev: &Cpu, model: &Model<Cpu>, weights: &dyn Weights<Cpu>, batch: &Batch) -> Vec<f64> {
-    let mut cx = Cx {
-        weights,
-        ..solo(dev, &Store::zeros(dev, model.layout(), DType::F32), &batch.packing, Auxiliary::default(), None)
-    };
+    let mut cx = with(dev, weights, &batch.packing);
     model.losses(&mut cx, &batch.ids, &batch.targets).unwrap()
 }
 
@@ -115,8 +117,7 @@ fn read(dev: &Cpu, model: &Model<Cpu>, weights: &dyn Weights<Cpu>, docs: &[Vec<u
             })
             .collect();
         let packing = Step::packing(&steps);
-        let store = Store::zeros(dev, model.layout(), DType::F32);
-        let mut cx = Cx { weights, ..solo(dev, &store, &packing, Auxiliary::default(), None) };
+        let mut cx = with(dev, weights, &packing);
         let h_td = model.decode_batch(&mut cx, &mut cache, &steps).unwrap().view().to_f64(dev);
         let mut rows = h_td.chunks(model.config().hidden_size);
         for (&i, step) in left.iter().zip(&steps) {

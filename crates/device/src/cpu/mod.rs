@@ -53,17 +53,24 @@ pub struct Cpu {
     pool: Arc<Pool>,
     memory: Memory,
     meter: Arc<Meter>,
+    /// What coded weights are multiplied with.
+    quant_kernel: &'static quant::Kernel,
 }
 
 impl Cpu {
     /// A device with `threads` threads.
     pub fn new(threads: usize) -> Self {
-        Cpu { pool: Arc::new(Pool::new(threads)), memory: Memory::default(), meter: Arc::default() }
+        Self::of(Pool::new(threads))
     }
 
     /// As [`Cpu::new`], each thread on a processor of its own: see [`Pool::pinned`].
     pub fn pinned(threads: usize) -> Self {
-        Cpu { pool: Arc::new(Pool::pinned(threads)), memory: Memory::default(), meter: Arc::default() }
+        Self::of(Pool::pinned(threads))
+    }
+
+    fn of(pool: Pool) -> Self {
+        let (pool, quant_kernel) = (Arc::new(pool), quant::Kernel::best());
+        Cpu { pool, memory: Memory::default(), meter: Arc::default(), quant_kernel }
     }
 
     /// The threads, for work that is not a kernel.

@@ -93,7 +93,7 @@ pub fn load_packed<D: Device>(
     for part in layout.parts() {
         files.find("", part)?;
     }
-    PackedWeights::new(device, layout, options, |_, part| Ok(files.find("", part)?.incoming()))
+    PackedWeights::new(device, layout, options, |param, part| Ok(files.find("", part)?.incoming(param.shape[1])))
 }
 
 /// Fills a store from the file of a [`super::Snapshot`] that was taken with the same prefix. Tensors under other prefixes
@@ -122,6 +122,15 @@ pub fn load_some<D: Device>(
     fill(device, &files, prefix, store, keep)
 }
 
+/// A tensor that is being packed; then the file's pages may leave memory.
+struct Packing<'a>(Found<'a>);
+
+impl Drop for Packing<'_> {
+    fn drop(&mut self) {
+        self.0.file.forget(self.0.info);
+    }
+}
+
 /// A tensor that is right.
 struct Found<'a> {
     file: &'a Opened,
@@ -131,22 +140,18 @@ struct Found<'a> {
 }
 
 impl<'a> Found<'a> {
-    /// Rows for packing. When they have been read, the file's pages may leave memory.
-    fn incoming(self) -> Incoming<'a> {
-        let columns = if self.info.shape.len() > 1 { self.info.shape[1] } else { 1 };
-        let row = move |i: usize, coding: Coding| self.row(i, columns, coding);
+    /// Rows for packing.
+    fn incoming(self, columns: usize) -> Incoming<'a> {
+        let packing = Packing(self);
+        let row = move |i: usize, coding: Coding| packing.0.row(i, columns, coding);
         Incoming { blocks: None, row: Box::new(row) }
     }
 
-    /// Row i of a matrix. The elements of a vector lie in one row, or in one each: both are the same bytes.
+    /// Row i of a parameter of so many columns.
     fn row(&self, i: usize, columns: usize, coding: Coding) -> Cow<'a, [u8]> {
-        let (dtype, bytes) = (self.info.dtype, self.file.bytes(self.info));
-        let row = if self.info.shape.len() > 1 || i > 0 || columns > 1 {
-            let size = columns * dtype.bitsize() / 8;
-            &bytes[i * size..(i + 1) * size]
-        } else {
-            bytes
-        };
+        let dtype = self.info.dtype;
+        let size = columns * dtype.bitsize() / 8;
+        let row = &self.file.bytes(self.info)[i * size..(i + 1) * size];
         match (coding, &self.scales) {
             (Coding::F32, None) => convert(row.into(), dtype, DType::F32),
             (Coding::Bf16, None) => convert(row.into(), dtype, DType::Bf16),

@@ -20,6 +20,8 @@
 //! Not here: gradients, which nobody takes of coded weights; and other block formats of files, whose weights can be
 //! converted to one of these three or to bf16.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod format;
 mod kernel;
 mod pack;
@@ -36,7 +38,7 @@ use super::{Cpu, slice, slice_mut};
 use crate::{DType, View, ViewMut};
 pub use format::{BLOCK, QuantKind};
 use half::bf16;
-use kernel::Kernel;
+pub(super) use kernel::Kernel;
 use pack::{LANES, Layout};
 use product::Call;
 use std::borrow::Cow;
@@ -192,14 +194,14 @@ impl QuantMatrix {
 impl Cpu {
     /// The instructions that coded weights are multiplied with.
     pub fn quant_instructions(&self) -> &'static str {
-        Kernel::best().name
+        self.quant_kernel.name
     }
 
     /// For every expert e: `y[band_e] (+)= x[band_e] · W_eᵀ`; x and y are f32 or bf16. See the text of the module on what is
     /// rounded, and in which order sums are made. Bands ascend, are disjoint, and cover the rows of x and y. Panics if the
     /// shapes do not fit.
     pub fn quant(&self, bands: &[Range<usize>], x: View<Self>, w: &[&QuantMatrix], accumulate: bool, y: ViewMut<Self>) {
-        let (pool, memory, kernel) = (&*self.pool, &self.memory, Kernel::best());
+        let (pool, memory, kernel) = (&*self.pool, &self.memory, self.quant_kernel);
         let ([t, k], [rows, n]) = (x.shape(), y.shape());
         assert_eq!(t, rows, "rows of x and y");
         let call = Call { pool, memory, kernel, bands, w, shape: [t, n, k], accumulate };

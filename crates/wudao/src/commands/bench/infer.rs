@@ -87,6 +87,8 @@ struct Parallel {
     clients: u32,
     /// Answers of all, from the first request to the last token.
     tokens_per_s: f64,
+    /// The same while all of them write.
+    writing_tokens_per_s: f64,
     /// Until a client's first token: the median and the worst.
     first_token_ms: f64,
     first_token_ms_max: f64,
@@ -161,7 +163,7 @@ fn answer(args: &Args, cx: &Context) -> anyhow::Result<Answer> {
     let engine = Engine::start(checkpoint, options)?;
     let progress = cx.printer.progress("Measuring", Some(u64::from(args.tries)), Unit::Items);
     let (mut prompt, mut stream, mut gap, mut long) = (vec![], vec![], vec![], vec![]);
-    let mut parallel: Vec<[Vec<f64>; 3]> = args.clients.iter().map(|_| Default::default()).collect();
+    let mut parallel: Vec<[Vec<f64>; 4]> = args.clients.iter().map(|_| Default::default()).collect();
     // The first try warms up and does not count.
     for attempt in 0..=args.tries {
         let keep = attempt > 0;
@@ -182,6 +184,7 @@ fn answer(args: &Args, cx: &Context) -> anyhow::Result<Answer> {
                 figures[0].push(times.iter().map(Vec::len).sum::<usize>() as f64 / seconds);
                 figures[1].push(median(&mut first));
                 figures[2].push(first[first.len() - 1]);
+                figures[3].push(writing(&times));
             }
         }
         let (seconds, worst) = interrupted(&engine, args)?;
@@ -191,9 +194,10 @@ fn answer(args: &Args, cx: &Context) -> anyhow::Result<Answer> {
         }
         progress.set(u64::from(attempt));
     }
-    let parallel = args.clients.iter().zip(&mut parallel).map(|(&clients, [rate, first, worst])| Parallel {
+    let parallel = args.clients.iter().zip(&mut parallel).map(|(&clients, [rate, first, worst, writing])| Parallel {
         clients,
         tokens_per_s: median(rate),
+        writing_tokens_per_s: median(writing),
         first_token_ms: median(first),
         first_token_ms_max: median(worst),
     });
@@ -214,6 +218,15 @@ fn answer(args: &Args, cx: &Context) -> anyhow::Result<Answer> {
         longest_gap_ms: median(&mut gap),
         long_prompt_tokens_per_s: median(&mut long),
     })
+}
+
+/// Tokens a second of all clients from when the last one begins to write until the first one ends; `times` are seconds from
+/// each one's request, which were made together.
+fn writing(times: &[Vec<f64>]) -> f64 {
+    let begin = times.iter().filter_map(|t| t.first().copied()).fold(0.0, f64::max);
+    let end = times.iter().filter_map(|t| t.last().copied()).fold(f64::INFINITY, f64::min);
+    let tokens = times.iter().flatten().filter(|&&t| t > begin && t <= end).count();
+    if end > begin { tokens as f64 / (end - begin) } else { 0.0 }
 }
 
 /// A stream writes, and after some tokens a long prompt comes: seconds until that is read, and the stream's longest gap
