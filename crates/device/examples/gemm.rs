@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
-use wudao_device::{Cpu, DType, Device, Gemm, Tensor, View};
+use wudao_device::{Cpu, DType, Device, Gemm, Operand, Tensor};
 
 const NN: Gemm = Gemm::NN;
 const NT: Gemm = Gemm::NT;
@@ -121,7 +121,7 @@ fn main() {
             } else {
                 let shape = if g.tb { [n, k] } else { [k, n] };
                 let b: Vec<_> = (0..experts).map(|_| Tensor::zeros(&cpu, shape, operands)).collect();
-                let b: Vec<View<Cpu>> = b.iter().map(Tensor::view).collect();
+                let b: Vec<Operand<Cpu>> = b.iter().map(|b| b.view().into()).collect();
                 let mut c = Tensor::zeros(&cpu, [experts * rows, n], result);
                 report(&name, [m, n, k], experts, &mut || cpu.gemm_bands(g, &bands, a.view(), &b, c.view_mut()));
             }

@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::time::Instant;
 use wudao_device::check::Random;
 use wudao_device::cpu::{BLOCK, QuantKind, QuantMatrix};
-use wudao_device::{Cpu, DType, Device, Gemm, Tensor, View};
+use wudao_device::{Cpu, DType, Device, Gemm, Operand, Tensor};
 
 /// Bytes of weights that a measurement goes through before it comes back to the first.
 const SET: usize = 192 << 20;
@@ -58,7 +58,7 @@ fn main() {
             let mut turn = set.iter().cycle();
             let seconds = times(|| {
                 let w = turn.next().expect("a set");
-                cpu.quant_gemm_bands(&bands, x.view(), w, false, y.view_mut());
+                cpu.quant(&bands, x.view(), w, false, y.view_mut());
             });
             line(&name, seconds, ops, bytes);
         }
@@ -76,7 +76,7 @@ fn bf16(cpu: &Cpu, name: &str, bands: &[Range<usize>], [t, n, k]: [usize; 3]) {
     let mut y = Tensor::zeros(cpu, [experts * t, n], DType::F32);
     let weights = || Tensor::zeros(cpu, [n, k], DType::Bf16);
     let set: Vec<Vec<_>> = (0..copies(bytes)).map(|_| (0..experts).map(|_| weights()).collect()).collect();
-    let set: Vec<Vec<View<Cpu>>> = set.iter().map(|w| w.iter().map(Tensor::view).collect()).collect();
+    let set: Vec<Vec<Operand<Cpu>>> = set.iter().map(|w| w.iter().map(|w| w.view().into()).collect()).collect();
     let mut turn = set.iter().cycle();
     let seconds = times(|| {
         let w = turn.next().expect("a set");

@@ -1,7 +1,7 @@
 //! Speed of every kernel at the shapes of a training step, matrix products included.
 
 use crate::check::Random;
-use crate::{AdamW, Cpu, DType, Device, Gemm, Heads, Routing, Score, Tensor};
+use crate::{AdamW, Cpu, DType, Device, Gemm, Heads, Operand, Routing, Score, Tensor};
 use std::time::Instant;
 
 /// Sizes of a step, and the type of its operands.
@@ -210,7 +210,7 @@ impl Bench<'_> {
             let w: Vec<_> = (0..e).map(|_| self.tensor(n, k)).collect();
             let mut dw: Vec<_> = (0..e).map(|_| self.zeros_sums(n, k)).collect();
             let name = |what, [m, n, k]: [usize; 3]| format!("experts {layer}{what} {e}×{m}×{n}×{k}");
-            let w: Vec<_> = w.iter().map(Tensor::view).collect();
+            let w: Vec<Operand<Cpu>> = w.iter().map(|w| w.view().into()).collect();
             self.time(&name("", [m / e, n, k]), moved, m * n, flops, |cpu| {
                 cpu.gemm_bands(Gemm::NT, &bands, x.view(), &w, y.view_mut());
             });

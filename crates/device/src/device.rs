@@ -12,10 +12,13 @@
 //!   [`Device::statistics`] of A, is what they are computed in: `F64` for `F64`, else `F32`. Whatever lives long or sums up
 //!   much is S: weights, gradients and moments, the residual stream and its gradient, gains, biases, the router, losses,
 //!   statistics (`rstd`, `lse`, …). Each argument's type is stated where it is not S.
+//! - Weights that nobody changes may be packed ([`Device::pack`]): held once, in as few bits as they shall have, in the order
+//!   in which a product reads them. Whoever takes an [`Operand`] takes them as well as a view.
 //! - `Bf16` is storage alone: a kernel widens what it reads, computes in `F32`, and rounds what it writes once, to the
 //!   nearest, ties to even.
 
-use crate::{DType, Fault, View, ViewMut};
+use crate::{Coding, DType, Fault, Operand, View, ViewMut};
+use std::borrow::Cow;
 use std::ops::Range;
 
 /// What [`Device::gemm`] does with its operands: `C = op(A)·op(B)` or `C += op(A)·op(B)`.
@@ -134,6 +137,8 @@ pub trait Device: Clone + Send + Sync + 'static {
     type Buf: Send + Sync;
     /// An address in device memory.
     type Ptr: Copy + Send + Sync;
+    /// A matrix of weights that was made for products.
+    type Packed: Send + Sync;
 
     /// A block of at least `bytes`, 64-byte aligned, contents unspecified.
     fn alloc(&self, bytes: usize) -> Self::Buf;
@@ -145,6 +150,19 @@ pub trait Device: Clone + Send + Sync + 'static {
     fn copy_from_host(&self, src: &[u8], dst: ViewMut<Self>);
     /// Device to host, after all work before it; lengths must agree.
     fn copy_to_host(&self, src: View<Self>, dst: &mut [u8]);
+    /// Packs a matrix of weights W `[N, K]`, to be multiplied by as `x·Wᵀ`, and to gather rows of. `row(i)` gives the bytes of
+    /// row i of N as a file would hold them in this coding ([`Coding::encode`]); it is called once for each, by any thread.
+    fn pack<'a>(
+        &self,
+        coding: Coding,
+        shape: [usize; 2],
+        row: &(dyn Fn(usize) -> Cow<'a, [u8]> + Sync),
+    ) -> Self::Packed;
+    /// N and K.
+    fn packed_shape(w: &Self::Packed) -> [usize; 2];
+    /// Bytes of memory that a packed matrix takes.
+    fn packed_bytes(w: &Self::Packed) -> usize;
+
     /// Waits for all work; reports what went wrong on the machine since the last call.
     fn sync(&self) -> Result<(), Fault>;
 
@@ -163,15 +181,19 @@ pub trait Device: Clone + Send + Sync + 'static {
     ///
     /// Two `Bf16` operands are multiplied in pairs and summed in `F32`, as the machine's instruction for it does; beside an
     /// `F32` operand a `Bf16` one is widened. A `Bf16` C is rounded once, from the sum over all of K (plus the old C).
-    fn gemm(&self, g: Gemm, a: View<Self>, b: View<Self>, c: ViewMut<Self>);
+    ///
+    /// B may be packed, if it is transposed and A is not. Packed as `F32` (or `Bf16`, beside a `Bf16` A) the result has the
+    /// same bits. By coded weights an A of `F32` or `Bf16` is multiplied as the device does it best: rounded to 8 bits, each
+    /// block of a row with a scale of its own.
+    fn gemm<'b>(&self, g: Gemm, a: View<Self>, b: impl Into<Operand<'b, Self>>, c: ViewMut<Self>);
     /// For every expert e: `C[band_e] (+)= A[band_e] · op(B_e)`. `g.ta` must be false; bands are ascending, disjoint,
-    /// may be empty, and cover all rows of A and C.
-    fn gemm_bands(&self, g: Gemm, bands: &[Range<usize>], a: View<Self>, b: &[View<Self>], c: ViewMut<Self>);
+    /// may be empty, and cover all rows of A and C. Of B all are plain, or all packed in one coding.
+    fn gemm_bands(&self, g: Gemm, bands: &[Range<usize>], a: View<Self>, b: &[Operand<Self>], c: ViewMut<Self>);
     /// For every expert e: `acc_C_e[M,N] += A[band_e]ᵀ · B[band_e]`; empty bands leave `C_e`.
     fn gemm_bands_outer(&self, bands: &[Range<usize>], a: View<Self>, b: View<Self>, acc_c: Vec<ViewMut<Self>>);
 
-    /// `y[i] = x[index[i]]` for rows; the one data movement. Both are `U32`, or of any floating-point types.
-    fn gather(&self, index: &[u32], x: View<Self>, y: ViewMut<Self>);
+    /// `y[i] = x[index[i]]` for rows; the one data movement. Both are `U32`, or of any floating-point types; or `x` is packed.
+    fn gather<'x>(&self, index: &[u32], x: impl Into<Operand<'x, Self>>, y: ViewMut<Self>);
     /// `acc_dx[index[i]] += dy[i]` (A or S), in the order of i.
     fn gather_backward(&self, index: &[u32], dy: View<Self>, acc_dx: ViewMut<Self>);
     /// `acc_y[t] += Σ_{c < k} x[index[t·k + c]]`, one after another in the order of c. `x` `[N, D]` (A or S), `acc_y`

@@ -7,17 +7,21 @@
 
 pub mod bench;
 pub mod check;
+mod coding;
 pub mod cpu;
 pub mod device;
 mod dtype;
 mod fault;
 pub mod meta;
+mod operand;
 mod tensor;
 pub mod tolerance;
 
-pub use cpu::Cpu;
+pub use coding::Coding;
+pub use cpu::{Cpu, QuantKind};
 pub use device::{AdamW, Device, Gemm, Heads, IGNORE, PAGE, Paged, Routing, Score};
 pub use dtype::{DType, Element};
 pub use fault::Fault;
 pub use meta::{Meta, Usage};
+pub use operand::Operand;
 pub use tensor::{Tensor, View, ViewMut};

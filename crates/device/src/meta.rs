@@ -9,8 +9,9 @@
 //! rows each expert gets: ids go round robin, `i mod E` with the E of the last call of `route`, so that the load is
 //! balanced and the choices of a token differ.
 
-use crate::cpu::block_bytes;
-use crate::{AdamW, DType, Device, Fault, Gemm, Heads, Paged, Routing, View, ViewMut};
+use crate::cpu::{block_bytes, packed_bytes};
+use crate::{AdamW, Coding, DType, Device, Fault, Gemm, Heads, Operand, Paged, Routing, View, ViewMut};
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -55,6 +56,13 @@ impl Drop for Counted {
     }
 }
 
+/// A packed matrix of no memory.
+pub struct CountedMatrix {
+    shape: [usize; 2],
+    bytes: usize,
+    _block: Counted,
+}
+
 impl Meta {
     /// A device that has counted nothing yet.
     pub fn new() -> Self {
@@ -91,6 +99,7 @@ fn causal_pairs(segments: &[u32]) -> u64 {
 impl Device for Meta {
     type Buf = Counted;
     type Ptr = ();
+    type Packed = CountedMatrix;
 
     fn alloc(&self, bytes: usize) -> Counted {
         let bytes = block_bytes(bytes);
@@ -114,6 +123,21 @@ impl Device for Meta {
             }
         }
     }
+    fn pack<'a>(
+        &self,
+        coding: Coding,
+        shape: [usize; 2],
+        _: &(dyn Fn(usize) -> Cow<'a, [u8]> + Sync),
+    ) -> CountedMatrix {
+        let bytes = packed_bytes(coding, shape);
+        CountedMatrix { shape, bytes, _block: self.alloc(bytes) }
+    }
+    fn packed_shape(w: &CountedMatrix) -> [usize; 2] {
+        w.shape
+    }
+    fn packed_bytes(w: &CountedMatrix) -> usize {
+        w.bytes
+    }
     fn sync(&self) -> Result<(), Fault> {
         Ok(())
     }
@@ -132,14 +156,15 @@ impl Device for Meta {
         vec![0.0; x.shape()[1]]
     }
 
-    fn gemm(&self, g: Gemm, a: View<Self>, b: View<Self>, c: ViewMut<Self>) {
+    fn gemm<'b>(&self, g: Gemm, a: View<Self>, b: impl Into<Operand<'b, Self>>, c: ViewMut<Self>) {
+        let b = b.into();
         let flip = |[rows, cols]: [usize; 2], transposed| if transposed { [cols, rows] } else { [rows, cols] };
         let ([m, k], [k_b, n]) = (flip(a.shape(), g.ta), flip(b.shape(), g.tb));
         assert_eq!(k, k_b, "inner size of a product");
         assert_eq!(c.shape(), [m, n], "shape of a product");
         self.count_gemm(m, n, k);
     }
-    fn gemm_bands(&self, g: Gemm, bands: &[Range<usize>], a: View<Self>, b: &[View<Self>], mut c: ViewMut<Self>) {
+    fn gemm_bands(&self, g: Gemm, bands: &[Range<usize>], a: View<Self>, b: &[Operand<Self>], mut c: ViewMut<Self>) {
         assert_eq!(bands.len(), b.len(), "one B for every band");
         for (band, b) in bands.iter().zip(b) {
             self.gemm(g, a.rows(band.clone()), *b, c.reborrow().rows(band.clone()));
@@ -152,7 +177,7 @@ impl Device for Meta {
         }
     }
 
-    fn gather(&self, index: &[u32], _: View<Self>, y: ViewMut<Self>) {
+    fn gather<'x>(&self, index: &[u32], _: impl Into<Operand<'x, Self>>, y: ViewMut<Self>) {
         assert_eq!(index.len(), y.shape()[0], "rows of a gather");
     }
     fn gather_backward(&self, index: &[u32], dy: View<Self>, _: ViewMut<Self>) {
@@ -319,7 +344,7 @@ mod tests {
         let meta = Meta::new();
         let tensor = |rows, cols| Tensor::zeros(&meta, [rows, cols], DType::F32);
         let (a, mut c, b) = (tensor(10, 8), tensor(10, 6), [tensor(6, 8), tensor(6, 8), tensor(6, 8)]);
-        let b: Vec<_> = b.iter().map(Tensor::view).collect();
+        let b: Vec<_> = b.iter().map(|b| b.view().into()).collect();
         meta.gemm_bands(Gemm::NT, &[0..4, 4..4, 4..10], a.view(), &b, c.view_mut());
         assert_eq!(meta.usage().gemm_flops, 2 * 10 * 6 * 8);
     }

@@ -7,6 +7,7 @@ use std::path::Path;
 use wudao_comm::Solo;
 use wudao_device::{Cpu, DType};
 use wudao_infer::Checkpoint;
+use wudao_model::WeightOptions;
 use wudao_model::{Cx, Packing};
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -14,7 +15,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let path = arguments.next().ok_or("usage: logits MODEL ID...")?;
     let ids = arguments.map(|id| id.parse()).collect::<Result<Vec<u32>, _>>()?;
     let device = Cpu::new(std::thread::available_parallelism()?.get());
-    let checkpoint = Checkpoint::open(&device, Path::new(&path), DType::F32)?;
+    let checkpoint = Checkpoint::open(&device, Path::new(&path), &WeightOptions::plain(DType::F32))?;
     if let Some(id) = ids.iter().find(|&&id| id as usize >= checkpoint.config.vocab_size) {
         return Err(format!("there is no token {id}").into());
     }

@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use wudao_data::tokenizer::{Tokenizer, TokenizerError};
-use wudao_device::{DType, Device};
+use wudao_device::Device;
 use wudao_model::config::ConfigError;
 use wudao_model::gguf::{File, is_gguf};
 use wudao_model::model::Options;
 use wudao_model::weights::{self, Source, WeightsError};
-use wudao_model::{Config, Model, Store};
+use wudao_model::{Config, Model, PackedWeights, WeightOptions};
 
 /// A model with its weights and its tokenizer, ready to read and write.
 pub struct Checkpoint<D: Device> {
@@ -18,7 +18,7 @@ pub struct Checkpoint<D: Device> {
     /// The network.
     pub model: Model<D>,
     /// Its weights.
-    pub weights: Store<D>,
+    pub weights: PackedWeights<D>,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
 }
@@ -51,8 +51,8 @@ pub enum OpenError {
 }
 
 impl<D: Device> Checkpoint<D> {
-    /// Opens `dir`, a folder or a GGUF file, to multiply in `dtype`.
-    pub fn open(device: &D, dir: &Path, dtype: DType) -> Result<Self, OpenError> {
+    /// Opens `dir`, a folder or a GGUF file, its weights to be kept as `how` says.
+    pub fn open(device: &D, dir: &Path, how: &WeightOptions) -> Result<Self, OpenError> {
         let source = Source::open(dir)?;
         let config = source.config().clone();
         let tokenizer = tokenizer(dir)?;
@@ -62,10 +62,9 @@ impl<D: Device> Checkpoint<D> {
         }
         // Nothing is taken of memory for a model that is not there.
         source.complete()?;
-        let options = Options { dtype, ..Options::default() };
+        let options = Options { dtype: how.operands, ..Options::default() };
         let model = Model::new(device, &config, config.max_position_embeddings, options)?;
-        let mut weights = model.no_weights(device);
-        weights::load_from(device, &source, &mut weights)?;
+        let weights = weights::load_packed(device, &source, model.layout(), how)?;
         Ok(Checkpoint { device: device.clone(), config, model, weights, tokenizer })
     }
 }

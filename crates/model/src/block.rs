@@ -7,7 +7,7 @@ use crate::attention::{Attention, AttentionSaved};
 use crate::cache::LayerCache;
 use crate::config::Config;
 use crate::gate::Gate;
-use crate::layer::{Branch, Cx, Layer, Operand};
+use crate::layer::{Branch, Cx, Layer, Narrow};
 use crate::mla::Mla;
 use crate::mlp::{Hidden, Mlp};
 use crate::model::{Options, Recomputation};
@@ -221,7 +221,7 @@ fn branch_backward<D: Device, B: Branch<D>>(
 ) -> Result<(), Fault> {
     let dn = {
         let (n, _) = norm.forward(cx, x.view());
-        let dy = Operand::of(cx.device, stream.view(), norm.operands);
+        let dy = Narrow::of(cx.device, stream.view(), norm.operands);
         branch.backward(cx, g, n.view(), saved, dy.view())?
     };
     norm.backward(cx, g, x.view(), rstd.view(), dn.view(), stream.view_mut());

@@ -37,7 +37,7 @@ impl Gate {
         let exact = |cols| Tensor::new(dev, [t, cols], statistics);
         let (mut logit_t, mut scores_t, mut weight_t, mut stats_t2) = (exact(1), exact(1), exact(1), exact(2));
         let mut choice_t = Tensor::new(dev, [t, 1], DType::U32);
-        dev.gemm(Gemm::NT.exactly(), x_td, cx.weights.at(self.weight), logit_t.view_mut());
+        dev.gemm(Gemm::NT.exactly(), x_td, cx.weights.exact(self.weight), logit_t.view_mut());
         let (s, c, w) = (scores_t.view_mut(), choice_t.view_mut(), weight_t.view_mut());
         dev.route(&ROUTING, logit_t.view(), None, s, c, w, stats_t2.view_mut());
         Gated { scores_t, choice_t, stats_t2, weight_t }
@@ -58,6 +58,6 @@ impl Gate {
         let (s, c, w, st) = (scores_t.view(), choice_t.view(), weight_t.view(), stats_t2.view());
         dev.route_backward(&ROUTING, &[], 0.0, s, c, w, st, dweight_t, dlogit_t.view_mut());
         dev.gemm(Gemm::TN_ACC.exactly(), dlogit_t.view(), x_td, grads.at_mut(self.weight));
-        dev.gemm(ADD_NN, dlogit_t.view(), cx.weights.at(self.weight), acc_dx);
+        dev.gemm(ADD_NN, dlogit_t.view(), cx.weights.exact(self.weight), acc_dx);
     }
 }

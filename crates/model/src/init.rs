@@ -5,8 +5,9 @@
 //! whatever the ranks, the order or the neighbours of its parameters.
 
 use crate::config::Config;
-use crate::store::{Kind, Store};
-use wudao_device::{DType, Device, Tensor, ViewMut};
+use crate::packed::Incoming;
+use crate::store::{Kind, Param, Part, Store};
+use wudao_device::{Coding, DType, Device, Tensor, ViewMut};
 
 /// SplitMix64 (Steele et al. 2014).
 struct Stream(u64);
@@ -40,6 +41,25 @@ impl Stream {
 /// Numbers that are drawn at a time, about. A whole table of embeddings would be twice as large again in f64.
 const PIECE: usize = 1 << 18;
 
+/// What a parameter begins with.
+enum Beginning {
+    /// Everywhere the same.
+    Constant(f64),
+    /// Normal, with this deviation.
+    Normal(f64),
+}
+
+fn beginning(config: &Config, kind: Kind) -> Beginning {
+    match kind {
+        Kind::Matrix | Kind::Expansion | Kind::Embedding | Kind::Head | Kind::Router => {
+            Beginning::Normal(config.initializer_range)
+        }
+        Kind::Output => Beginning::Normal(config.initializer_range / (2.0 * config.num_hidden_layers as f64).sqrt()),
+        Kind::Norm => Beginning::Constant(1.0),
+        Kind::Bias | Kind::Correction => Beginning::Constant(0.0),
+    }
+}
+
 /// The stream of standard normals that a tensor's name and the seed make.
 pub(crate) fn normals(seed: u64, name: &str) -> impl Iterator<Item = f64> {
     let mut stream = Stream::new(seed, name);
@@ -49,15 +69,10 @@ pub(crate) fn normals(seed: u64, name: &str) -> impl Iterator<Item = f64> {
 /// Fills `weights` with initial values.
 pub(crate) fn init<D: Device>(device: &D, config: &Config, seed: u64, weights: &mut Store<D>) {
     for (home, param) in weights.params() {
-        let std = match param.kind {
-            Kind::Matrix | Kind::Embedding | Kind::Head | Kind::Router => config.initializer_range,
-            Kind::Output => config.initializer_range / (2.0 * config.num_hidden_layers as f64).sqrt(),
-            Kind::Norm => {
-                device.fill(1.0, weights.get_mut(home));
-                continue;
-            }
-            Kind::Bias | Kind::Correction => {
-                device.fill(0.0, weights.get_mut(home));
+        let std = match beginning(config, param.kind) {
+            Beginning::Normal(std) => std,
+            Beginning::Constant(c) => {
+                device.fill(c, weights.get_mut(home));
                 continue;
             }
         };
@@ -72,6 +87,17 @@ pub(crate) fn init<D: Device>(device: &D, config: &Config, seed: u64, weights: &
             }
         }
     }
+}
+
+/// The same initial values as [`init`]'s, of a tensor that is to be packed.
+pub(crate) fn incoming(config: &Config, seed: u64, param: &Param, part: &Part) -> Incoming<'static> {
+    let (cols, n) = (param.shape[1], part.rows.len() * param.shape[1]);
+    let values: Vec<f32> = match beginning(config, param.kind) {
+        Beginning::Normal(std) => normals(seed, &part.name).take(n).map(|x| (x * std) as f32).collect(),
+        Beginning::Constant(c) => vec![c as f32; n],
+    };
+    let row = move |i: usize, coding: Coding| coding.encode(&values[i * cols..(i + 1) * cols]).into();
+    Incoming { blocks: None, row: Box::new(row) }
 }
 
 /// Host numbers to the device, in the device tensor's type.

@@ -9,6 +9,7 @@
 //! narrower (mixed precision).
 
 use crate::Store;
+use crate::store::Weights;
 use wudao_comm::Comm;
 use wudao_device::{DType, Device, Fault, Tensor, View, ViewMut};
 
@@ -46,25 +47,25 @@ pub(crate) trait Branch<D: Device> {
 }
 
 /// A tensor in the type of operands: itself, or rounded.
-pub(crate) enum Operand<'a, D: Device> {
+pub(crate) enum Narrow<'a, D: Device> {
     Same(View<'a, D>),
     Rounded(Tensor<D>),
 }
 
-impl<'a, D: Device> Operand<'a, D> {
+impl<'a, D: Device> Narrow<'a, D> {
     pub fn of(device: &D, x: View<'a, D>, dtype: DType) -> Self {
         if x.dtype() == dtype {
-            return Operand::Same(x);
+            return Narrow::Same(x);
         }
         let mut rounded = Tensor::new(device, x.shape(), dtype);
         device.copy(x, rounded.view_mut());
-        Operand::Rounded(rounded)
+        Narrow::Rounded(rounded)
     }
 
     pub fn view(&self) -> View<'_, D> {
         match self {
-            Operand::Same(x) => *x,
-            Operand::Rounded(x) => x.view(),
+            Narrow::Same(x) => *x,
+            Narrow::Rounded(x) => x.view(),
         }
     }
 }
@@ -171,7 +172,7 @@ pub struct Cx<'a, D: Device> {
     /// The other ranks.
     pub comm: &'a dyn Comm<D>,
     /// The parameters.
-    pub weights: &'a Store<D>,
+    pub weights: &'a dyn Weights<D>,
     /// How documents lie in the batch.
     pub packing: &'a Packing,
     /// The routers' auxiliary losses.

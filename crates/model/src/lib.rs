@@ -1,7 +1,9 @@
 //! Sparse transformer language models.
 //!
-//! Read in this order: [`config`] says what a model is; [`store`] holds its parameters under one table of names;
-//! [`layer`] is the contract of a layer; `norm`, `rope`, `attention`, `mla`, `mlp`, `gate`, `moe` are the layers; `block` composes them;
+//! Read in this order: [`config`] says what a model is; [`store`] holds its parameters under one table of names (`packed`, for
+//! inference alone, each in few bits);
+//! [`layer`] is the contract of a layer; `norm`, `rope`, `attention`, `mla`, `mlp`, `gate`, `moe` are the layers; `block`
+//! composes them;
 //! [`model`] goes from token ids to a loss, to gradients, and to the next token; [`weights`] reads and writes Hugging
 //! Face files; [`mod@upcycle`] makes a sparse model of a dense one.
 //!
@@ -36,6 +38,7 @@ mod mlp;
 pub mod model;
 mod moe;
 mod norm;
+mod packed;
 mod rope;
 pub mod store;
 pub mod upcycle;
@@ -52,6 +55,7 @@ pub use config::{Config, Family, MlaConfig, MoeConfig};
 pub use counts::Counts;
 pub use layer::{Cx, Layer, Packing, RouterLog};
 pub use model::Model;
+pub use packed::{Incoming, PackedWeights, WeightOptions};
 pub use rope::RopeScaling;
-pub use store::{Layout, Store};
+pub use store::{Layout, Store, Weights};
 pub use upcycle::Upcycling;

@@ -20,10 +20,10 @@ use crate::config::{Config, MlaConfig};
 use crate::layer::Cx;
 use crate::mlp::ADD_NT;
 use crate::rope::RopeScaling;
-use crate::store::{DownIds, LatentIds, ParamId};
+use crate::store::{DownIds, LatentIds};
 use std::ops::Range;
 use std::sync::Arc;
-use wudao_device::{DType, Device, Gemm, Heads, Paged, Tensor, View, ViewMut};
+use wudao_device::{DType, Device, Gemm, Heads, Operand, Paged, Tensor, View, ViewMut};
 
 /// Epsilon of the latents' norms, whatever that of the others is: transformers and DeepSeek's own code fix it.
 const LATENT_EPS: f64 = 1e-6;
@@ -249,10 +249,11 @@ impl<D: Device> Mla<D> {
     }
 
     /// U_h `[N, rank]` and V_h `[V, rank]` of every head.
-    fn keys_and_values<'a>(&self, cx: &Cx<'a, D>) -> (Vec<View<'a, D>>, Vec<View<'a, D>>) {
-        let all = operand(cx, self.ids.kv);
+    fn keys_and_values<'a>(&self, cx: &Cx<'a, D>) -> (Vec<Operand<'a, D>>, Vec<Operand<'a, D>>) {
+        let all = cx.weights.at(self.ids.kv);
         let heads = (0..self.heads).map(|h| h * (self.nope + self.value));
-        heads.map(|at| (all.rows(at..at + self.nope), all.rows(at + self.nope..at + self.nope + self.value))).unzip()
+        let rows = |from: usize, n: usize| Operand::Plain(all.rows(from..from + n));
+        heads.map(|at| (rows(at, self.nope), rows(at + self.nope, self.value))).unzip()
     }
 
     fn project_out(&self, cx: &Cx<D>, out: View<D>, mut acc_y: ViewMut<D>) {
@@ -261,11 +262,6 @@ impl<D: Device> Mla<D> {
             cx.device.add_bias(cx.weights.at(b), acc_y);
         }
     }
-}
-
-/// An operand that lives as long as the weights.
-fn operand<'a, D: Device>(cx: &Cx<'a, D>, id: ParamId) -> View<'a, D> {
-    cx.weights.operand(id)
 }
 
 /// Tensors in pieces of one width, to be laid in another order: a gather.

@@ -6,8 +6,9 @@ use crate::config::{Config, ConfigError};
 use crate::init;
 use crate::layer::{Cx, Layer};
 use crate::norm::Norm;
+use crate::packed::{PackedWeights, WeightOptions};
 use crate::rope::rope_table;
-use crate::store::{Layout, ParamId, Shard, Store};
+use crate::store::{Layout, Param, ParamId, Part, Shard, Store};
 use std::ops::Range;
 use std::sync::Arc;
 use wudao_device::{DType, Device, Fault, Gemm, Paged, Tensor, View};
@@ -113,6 +114,13 @@ impl<D: Device> Model<D> {
         weights
     }
 
+    /// As [`Model::init`], packed for inference.
+    pub fn init_packed(&self, device: &D, seed: u64, options: &WeightOptions) -> PackedWeights<D> {
+        let open = |param: &Param, part: &Part| Ok(init::incoming(&self.config, seed, param, part));
+        let packed: Result<_, std::convert::Infallible> = PackedWeights::new(device, &self.layout, options, open);
+        packed.unwrap_or_else(|never| match never {})
+    }
+
     /// Makes weights fresh ones, in place: no second store is in memory.
     pub fn fill(&self, device: &D, seed: u64, weights: &mut Store<D>) {
         init::init(device, &self.config, seed, weights);
@@ -130,7 +138,7 @@ impl<D: Device> Model<D> {
 
     fn embed(&self, cx: &Cx<D>, ids: &[u32]) -> Tensor<D> {
         let mut x_td = Tensor::new(cx.device, [ids.len(), self.config.hidden_size], self.statistics());
-        cx.device.gather(ids, cx.weights.at(self.embed), x_td.view_mut());
+        cx.device.gather(ids, cx.weights.exact(self.embed), x_td.view_mut());
         x_td
     }
 

@@ -80,7 +80,7 @@ impl<D: Device> Branch<D> for Moe {
         let (e, k, statistics) = (self.experts, self.routing.top_k, D::statistics(operands));
 
         let mut logits_te = Tensor::new(dev, [t, e], statistics);
-        dev.gemm(Gemm::NT.exactly(), x_td, cx.weights.at(self.router), logits_te.view_mut());
+        dev.gemm(Gemm::NT.exactly(), x_td, cx.weights.exact(self.router), logits_te.view_mut());
         let exact = |cols| Tensor::new(dev, [t, cols], statistics);
         let (mut scores_te, mut weight_tk, mut stats_t2) = (exact(e), exact(k), exact(2));
         let mut choice_tk = Tensor::new(dev, [t, k], DType::U32);
@@ -154,7 +154,7 @@ impl<D: Device> Branch<D> for Moe {
         dev.route_backward(&self.routing, &balance_e, z, s, c, w, st, dw, dlogits_te.view_mut());
         dev.gemm(Gemm::TN_ACC.exactly(), dlogits_te.view(), x_td, grads.at_mut(self.router));
         let mut dx_td = Tensor::new(dev, x_td.shape(), statistics);
-        dev.gemm(Gemm::NN, dlogits_te.view(), cx.weights.at(self.router), dx_td.view_mut());
+        dev.gemm(Gemm::NN, dlogits_te.view(), cx.weights.exact(self.router), dx_td.view_mut());
         plan.combine(cx, drows_nd, dx_td.view_mut())?;
 
         if let Some(id) = self.correction {

@@ -11,7 +11,7 @@
 use crate::config::{Config, Family, MlaConfig};
 use std::ops::Range;
 use std::sync::Arc;
-use wudao_device::{DType, Device, Tensor, View, ViewMut};
+use wudao_device::{DType, Device, Operand, Tensor, View, ViewMut};
 
 /// What a parameter is, hence how it begins, decays and is updated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -20,6 +20,8 @@ pub enum Kind {
     Matrix,
     /// A matrix that writes to the residual stream: begins smaller by `1/√(2L)` (Radford et al. 2019).
     Output,
+    /// A matrix that makes keys and values of latents: it is read by heads and from both sides, so it is never packed.
+    Expansion,
     /// Token embedding.
     Embedding,
     /// The output head, where it is not the embedding.
@@ -62,6 +64,13 @@ pub struct Param {
 /// A parameter of the dense part.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ParamId(usize);
+
+impl ParamId {
+    /// Its place among the dense part's parameters.
+    pub(crate) fn number(self) -> usize {
+        self.0
+    }
+}
 
 /// One of an expert's two matrices.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -243,7 +252,7 @@ impl Builder {
         let rank = m.kv_lora_rank;
         let kv_down = down(self, "kv_a_proj_with_mqa", "kv_a_layernorm", rank, rank + m.qk_rope_head_dim);
         let kv = [(format!("{at}.kv_b_proj.weight"), h * (m.qk_nope_head_dim + m.v_head_dim))];
-        let kv = self.matrix(Kind::Matrix, rank, &kv);
+        let kv = self.matrix(Kind::Expansion, rank, &kv);
         let o = self.matrix(Kind::Output, h * m.v_head_dim, &[(format!("{at}.o_proj.weight"), d)]);
         let o_bias = config.attention_output_bias.then(|| self.vector(Kind::Bias, format!("{at}.o_proj.bias"), d));
         LatentIds { q_down, q, kv_down, kv, o, o_bias }
@@ -342,6 +351,12 @@ impl Layout {
         self.experts.iter().enumerate().flat_map(|(l, es)| es.iter().enumerate().map(move |(e, p)| (l, e, p)))
     }
 
+    /// The tensors of all parameters on this rank.
+    pub fn parts(&self) -> impl Iterator<Item = &Part> {
+        let experts = self.experts().flat_map(|(.., pair)| pair);
+        self.dense.iter().chain(experts).flat_map(|param| &param.parts)
+    }
+
     /// Elements of the dense part that an optimizer updates.
     pub fn trainable(&self) -> usize {
         self.trainable
@@ -370,6 +385,34 @@ pub enum Home {
     Dense(ParamId),
     /// `(sparse layer, local expert, part)`.
     Expert(usize, usize, ExpertPart),
+}
+
+/// What a pass reads of the parameters: those of training, a [`Store`], or those of inference,
+/// [`PackedWeights`](crate::PackedWeights).
+pub trait Weights<D: Device>: Send + Sync {
+    /// A norm's gain or a bias, in the type of statistics; or a matrix that is never packed, in any type.
+    fn at(&self, id: ParamId) -> View<'_, D>;
+    /// A matrix, in as many bits as it is kept in: embeddings and routers.
+    fn exact(&self, id: ParamId) -> Operand<'_, D>;
+    /// A matrix, for products.
+    fn operand(&self, id: ParamId) -> Operand<'_, D>;
+    /// One matrix of every local expert of a sparse layer, for products.
+    fn experts(&self, layer: usize, part: ExpertPart) -> Vec<Operand<'_, D>>;
+}
+
+impl<D: Device> Weights<D> for Store<D> {
+    fn at(&self, id: ParamId) -> View<'_, D> {
+        Store::at(self, id)
+    }
+    fn exact(&self, id: ParamId) -> Operand<'_, D> {
+        Store::at(self, id).into()
+    }
+    fn operand(&self, id: ParamId) -> Operand<'_, D> {
+        Store::operand(self, id).into()
+    }
+    fn experts(&self, layer: usize, part: ExpertPart) -> Vec<Operand<'_, D>> {
+        Store::experts(self, layer, part).into_iter().map(Operand::from).collect()
+    }
 }
 
 /// Memory in a layout: weights, gradients, or a moment.

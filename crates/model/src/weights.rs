@@ -17,7 +17,7 @@ mod source;
 mod upcycle;
 mod write;
 
-pub use read::{TensorInfo, load, load_from, load_into, load_some, read_config, tensors};
+pub use read::{TensorInfo, load, load_from, load_into, load_packed, load_some, read_config, tensors};
 /// The types that a folder's weights can be written in, and more.
 pub use safetensors::Dtype;
 pub use snapshot::{HostTensor, Snapshot};

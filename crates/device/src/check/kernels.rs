@@ -1,7 +1,7 @@
 //! Every kernel once, on fixed inputs, on any device in any type.
 
 use super::Random;
-use crate::{AdamW, DType, Device, Gemm, Heads, IGNORE, PAGE, Paged, Routing, Score, Tensor, View};
+use crate::{AdamW, DType, Device, Gemm, Heads, IGNORE, Operand, PAGE, Paged, Routing, Score, Tensor, View};
 
 /// One output of one kernel.
 #[derive(Clone, PartialEq, Debug)]
@@ -145,7 +145,7 @@ impl<'a, D: Device> Run<'a, D> {
         let bands = [0..40, 40..40, 40..41, 41..m];
         let (a, dc) = (self.random([m, k]), self.random([m, n]));
         let b: Vec<Tensor<D>> = bands.iter().map(|_| self.random([n, k])).collect();
-        let b: Vec<View<D>> = b.iter().map(Tensor::view).collect();
+        let b: Vec<Operand<D>> = b.iter().map(|b| b.view().into()).collect();
         let (mut c, mut sum) = (self.fresh([m, n]), self.fresh_sums([m, n]));
         device.gemm_bands(Gemm::NT, &bands, a.view(), &b, c.view_mut());
         device.gemm_bands(Gemm::NT, &bands, a.view(), &b, sum.view_mut());

@@ -59,8 +59,8 @@ const KERNELS: [(&str, Part); 30] = [
     ("gemm", Part::Gemm),
     ("gemm_bands", Part::Experts),
     ("gemm_bands_outer", Part::Experts),
-    ("quant_gemm", Part::Gemm),
-    ("quant_gemm_bands", Part::Experts),
+    ("gemm_packed", Part::Gemm),
+    ("gemm_packed_bands", Part::Experts),
     ("gather", Part::Elementwise),
     ("gather_backward", Part::Elementwise),
     ("gather_sum", Part::Elementwise),
@@ -182,7 +182,7 @@ mod tests {
         let (a, b, mut c, mut db) = (new([300, 200]), new([250, 200]), new([300, 250]), new([1, 250]));
         let (before, begin) = (cpu.meter().read(), Instant::now());
         cpu.gemm(Gemm::NT, a.view(), b.view(), c.view_mut());
-        cpu.gemm_bands(Gemm::NT, std::slice::from_ref(&(0..300)), a.view(), &[b.view()], c.view_mut());
+        cpu.gemm_bands(Gemm::NT, std::slice::from_ref(&(0..300)), a.view(), &[b.view().into()], c.view_mut());
         cpu.add_bias_backward(c.view(), db.view_mut());
         let wall = begin.elapsed().as_secs_f64();
         let found = cpu.meter().read().since(&before);

@@ -15,6 +15,7 @@ mod loss;
 mod memory;
 pub mod meter;
 mod norm;
+mod packed;
 mod peak;
 mod pool;
 mod quant;
@@ -26,17 +27,25 @@ mod simd;
 mod swiglu;
 #[cfg(test)]
 mod testing;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 
-use crate::{AdamW, DType, Device, Element, Fault, Gemm, Heads, IGNORE, PAGE, Paged, Routing, Score, View, ViewMut};
+use crate::{
+    AdamW, Coding, DType, Device, Element, Fault, Gemm, Heads, IGNORE, Operand, PAGE, Paged, Routing, Score, View,
+    ViewMut,
+};
 use attention::Context;
 use gemm::{Data, Mat, MatMut};
 use half::bf16;
 pub(crate) use memory::block_bytes;
 use memory::{Block, Memory};
 use meter::{Meter, timed};
+use packed::Packed;
+pub(crate) use packed::packed_bytes;
 pub use pool::Pool;
 pub use quant::{BLOCK, QuantError, QuantKind, QuantMatrix};
 use real::{Real, Stored};
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -46,17 +55,24 @@ pub struct Cpu {
     pool: Arc<Pool>,
     memory: Memory,
     meter: Arc<Meter>,
+    /// What coded weights are multiplied with.
+    quant_kernel: &'static quant::Kernel,
 }
 
 impl Cpu {
     /// A device with `threads` threads.
     pub fn new(threads: usize) -> Self {
-        Cpu { pool: Arc::new(Pool::new(threads)), memory: Memory::default(), meter: Arc::default() }
+        Self::of(Pool::new(threads))
     }
 
     /// As [`Cpu::new`], each thread on a processor of its own: see [`Pool::pinned`].
     pub fn pinned(threads: usize) -> Self {
-        Cpu { pool: Arc::new(Pool::pinned(threads)), memory: Memory::default(), meter: Arc::default() }
+        Self::of(Pool::pinned(threads))
+    }
+
+    fn of(pool: Pool) -> Self {
+        let (pool, quant_kernel) = (Arc::new(pool), quant::Kernel::best());
+        Cpu { pool, memory: Memory::default(), meter: Arc::default(), quant_kernel }
     }
 
     /// The threads, for work that is not a kernel.
@@ -250,6 +266,7 @@ fn check_segments(segments: &[u32], rows: usize) {
 impl Device for Cpu {
     type Buf = Block;
     type Ptr = Ptr;
+    type Packed = Packed;
 
     fn alloc(&self, bytes: usize) -> Block {
         self.memory.alloc(bytes)
@@ -273,6 +290,15 @@ impl Device for Cpu {
         // SAFETY: the view borrows that many initialised bytes.
         let src = unsafe { std::slice::from_raw_parts(src.ptr().0, dst.len()) };
         elementwise::copy(&self.pool, src, dst);
+    }
+    fn pack<'a>(&self, coding: Coding, shape: [usize; 2], row: &(dyn Fn(usize) -> Cow<'a, [u8]> + Sync)) -> Packed {
+        Packed::new(self, coding, shape, row)
+    }
+    fn packed_shape(w: &Packed) -> [usize; 2] {
+        w.shape()
+    }
+    fn packed_bytes(w: &Packed) -> usize {
+        packed_bytes(w.coding(), w.shape())
     }
     fn sync(&self) -> Result<(), Fault> {
         Ok(())
@@ -311,13 +337,26 @@ impl Device for Cpu {
         by_stored!(x.dtype(), A => elementwise::column_sums::<A>(&self.pool, x.shape()[1], slice(x)))
     }
 
-    fn gemm(&self, g: Gemm, a: View<Self>, b: View<Self>, c: ViewMut<Self>) {
-        timed!(self, gemm);
-        by_product!(g.exact, a.dtype(), b.dtype(), c.dtype(), T, C =>
-            gemm::gemm::<T, C>(&self.pool, g, mat(a), mat(b), mat_mut(c)))
+    fn gemm<'b>(&self, g: Gemm, a: View<Self>, b: impl Into<Operand<'b, Self>>, c: ViewMut<Self>) {
+        match b.into() {
+            Operand::Plain(b) => {
+                timed!(self, gemm);
+                by_product!(g.exact, a.dtype(), b.dtype(), c.dtype(), T, C =>
+                    gemm::gemm::<T, C>(&self.pool, g, mat(a), mat(b), mat_mut(c)))
+            }
+            Operand::Packed(w) => {
+                timed!(self, gemm_packed);
+                packed::gemm(self, g, std::slice::from_ref(&(0..a.shape()[0])), a, &[w], c)
+            }
+        }
     }
-    fn gemm_bands(&self, g: Gemm, bands: &[Range<usize>], a: View<Self>, b: &[View<Self>], c: ViewMut<Self>) {
+    fn gemm_bands(&self, g: Gemm, bands: &[Range<usize>], a: View<Self>, b: &[Operand<Self>], c: ViewMut<Self>) {
+        if let Some(Operand::Packed(_)) = b.first() {
+            timed!(self, gemm_packed_bands);
+            return packed::gemm(self, g, bands, a, &packed::all(b), c);
+        }
         timed!(self, gemm_bands);
+        let b: Vec<View<Self>> = b.iter().map(|b| b.plain()).collect();
         let dtype = b.first().map_or(a.dtype(), View::dtype);
         assert!(b.iter().all(|b| b.dtype() == dtype), "dtypes of B");
         by_product!(g.exact, a.dtype(), dtype, c.dtype(), T, C => {
@@ -334,11 +373,16 @@ impl Device for Cpu {
         })
     }
 
-    fn gather(&self, index: &[u32], x: View<Self>, y: ViewMut<Self>) {
+    fn gather<'x>(&self, index: &[u32], x: impl Into<Operand<'x, Self>>, y: ViewMut<Self>) {
         timed!(self, gather);
+        let x = x.into();
         let [rows, width] = x.shape();
         shapes!(y: [index.len(), width]);
         assert!(index.iter().all(|&i| (i as usize) < rows), "a row of a gather is beyond {rows}");
+        let x = match x {
+            Operand::Plain(x) => x,
+            Operand::Packed(w) => return packed::gather(self, index, w, y),
+        };
         by_conversion!(x.dtype(), y.dtype(), X, Y => {
             rows::gather::<X, Y>(&self.pool, index, width, slice(x), slice_mut(y))
         })

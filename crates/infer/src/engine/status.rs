@@ -12,6 +12,8 @@ pub struct Status {
     pub waiting: usize,
     /// Tokens whose keys and values running sequences hold.
     pub cache_used: usize,
+    /// Most that they ever held.
+    pub cache_peak: usize,
     /// Tokens there is room for.
     pub cache_total: usize,
     /// What has been done.

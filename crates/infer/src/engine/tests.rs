@@ -5,7 +5,7 @@ use std::sync::mpsc;
 use wudao_data::tokenizer::TrainOptions;
 use wudao_device::{Cpu, DType};
 use wudao_model::model::Options;
-use wudao_model::{Family, Model, MoeConfig};
+use wudao_model::{Family, Model, MoeConfig, WeightOptions};
 
 fn tokenizer() -> Tokenizer {
     let texts = ["the quick brown fox jumps over the lazy dog", "床前明月光,疑是地上霜。"];
@@ -59,7 +59,7 @@ fn checkpoint(sparse: bool, dtype: DType) -> Checkpoint<Cpu> {
     let config = config(sparse, tokenizer.vocab_size());
     let model = Model::new(&device, &config, config.max_position_embeddings, Options { dtype, ..Options::default() });
     let model = model.unwrap();
-    let weights = model.init(&device, 3);
+    let weights = model.init_packed(&device, 3, &WeightOptions::plain(dtype));
     Checkpoint { device, config, model, weights, tokenizer }
 }
 

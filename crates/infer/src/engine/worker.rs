@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use wudao_comm::Solo;
 use wudao_data::tokenizer::Tokenizer;
 use wudao_device::{DType, Device, Fault, PAGE, View};
-use wudao_model::{Cx, Model, Packing, PagedCache, Step, Store};
+use wudao_model::{Cx, Model, PackedWeights, Packing, PagedCache, Step};
 
 /// How long reading prompts may keep those waiting who write, about: the pace of the last steps may not be that of the next,
 /// which stand further on, and the answers take their time too.
@@ -32,7 +32,7 @@ const LOGITS: usize = 4 << 20;
 pub(super) struct Worker<D: Device> {
     device: D,
     model: Model<D>,
-    weights: Store<D>,
+    weights: PackedWeights<D>,
     cache: PagedCache<D>,
     pages: Pages,
     /// Seconds of a token of a prompt, about.
@@ -74,7 +74,7 @@ impl<D: Device> Worker<D> {
     pub fn new(
         device: D,
         model: Model<D>,
-        weights: Store<D>,
+        weights: PackedWeights<D>,
         options: &mut EngineOptions,
     ) -> Result<Self, EngineError> {
         let (config, operands) = (model.config(), model.dtype());
@@ -142,6 +142,7 @@ impl<D: Device> Worker<D> {
         self.status.running = work.running.len();
         self.status.waiting = work.queue.len() + work.paused.len();
         self.status.cache_used = self.pages.held() * PAGE;
+        self.status.cache_peak = self.status.cache_peak.max(self.status.cache_used);
         lock(&shared.status).clone_from(&self.status);
     }
 
@@ -374,7 +375,7 @@ impl Running<'_> {
     }
 }
 
-fn cx<'a, D: Device>(device: &'a D, weights: &'a Store<D>, packing: &'a Packing) -> Cx<'a, D> {
+fn cx<'a, D: Device>(device: &'a D, weights: &'a PackedWeights<D>, packing: &'a Packing) -> Cx<'a, D> {
     Cx { device, comm: &Solo, weights, packing, aux: Default::default(), log: None, again: false }
 }
 

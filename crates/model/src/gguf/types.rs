@@ -4,6 +4,8 @@
 //! blocks of one. The sizes of kinds that we cannot decode are known all the same, so that a file that holds one can be
 //! listed and the tensor named.
 
+use wudao_device::QuantKind;
+
 /// The name, elements and bytes of a block, by the number in a file. Numbers that are missing were never in use in files
 /// of these versions, or no longer are.
 const TABLE: &[(u32, &str, usize, usize)] = &[
@@ -84,6 +86,16 @@ impl TensorType {
         Self::Q5_K,
         Self::Q6_K,
     ];
+
+    /// The kind of block that products read, if it is one.
+    pub fn quant(self) -> Option<QuantKind> {
+        match self {
+            Self::Q8_0 => Some(QuantKind::Int8),
+            Self::Q4_0 => Some(QuantKind::Int4),
+            Self::Q4_1 => Some(QuantKind::Int4Min),
+            _ => None,
+        }
+    }
 
     /// By its number in a file, if there is such a type.
     pub fn from_number(n: u32) -> Option<TensorType> {

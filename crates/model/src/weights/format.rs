@@ -113,6 +113,22 @@ impl Opened {
         self.header.info(name)
     }
 
+    /// Lets the pages of a tensor leave memory, where the system can be told so: whoever reads it again finds it in the file.
+    pub fn forget(&self, info: &TensorInfo) {
+        #[cfg(unix)]
+        {
+            let (from, to) = info.data_offsets;
+            // SAFETY: the mapping is of a file and never written, so what is let go comes back as it was.
+            let told = unsafe {
+                self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, self.start + from, to - from)
+            };
+            // Nothing depends on it.
+            let _ = told;
+        }
+        #[cfg(not(unix))]
+        let _ = info;
+    }
+
     pub fn bytes(&self, info: &TensorInfo) -> &[u8] {
         &self.map[self.start..][info.data_offsets.0..info.data_offsets.1]
     }

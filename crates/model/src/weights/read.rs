@@ -7,12 +7,14 @@ use super::write::expected;
 use super::{CONFIG, INDEX, MODEL, WeightsError};
 use crate::config::{Config, Family};
 use crate::gguf;
-use crate::store::{Param, Part, Store};
+use crate::packed::{PackedWeights, WeightOptions};
+use crate::store::{Layout, Param, Part, Store};
 use safetensors::Dtype;
 use safetensors::tensor::TensorInfo as Info;
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use wudao_device::Device;
 
 /// What is added to a matrix's name for that of its scales.
@@ -91,6 +93,20 @@ pub fn load<D: Device>(device: &D, path: &Path, config: &Config, store: &mut Sto
 pub fn load_from<D: Device>(device: &D, source: &Source, store: &mut Store<D>) -> Result<(), WeightsError> {
     source.complete()?;
     fill(device, |part| source.tensor(&part.name, &part.shape), store, |_| true)
+}
+
+/// As [`load_from`], for inference: each tensor is packed as it is read, and nothing else of it is kept, so that a model
+/// takes little more memory than in the end.
+pub fn load_packed<D: Device>(
+    device: &D,
+    source: &Source,
+    layout: &Arc<Layout>,
+    options: &WeightOptions,
+) -> Result<PackedWeights<D>, WeightsError> {
+    source.complete()?;
+    PackedWeights::new(device, layout, options, |param, part| {
+        Ok(source.tensor(&part.name, &part.shape)?.incoming(param.shape[1]))
+    })
 }
 
 /// Fills a store from the file of a [`super::Snapshot`] that was taken with the same prefix. Tensors under other prefixes
@@ -183,8 +199,8 @@ impl Files {
             return Err(WeightsError::tensor(&file.path, name, problem));
         }
         match info.dtype {
-            Dtype::F8_E4M3 => Ok(Elements::scaled(shape, file.bytes(info), self.scales(name, info)?)),
-            dtype if is_float(dtype) => Ok(Elements::plain(shape, file.bytes(info), dtype)),
+            Dtype::F8_E4M3 => Ok(Elements::scaled(shape, file, info, self.scales(name, info)?)),
+            dtype if is_float(dtype) => Ok(Elements::plain(shape, file, info)),
             other => {
                 let known = "F32, BF16, F16, F64, and F8_E4M3 with a scale for each block";
                 let problem = format!("has type {other:?}; supported are {known}");

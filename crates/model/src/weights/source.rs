@@ -1,15 +1,19 @@
 //! A model's tensors by their Hugging Face names, whatever files they are in.
 
 use super::convert::{convert, dequantize, encode};
+use super::format::Opened;
 use super::read::Files;
 use super::write::expected;
 use super::{WeightsError, read_config};
 use crate::config::Config;
 use crate::gguf;
+use crate::packed::Incoming;
 use safetensors::Dtype;
+use safetensors::tensor::TensorInfo;
 use std::borrow::Cow;
 use std::ops::Range;
 use std::path::Path;
+use wudao_device::Coding;
 
 /// Elements that are converted at a time.
 const CHUNK: usize = 1 << 20;
@@ -75,8 +79,19 @@ impl Source {
             Kind::Folder(files) => files.elements(name, shape),
             Kind::Gguf(file) => {
                 let rows = file.part(&self.config, name, shape)?;
-                Ok(Elements { shape: rows.shape(), coded: Coded::Gguf(rows) })
+                Ok(Elements { shape: rows.shape(), coded: Coded::Gguf(rows), place: None })
             }
+        }
+    }
+}
+
+/// A tensor that is being packed; then the file's pages may leave memory.
+struct Packing<'a>(Elements<'a>);
+
+impl Drop for Packing<'_> {
+    fn drop(&mut self) {
+        if let Some((file, info)) = self.0.place {
+            file.forget(info);
         }
     }
 }
@@ -85,6 +100,8 @@ impl Source {
 pub struct Elements<'a> {
     shape: [usize; 2],
     coded: Coded<'a>,
+    /// Where they are in a safetensors file.
+    place: Option<(&'a Opened, &'a TensorInfo)>,
 }
 
 enum Coded<'a> {
@@ -95,12 +112,14 @@ enum Coded<'a> {
 }
 
 impl<'a> Elements<'a> {
-    pub(super) fn plain(shape: &[usize], bytes: &'a [u8], dtype: Dtype) -> Self {
-        Elements { shape: gguf::rows_and_columns(shape), coded: Coded::Plain(bytes, dtype) }
+    pub(super) fn plain(shape: &[usize], file: &'a Opened, info: &'a TensorInfo) -> Self {
+        let coded = Coded::Plain(file.bytes(info), info.dtype);
+        Elements { shape: gguf::rows_and_columns(shape), coded, place: Some((file, info)) }
     }
 
-    pub(super) fn scaled(shape: &[usize], bytes: &'a [u8], scales: Vec<f64>) -> Self {
-        Elements { shape: gguf::rows_and_columns(shape), coded: Coded::Scaled(bytes, scales) }
+    pub(super) fn scaled(shape: &[usize], file: &'a Opened, info: &'a TensorInfo, scales: Vec<f64>) -> Self {
+        let coded = Coded::Scaled(file.bytes(info), scales);
+        Elements { shape: gguf::rows_and_columns(shape), coded, place: Some((file, info)) }
     }
 
     /// Rows and columns; the elements of a vector are rows.
@@ -116,6 +135,30 @@ impl<'a> Elements<'a> {
     /// The blocks of a GGUF file, in which they need not be decoded.
     pub fn blocks(&self) -> Option<gguf::Rows<'a>> {
         if let Coded::Gguf(rows) = &self.coded { Some(*rows) } else { None }
+    }
+
+    /// For packing, as rows of so many columns.
+    pub(super) fn incoming(self, columns: usize) -> Incoming<'a> {
+        let blocks = self.blocks().and_then(|rows| rows.kind().quant());
+        let packing = Packing(self);
+        let row = move |i: usize, coding: Coding| packing.0.row(i, columns, coding);
+        Incoming { blocks, row: Box::new(row) }
+    }
+
+    /// Row i of so many columns. A vector, of which each element is a row here, may be one.
+    fn row(&self, i: usize, columns: usize, coding: Coding) -> Cow<'a, [u8]> {
+        let each = columns / self.shape[1];
+        let rows = i * each..(i + 1) * each;
+        match (coding, self.blocks()) {
+            (Coding::F32, _) => self.read(rows, Dtype::F32),
+            (Coding::Bf16, _) => self.read(rows, Dtype::BF16),
+            (Coding::Quant(kind), Some(blocks)) if blocks.kind().quant() == Some(kind) => blocks.row(i).into(),
+            (Coding::Quant(_), _) => {
+                let wide = self.read(rows, Dtype::F32);
+                let wide: Vec<f32> = wide.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
+                coding.encode(&wide).into()
+            }
+        }
     }
 
     /// All rows, in stretches that take little memory, each of a multiple of `group` rows (but the last, where they do not

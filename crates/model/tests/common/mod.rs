@@ -32,7 +32,7 @@ pub fn randomize(device: &Cpu, store: &mut Store<Cpu>, seed: u64) {
                 Kind::Correction => (0.0, 0.1),
                 Kind::Embedding => (0.0, 1.0),
                 Kind::Router => (0.0, 0.8),
-                Kind::Matrix | Kind::Output | Kind::Head => (0.0, 2.0 / (shape[1] as f64).sqrt()),
+                Kind::Matrix | Kind::Expansion | Kind::Output | Kind::Head => (0.0, 2.0 / (shape[1] as f64).sqrt()),
             };
             let values: Vec<f64> = (0..shape[0] * shape[1]).map(|_| mean + width * random.uniform()).collect();
             let values = Tensor::from_host(device, shape, &values);

@@ -81,7 +81,7 @@ pub struct Optimizer<D: Device> {
 /// Whether weight decay applies: to matrices, and to embeddings where `decay_embeddings` says so.
 fn decays(kind: Kind, settings: &TrainSettings) -> bool {
     match kind {
-        Kind::Matrix | Kind::Output | Kind::Head | Kind::Router => true,
+        Kind::Matrix | Kind::Expansion | Kind::Output | Kind::Head | Kind::Router => true,
         Kind::Embedding => settings.decay_embeddings,
         Kind::Norm | Kind::Bias | Kind::Correction => false,
     }

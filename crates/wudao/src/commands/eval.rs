@@ -9,7 +9,7 @@ use super::generate::open;
 use super::texts::{self, TextArgs};
 use super::tokenizer::language;
 use super::train::verify;
-use super::{Context, Dtype};
+use super::{Context, WeightArgs};
 use crate::error::Advice;
 use crate::printer::{Unit, columns, duration, grouped};
 use crate::settings::{self, EvalSettings, SettingsArgs};
@@ -38,9 +38,8 @@ pub struct Args {
     /// A checkpoint, a run folder (its newest checkpoint), or a GGUF file.
     #[arg(long, value_name = "DIR")]
     pub(super) model: PathBuf,
-    /// Bits that products multiply in.
-    #[arg(long, value_enum, default_value = "f32")]
-    pub(super) dtype: Dtype,
+    #[command(flatten)]
+    pub(super) weights: WeightArgs,
     /// Text files or folders of them, or a prepared data set (its held-out part).
     #[arg(long, value_name = "PATH", num_args = 1..)]
     data: Vec<PathBuf>,
@@ -129,7 +128,7 @@ pub fn run(args: Args, cx: &Context) -> anyhow::Result<()> {
     }
     let own = [("eval.seq_len", "--seq-len", args.seq_len.map(|n| n.to_string()))];
     let settings: EvalSettings = settings::resolve(&args.settings, &own, &cx.environment)?.section("eval")?;
-    let checkpoint = open(cx, &args.model, args.dtype.into())?;
+    let checkpoint = open(cx, &args.model, &args.weights.options()?)?;
     let sources = read(&args, &checkpoint, cx)?;
     let start = Instant::now();
     let (seq_len, tally) = score(&checkpoint, &sources, &settings, cx)?;

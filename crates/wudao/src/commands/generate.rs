@@ -3,7 +3,7 @@
 //! The completion alone goes to standard output, as it is written. With several prompts, or for a program, `--json` gives
 //! one object a line.
 
-use super::{Context, Dtype};
+use super::{Context, WeightArgs};
 use crate::error::{Advice, Usage};
 use crate::printer::duration;
 use crate::settings::{self, GenerateSettings, SettingsArgs};
@@ -14,8 +14,9 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
-use wudao_device::{Cpu, DType};
+use wudao_device::Cpu;
 use wudao_infer::{Checkpoint, Completion, Generation, Stop};
+use wudao_model::WeightOptions;
 
 /// Arguments of `wudao generate`.
 #[derive(clap::Args, Debug)]
@@ -27,9 +28,8 @@ pub struct Args {
     /// A checkpoint, a run folder (its newest checkpoint), or a GGUF file.
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// Bits that products multiply in.
-    #[arg(long, value_enum, default_value = "f32")]
-    dtype: Dtype,
+    #[command(flatten)]
+    weights: WeightArgs,
     /// The text to continue; `-` reads it from standard input.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: Option<String>,
@@ -107,7 +107,7 @@ pub fn run(args: Args, cx: &Context) -> anyhow::Result<()> {
         (None, Some(path)) => prompts(&path)?,
         (None, None) => unreachable!("the parser asks for one of the two"),
     };
-    let checkpoint = open(cx, &args.model, args.dtype.into())?;
+    let checkpoint = open(cx, &args.model, &args.weights.options()?)?;
     let stop = signals::stop_flag()?;
     for (number, prompt) in prompts.iter().enumerate() {
         if prompts.len() > 1 && !args.json {
@@ -160,13 +160,13 @@ fn report(cx: &Context, prompt: &str, completion: &Completion, seconds: f64, jso
     Ok(())
 }
 
-/// Opens a checkpoint folder, the newest checkpoint of a run, or a GGUF file, to multiply in `operands`.
-pub fn open(cx: &Context, path: &Path, operands: DType) -> anyhow::Result<Checkpoint<Cpu>> {
+/// Opens a checkpoint folder, the newest checkpoint of a run, or a GGUF file.
+pub fn open(cx: &Context, path: &Path, how: &WeightOptions) -> anyhow::Result<Checkpoint<Cpu>> {
     let dir = super::train::checkpoint_of(path)?;
     if dir != path {
         cx.printer.detail(format!("checkpoint {}", dir.display()));
     }
-    Checkpoint::open(&cx.cpu_for(operands), &dir, operands)
+    Checkpoint::open(&cx.cpu_for(how.operands), &dir, how)
         .help(format!("`wudao inspect {}` says what is there", path.display()))
 }
 

@@ -19,7 +19,8 @@ use crate::cli::{Cli, Command};
 use crate::error::Usage;
 use crate::printer::Printer;
 use crate::settings;
-use wudao_device::{Cpu, DType};
+use wudao_device::{Coding, Cpu, DType, QuantKind};
+use wudao_model::WeightOptions;
 
 /// What every command has at hand.
 pub struct Context<'a> {
@@ -64,6 +65,70 @@ impl From<Dtype> for DType {
             Dtype::F32 => DType::F32,
             Dtype::Bf16 => DType::Bf16,
         }
+    }
+}
+
+/// How weights are kept.
+#[derive(clap::ValueEnum, Clone, Copy, Debug)]
+pub enum Weights {
+    /// 32 bits.
+    F32,
+    /// 16 bits.
+    Bf16,
+    /// 8 bits, and a scale for 32 weights.
+    #[value(name = "q8_0")]
+    Q8,
+    /// 4 bits and a scale; what makes the logits has 8.
+    #[value(name = "q4_0")]
+    Q4,
+    /// 4 bits, a scale and a minimum; what makes the logits has 8.
+    #[value(name = "q4_1")]
+    Q4Min,
+}
+
+impl From<Weights> for Coding {
+    fn from(weights: Weights) -> Coding {
+        match weights {
+            Weights::F32 => Coding::F32,
+            Weights::Bf16 => Coding::Bf16,
+            Weights::Q8 => Coding::Quant(QuantKind::Int8),
+            Weights::Q4 => Coding::Quant(QuantKind::Int4),
+            Weights::Q4Min => Coding::Quant(QuantKind::Int4Min),
+        }
+    }
+}
+
+/// How the weights of a model that answers are kept, and what they are multiplied by.
+#[derive(clap::Args, Clone, Copy, Debug, Default)]
+pub struct WeightArgs {
+    /// Bits of activations [default: those of weights in f32 and bf16, else f32].
+    #[arg(long, value_enum)]
+    pub dtype: Option<Dtype>,
+    /// Bits of weights: fewer take less memory, and are read sooner [default: as --dtype].
+    #[arg(long, value_enum, value_name = "CODING")]
+    pub weights: Option<Weights>,
+}
+
+impl WeightArgs {
+    /// What they come to.
+    pub fn options(self) -> Result<WeightOptions, Usage> {
+        weight_options(self.dtype.map(DType::from), self.weights)
+    }
+}
+
+/// What `--dtype` and `--weights` come to.
+fn weight_options(dtype: Option<DType>, weights: Option<Weights>) -> Result<WeightOptions, Usage> {
+    let Some(coding) = weights.map(Coding::from) else {
+        return Ok(WeightOptions { operands: dtype.unwrap_or(DType::F32), coding: None });
+    };
+    let options = WeightOptions::coded(coding);
+    match (coding, dtype) {
+        (_, None) => Ok(options),
+        (Coding::F32 | Coding::Bf16, Some(other)) if other != options.operands => {
+            let name = coding.name();
+            Err(Usage(format!("--weights {name} are multiplied in {name}: leave --dtype out")))
+        }
+        (_, Some(operands)) => Ok(WeightOptions { operands, ..options }),
     }
 }
 

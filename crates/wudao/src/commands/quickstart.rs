@@ -18,6 +18,7 @@ use std::time::Instant;
 use wudao_data::prepare::SourceOptions;
 use wudao_device::DType;
 use wudao_infer::{Checkpoint, Generation};
+use wudao_model::WeightOptions;
 use wudao_train::{End, Init, checkpoint};
 
 macro_rules! corpus {
@@ -134,7 +135,7 @@ fn unpack(corpus: &Path, cx: &Context) -> anyhow::Result<()> {
 
 /// Continues the prompts before the reader's eyes.
 fn write_samples(cx: &Context, model: &Path, stop: &Arc<AtomicBool>) -> anyhow::Result<()> {
-    let checkpoint = Checkpoint::open(&cx.cpu(), model, DType::F32)?;
+    let checkpoint = Checkpoint::open(&cx.cpu(), model, &WeightOptions::plain(DType::F32))?;
     let how = Generation::from(settings::GenerateSettings { max_tokens: 100, ..Default::default() });
     for prompt in PROMPTS {
         cx.printer.say("");

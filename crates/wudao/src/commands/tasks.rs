@@ -3,9 +3,9 @@
 //! With `--out` every answer goes to a file of JSON Lines as soon as it is there, and a run that was stopped goes on where
 //! it was. The first line says which model answered, so that no other model's answers are taken for its own.
 
+use super::Context;
 use super::eval::Args;
 use super::generate::open;
-use super::{Context, Dtype};
 use crate::error::Advice;
 use crate::printer::{Unit, columns, duration, grouped};
 use crate::signals;
@@ -18,9 +18,10 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
-use wudao_device::{Cpu, DType, Device};
+use wudao_device::Cpu;
 use wudao_infer::Checkpoint;
 use wudao_infer::tasks::{Answer, Metric, Question, Task, TaskScores};
+use wudao_model::WeightOptions;
 
 /// Tokens that are computed at once, and questions between two writes of answers.
 const POSITIONS: usize = 4096;
@@ -57,8 +58,9 @@ pub fn run(args: &Args, cx: &Context) -> anyhow::Result<()> {
     if let Some(limit) = args.limit {
         tasks.iter_mut().for_each(|task| task.questions.truncate(limit.get()));
     }
-    let checkpoint = open(cx, &args.model, args.dtype.into())?;
-    let mut answers = Answers::open(args.out.as_deref(), &fingerprint(&checkpoint, args.dtype))?;
+    let how = args.weights.options()?;
+    let checkpoint = open(cx, &args.model, &how)?;
+    let mut answers = Answers::open(args.out.as_deref(), &fingerprint(&checkpoint, &how))?;
     let start = Instant::now();
     let stop = signals::stop_flag()?;
     let choices = |questions: &[Question]| questions.iter().map(|q| q.choices.len() as u64).sum::<u64>();
@@ -98,13 +100,12 @@ pub fn run(args: &Args, cx: &Context) -> anyhow::Result<()> {
 }
 
 /// What answers depend on besides the question.
-fn fingerprint(checkpoint: &Checkpoint<Cpu>, dtype: Dtype) -> String {
-    let dtype: DType = dtype.into();
+fn fingerprint(checkpoint: &Checkpoint<Cpu>, how: &WeightOptions) -> String {
     let mut hash = Sha256::new();
-    hash.update(checkpoint.config.to_json(dtype));
+    hash.update(checkpoint.config.to_json(how.operands));
     hash.update(checkpoint.tokenizer.hash());
-    for view in checkpoint.weights.trainable() {
-        hash.update(checkpoint.device.sum_of_squares(view).to_le_bytes());
+    for sum in checkpoint.weights.sums_of_squares(&checkpoint.device) {
+        hash.update(sum.to_le_bytes());
     }
     hash.finalize()[..16].iter().map(|b| format!("{b:02x}")).collect()
 }
@@ -128,8 +129,11 @@ impl Answers {
                 .with_context(|| format!("{}:{lines}: not a line of answers", path.display()))?
             {
                 Line::Model { model: other } if other != model => {
-                    return Err(anyhow::anyhow!("{} holds the answers of another model or --dtype", path.display()))
-                        .help("name another file with --out, or remove this one");
+                    return Err(anyhow::anyhow!(
+                        "{} holds the answers of another model, --dtype or --weights",
+                        path.display()
+                    ))
+                    .help("name another file with --out, or remove this one");
                 }
                 Line::Model { .. } => {}
                 Line::Answer { task, question, answer } => drop(known.insert((task, question), answer)),

@@ -19,7 +19,7 @@ use wudao_data::shard::ShardSet;
 use wudao_data::tokenizer::{SPECIAL_TOKENS, Tokenizer};
 use wudao_device::{Cpu, DType};
 use wudao_infer::{Checkpoint, Generation};
-use wudao_model::{Config, weights};
+use wudao_model::{Config, WeightOptions, weights};
 use wudao_train::evaluate::Scores;
 use wudao_train::metrics::{self, Sample};
 use wudao_train::{Data, End, Event, Init, Job, Observer, Outcome, TrainError, TrainSettings, checkpoint};
@@ -318,7 +318,7 @@ impl Observer for Recorder<'_> {
 
 /// Lets the finished model write, for the report.
 fn add_samples(cx: &Context, device: &Cpu, out: &Path, outcome: &Outcome) -> anyhow::Result<()> {
-    let checkpoint = Checkpoint::open(device, &outcome.last, DType::F32)?;
+    let checkpoint = Checkpoint::open(device, &outcome.last, &WeightOptions::plain(DType::F32))?;
     let how = Generation::from(settings::GenerateSettings { max_tokens: 80, ..Default::default() });
     for prompt in SAMPLE_PROMPTS {
         let completion = checkpoint.generate(prompt, &how, &mut |_| true)?.text;

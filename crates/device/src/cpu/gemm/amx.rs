@@ -9,19 +9,17 @@
 //! themselves, and adds both to what was there; numbers below 2⁻¹²⁶ are taken and written as zero. A sum's bits still depend
 //! on its own row, its own column and K alone.
 //!
-//! Rust has no stable intrinsics for tiles, so this is assembly. No tile lives from one piece of it to the next; their
-//! shape does, one per thread. Linux gives a process the unit when it asks for it.
+//! Rust has no stable intrinsics for tiles, so this is assembly. No tile lives from one piece of it to the next.
 
 use super::kernel::{Kernel, Rows};
 use super::pack::Side;
 use super::put::{self, Lanes};
 use super::transpose;
+use crate::cpu::tiles::{self, Shapes};
 use half::bf16;
 use std::arch::asm;
 use std::arch::x86_64::*;
-use std::cell::Cell;
 use std::ops::Range;
-use std::sync::OnceLock;
 
 /// Rows and columns of a tile, 4 bytes each.
 const TILE: usize = 16;
@@ -43,75 +41,23 @@ pub(in super::super) const KERNEL: Kernel<bf16> = Kernel {
     put_rounded: Some(put_tile::<bf16>),
 };
 
-/// Whether processor and system have the unit. The first call asks the system for it.
+/// Whether processor and system have the unit.
 pub(in crate::cpu) fn supported() -> bool {
-    static SUPPORTED: OnceLock<bool> = OnceLock::new();
-    *SUPPORTED.get_or_init(|| {
-        let vectors = is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512dq")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("fma");
-        // CPUID 7.0: AMX-BF16 and AMX-TILE are bits 22 and 24 of EDX.
-        const BITS: u32 = 1 << 22 | 1 << 24;
-        vectors && __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & BITS == BITS && permitted()
-    })
+    tiles::supported(tiles::BF16)
 }
 
-#[cfg(target_os = "linux")]
-fn permitted() -> bool {
-    const ARCH_REQ_XCOMP_PERM: libc::c_ulong = 0x1023;
-    const XFEATURE_XTILEDATA: libc::c_ulong = 18;
-    // SAFETY: a system call that reads no memory; where it is unknown it fails.
-    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn permitted() -> bool {
-    false
-}
-
-/// The operand of `ldtilecfg`: rows, and bytes of a row, of each tile.
-#[repr(C, align(64))]
-struct Shapes {
-    palette: u8,
-    start: u8,
-    reserved: [u8; 14],
-    row_bytes: [u16; 16],
-    rows: [u8; 16],
-}
-
-/// Gives this thread's tiles their shapes for `rows` rows of A: sums in tiles 0 to 3, A in 4 and 5, B in 6 and 7.
-///
-/// # Safety
-/// The unit is [`supported`].
-unsafe fn shape(rows: usize) {
-    thread_local! {
-        static SHAPED: Cell<usize> = const { Cell::new(0) };
-    }
-    if SHAPED.replace(rows) == rows {
-        return;
-    }
-    let upper = rows.min(TILE) as u8;
-    // Tiles that are not used have a row nevertheless: none is no shape.
-    let lower = rows.saturating_sub(TILE).max(1) as u8;
-    let all = TILE as u8;
-    let shapes = Shapes {
-        palette: 1,
-        start: 0,
-        reserved: [0; 14],
-        row_bytes: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
-        rows: [upper, upper, lower, lower, upper, lower, all, all, 0, 0, 0, 0, 0, 0, 0, 0],
-    };
-    // SAFETY: the unit is there, and the shapes are valid.
-    unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const shapes, options(nostack, readonly)) }
+/// The tiles for `rows` rows of A: sums in 0 to 3, A in 4 and 5, B in 6 and 7.
+const fn shapes(rows: usize) -> Shapes {
+    let (upper, lower) = if rows > TILE { (TILE as u8, (rows - TILE) as u8) } else { (rows as u8, 1) };
+    let [upper, lower, all] = [(upper, 64), (lower, 64), (TILE as u8, 64)];
+    Shapes::new([upper, upper, lower, lower, upper, lower, all, all])
 }
 
 /// Sums of `blocks` times 32 steps into up to 32 × 32 elements at `c`, whose rows are `pitch` bytes apart; with `more` they
 /// are added to what is there.
 ///
 /// # Safety
-/// The unit is [`supported`] and its tiles have the [`shape`] for `rows`. So many rows of A, `row` bytes apart, have so many
+/// The unit is [`supported`] and its tiles have the [`shapes`] for `rows`. So many rows of A, `row` bytes apart, have so many
 /// steps; B has so many groups of 16 pairs; rows of 32 sums may be written (and read, with `more`) at `c`.
 unsafe fn sum(
     rows: usize,
@@ -212,7 +158,7 @@ unsafe fn tile(
     // SAFETY: this kernel is only handed out where the unit is supported. The caller answers for rows of A and a panel of B
     // of `steps` steps, and for `rows × cols` elements of C; other sums go to a buffer.
     unsafe {
-        shape(rows);
+        shapes(rows).set();
         if blocks > 0 {
             sum(rows, a.data.as_ptr(), 2 * a.row, b, blocks, to, to_pitch, false);
         }
@@ -285,7 +231,7 @@ unsafe fn pack_rows(side: &Side<f32>, lanes: Range<usize>, steps: Range<usize>, 
 pub(in crate::cpu) unsafe fn burn(steps: usize) {
     // SAFETY: the caller's promise; nothing but tiles is touched.
     unsafe {
-        shape(ROWS);
+        shapes(ROWS).set();
         asm!(
             "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
             "tilezero tmm4", "tilezero tmm5", "tilezero tmm6", "tilezero tmm7",

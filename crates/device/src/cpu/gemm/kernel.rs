@@ -106,12 +106,12 @@ impl<T: GemmScalar> Kernel<T> {
         self.cols() / 2
     }
 
-    /// A packed panel of rows of op(A), of so many steps.
-    pub(super) fn packed<'a>(&self, data: &'a [T], steps: usize) -> Rows<'a, T> {
+    /// A packed panel of rows of op(A) that has so many steps, from step `first` on, the first of a group.
+    pub(super) fn packed<'a>(&self, panel: &'a [T], steps: usize, first: usize) -> Rows<'a, T> {
         if self.rows_adjacent {
-            Rows { data, row: T::GROUP, group: self.rows() * T::GROUP }
+            Rows { data: &panel[first * self.rows()..], row: T::GROUP, group: self.rows() * T::GROUP }
         } else {
-            Rows { data, row: steps.next_multiple_of(T::GROUP), group: T::GROUP }
+            Rows { data: &panel[first..], row: steps.next_multiple_of(T::GROUP), group: T::GROUP }
         }
     }
 

@@ -27,6 +27,7 @@
 pub(in crate::cpu) mod amx;
 mod kernel;
 mod pack;
+mod packed;
 mod panels;
 mod plan;
 mod put;
@@ -43,6 +44,7 @@ use crate::Gemm;
 use kernel::Kernel;
 pub(crate) use kernel::{Data, GemmScalar};
 use pack::Side;
+pub(crate) use packed::{Panels, gemm_packed};
 pub(in crate::cpu) use panels::{Micro, Operand};
 use plan::{Size, Tile};
 use put::Target;
@@ -316,7 +318,7 @@ unsafe fn compute<T: GemmScalar, C: Target<T>>(
                     let size = [rows.len(), cols.len(), steps.len()];
                     let a = match p.rows.rows_in_place(rows.start, &steps) {
                         Some(rows) => rows,
-                        None => kernel.packed(&a_block[at], steps.len()),
+                        None => kernel.packed(&a_block[at], steps.len(), 0),
                     };
                     // SAFETY: the rectangle `rows × cols` lies within the tile, hence within C, whose rows are `pitch`
                     // apart.

@@ -111,7 +111,7 @@ impl<T: GemmScalar> Micro<T> {
             // SAFETY: rows `rows` of C are inside the slice, as asserted, and it is borrowed exclusively.
             unsafe {
                 let c = c.as_mut_ptr().add(rows.start * pitch);
-                self.0.tile([rows.len(), n, k], self.0.packed(&a[i * panel..], k), b, c, pitch, accumulate);
+                self.0.tile([rows.len(), n, k], self.0.packed(&a[i * panel..], k, 0), b, c, pitch, accumulate);
             }
         }
     }

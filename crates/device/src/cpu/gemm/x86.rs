@@ -11,6 +11,11 @@ use crate::cpu::real::Stored;
 use half::bf16;
 use std::arch::x86_64::*;
 
+/// With so few rows, a panel that was packed long ago is read from memory more slowly than it is multiplied by …
+const FEW: usize = 4;
+/// … so it is fetched so many bytes ahead.
+const AHEAD: usize = 2048;
+
 macro_rules! kernel {
     (
         $module:ident, $name:literal, [$($feature:tt)+], $t:ty, group $group:literal,
@@ -106,6 +111,12 @@ macro_rules! kernel {
                     }
                     for _ in 0..steps.div_ceil(GROUP) {
                         let b_vectors: [_; V] = std::array::from_fn(|v| $load(b.add(v * $lanes * GROUP)));
+                        if R <= FEW {
+                            for v in 0..V {
+                                let ahead = b.wrapping_add(AHEAD / size_of::<$t>() + v * $lanes * GROUP);
+                                _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+                            }
+                        }
                         // Written out, row by row: left to itself, the compiler may keep a loop, and the sums in memory.
                         $(if $r <= R {
                             let x = $splat(thirds[($r - 1) / 3].add(($r - 1) % 3 * a.row));

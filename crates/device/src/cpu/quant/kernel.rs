@@ -15,7 +15,7 @@ pub(super) type Lanes = [f32; LANES];
 pub(super) type MicroKernel = unsafe fn(QuantKind, Layout, *const u8, &[RowBlock], &mut [Lanes]);
 
 /// A micro-kernel.
-pub(super) struct Kernel {
+pub(in crate::cpu) struct Kernel {
     /// The instructions that it multiplies with.
     pub name: &'static str,
     /// Whether this machine has the instructions.
@@ -28,6 +28,8 @@ pub(super) struct Kernel {
 impl Kernel {
     /// Best first; the last one works on any machine.
     const ALL: &'static [Kernel] = &[
+        #[cfg(target_arch = "x86_64")]
+        Kernel { name: "amx_int8", supported: super::amx::supported, rows: super::amx::ROWS, tile: super::amx::tile },
         #[cfg(target_arch = "x86_64")]
         Kernel {
             name: "avx512_vnni",
@@ -62,7 +64,7 @@ impl Kernel {
     }
 
     /// `sums[r] = Σ_k x[r, k]·w[lane, k]` for a group of rows and a panel.
-    pub fn tile(&self, kind: QuantKind, layout: Layout, panel: &[u8], rows: &[RowBlock], sums: &mut [Lanes]) {
+    pub(super) fn tile(&self, kind: QuantKind, layout: Layout, panel: &[u8], rows: &[RowBlock], sums: &mut [Lanes]) {
         assert!((1..=self.rows).contains(&sums.len()) && rows.len() == layout.blocks * sums.len(), "a group of rows");
         assert!(layout == Layout::new(kind, layout.blocks) && panel.len() >= layout.bytes, "a panel");
         assert!(panel.as_ptr().addr().is_multiple_of(64), "panels begin at cache lines");

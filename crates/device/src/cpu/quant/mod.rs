@@ -20,6 +20,8 @@
 //! Not here: gradients, which nobody takes of coded weights; and other block formats of files, whose weights can be
 //! converted to one of these three or to bf16.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod format;
 mod kernel;
 mod pack;
@@ -32,12 +34,11 @@ mod x86;
 
 use super::bands::bands;
 use super::memory::Block;
-use super::meter::timed;
 use super::{Cpu, slice, slice_mut};
 use crate::{DType, View, ViewMut};
 pub use format::{BLOCK, QuantKind};
 use half::bf16;
-use kernel::Kernel;
+pub(super) use kernel::Kernel;
 use pack::{LANES, Layout};
 use product::Call;
 use std::borrow::Cow;
@@ -87,6 +88,21 @@ impl QuantMatrix {
             return Err(QuantError::Row { row, found, expected });
         }
         Self::build(cpu, kind, shape, |i| Cow::Borrowed(row(i)))
+    }
+
+    /// As [`QuantMatrix::from_blocks`], from rows of which each is made when it is its turn. Panics if one has the wrong size.
+    pub(super) fn from_rows<'a>(
+        cpu: &Cpu,
+        kind: QuantKind,
+        shape: [usize; 2],
+        row: impl Fn(usize) -> Cow<'a, [u8]> + Sync,
+    ) -> Result<Self, QuantError> {
+        let expected = Self::layout(kind, shape)?.blocks * kind.block_bytes();
+        Self::build(cpu, kind, shape, |i| {
+            let bytes = row(i);
+            assert_eq!(bytes.len(), expected, "bytes of row {i}");
+            bytes
+        })
     }
 
     /// Codes the rows of a dense matrix: see [`QuantKind::encode`]. Panics if there are not `N · K` weights.
@@ -141,6 +157,11 @@ impl QuantMatrix {
         self.panels().len()
     }
 
+    /// Bytes that weights of this kind and shape take.
+    pub(super) fn bytes_of(kind: QuantKind, [n, k]: [usize; 2]) -> usize {
+        n.div_ceil(LANES) * Layout::new(kind, k / BLOCK).bytes
+    }
+
     /// Writes the K weights of row i of N, each rounded once to f32: what an embedding table is asked for.
     pub fn row(&self, i: usize, weights: &mut [f32]) {
         assert!(i < self.shape[0] && weights.len() == self.shape[1], "row {i} of {:?}", self.shape);
@@ -171,33 +192,16 @@ impl QuantMatrix {
 }
 
 impl Cpu {
-    /// `y[T, N] (+)= x[T, K] · Wᵀ`; x and y are f32 or bf16. See the text of the module on what is rounded, and in which
-    /// order sums are made. Panics if the shapes do not fit.
-    pub fn quant_gemm(&self, x: View<Self>, w: &QuantMatrix, accumulate: bool, y: ViewMut<Self>) {
-        timed!(self, quant_gemm);
-        self.quant(std::slice::from_ref(&(0..x.shape()[0])), x, &[w], accumulate, y);
-    }
-
-    /// For every expert e: `y[band_e] (+)= x[band_e] · W_eᵀ`. Bands ascend, are disjoint, and cover the rows of x and y.
-    pub fn quant_gemm_bands(
-        &self,
-        bands: &[Range<usize>],
-        x: View<Self>,
-        w: &[&QuantMatrix],
-        accumulate: bool,
-        y: ViewMut<Self>,
-    ) {
-        timed!(self, quant_gemm_bands);
-        self.quant(bands, x, w, accumulate, y);
-    }
-
     /// The instructions that coded weights are multiplied with.
     pub fn quant_instructions(&self) -> &'static str {
-        Kernel::best().name
+        self.quant_kernel.name
     }
 
-    fn quant(&self, bands: &[Range<usize>], x: View<Self>, w: &[&QuantMatrix], accumulate: bool, y: ViewMut<Self>) {
-        let (pool, memory, kernel) = (&*self.pool, &self.memory, Kernel::best());
+    /// For every expert e: `y[band_e] (+)= x[band_e] · W_eᵀ`; x and y are f32 or bf16. See the text of the module on what is
+    /// rounded, and in which order sums are made. Bands ascend, are disjoint, and cover the rows of x and y. Panics if the
+    /// shapes do not fit.
+    pub fn quant(&self, bands: &[Range<usize>], x: View<Self>, w: &[&QuantMatrix], accumulate: bool, y: ViewMut<Self>) {
+        let (pool, memory, kernel) = (&*self.pool, &self.memory, self.quant_kernel);
         let ([t, k], [rows, n]) = (x.shape(), y.shape());
         assert_eq!(t, rows, "rows of x and y");
         let call = Call { pool, memory, kernel, bands, w, shape: [t, n, k], accumulate };

@@ -169,4 +169,4 @@ impl Call<'_> {
 }
 
 /// Most rows of any micro-kernel.
-const MOST_ROWS: usize = 14;
+const MOST_ROWS: usize = 16;

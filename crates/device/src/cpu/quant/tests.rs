@@ -220,14 +220,14 @@ fn bf16_is_widened_and_rounded_once() {
     let wide: Vec<f32> = x.iter().map(|x| x.to_f32()).collect();
     let (x, wide) = (Tensor::from_host(&cpu, [t, k], &x), Tensor::from_host(&cpu, [t, k], &wide));
     let mut y = Tensor::zeros(&cpu, [t, n], DType::F32);
-    cpu.quant_gemm(wide.view(), &w, false, y.view_mut());
+    cpu.quant(std::slice::from_ref(&(0..t)), wide.view(), &[&w], false, y.view_mut());
     let expected = y.view().to_host::<f32>(&cpu);
     let mut same = Tensor::zeros(&cpu, [t, n], DType::F32);
-    cpu.quant_gemm(x.view(), &w, false, same.view_mut());
+    cpu.quant(std::slice::from_ref(&(0..t)), x.view(), &[&w], false, same.view_mut());
     assert_eq!(bits(&same.view().to_host::<f32>(&cpu)), bits(&expected));
     let mut half = Tensor::zeros(&cpu, [t, n], DType::Bf16);
     let bands = [0..4, 4..4, 4..t];
-    cpu.quant_gemm_bands(&bands, x.view(), &[&w, &w, &w], false, half.view_mut());
+    cpu.quant(&bands, x.view(), &[&w, &w, &w], false, half.view_mut());
     let rounded: Vec<bf16> = expected.iter().map(|&y| bf16::from_f32(y)).collect();
     assert_eq!(half.view().to_host::<bf16>(&cpu), rounded);
 }

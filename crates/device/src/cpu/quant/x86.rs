@@ -17,17 +17,17 @@ use super::pack::{GROUPS, HEAD, LANES, Layout, SCALES};
 use super::rows::RowBlock;
 use std::arch::x86_64::*;
 
-const INT8: u8 = 0;
-const INT4: u8 = 1;
-const INT4_MIN: u8 = 2;
+pub(super) const INT8: u8 = 0;
+pub(super) const INT4: u8 = 1;
+pub(super) const INT4_MIN: u8 = 2;
 
 /// Calls `tile_of::<ROWS, KIND>` for the number of rows and the kind.
 macro_rules! dispatch {
     ($kind:ident, $rows:expr, [$($r:literal)+], $arguments:tt) => {
         match ($rows, $kind) {
-            $(($r, QuantKind::Int8) => tile_of::<$r, INT8> $arguments,
-            ($r, QuantKind::Int4) => tile_of::<$r, INT4> $arguments,
-            ($r, QuantKind::Int4Min) => tile_of::<$r, INT4_MIN> $arguments,)+
+            $(($r, QuantKind::Int8) => tile_of::<$r, { $crate::cpu::quant::x86::INT8 }> $arguments,
+            ($r, QuantKind::Int4) => tile_of::<$r, { $crate::cpu::quant::x86::INT4 }> $arguments,
+            ($r, QuantKind::Int4Min) => tile_of::<$r, { $crate::cpu::quant::x86::INT4_MIN }> $arguments,)+
             (rows, _) => unreachable!("a group of {rows} rows"),
         }
     };
@@ -42,6 +42,8 @@ macro_rules! each {
         })+
     };
 }
+
+pub(super) use {dispatch, each};
 
 /// A group of four activations, as the instructions take it.
 ///

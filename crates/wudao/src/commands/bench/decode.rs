@@ -4,16 +4,15 @@
 //! So the figure beside tokens a second is bytes a second: of these weights, and of the keys and values so far. Weights are
 //! random, and the likeliest token is taken, as any program would that is asked for the temperature 0.
 
-use super::{Context, Measured, Shape, dtype_name, median};
+use super::{Context, Measured, Shape, WeightArg, dtype_name, median, weights_name};
 use crate::printer::columns;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Instant;
 use wudao_comm::Solo;
 use wudao_device::{Cpu, Fault};
-use wudao_model::counts::Counts;
 use wudao_model::model::Options;
-use wudao_model::{Cx, KvCache, Model, Packing};
+use wudao_model::{Cx, KvCache, Model, Packing, WeightOptions};
 
 /// Arguments of `wudao bench decode`.
 #[derive(clap::Args, Debug)]
@@ -34,6 +33,8 @@ pub struct Args {
     json: bool,
     #[command(flatten)]
     shape: Shape,
+    #[command(flatten)]
+    weights: WeightArg,
 }
 
 /// What `--json` prints.
@@ -41,6 +42,8 @@ pub struct Args {
 struct Answer {
     config: Option<String>,
     dtype: &'static str,
+    /// How weights are kept.
+    weights: &'static str,
     threads: usize,
     prompt: u32,
     tokens: u32,
@@ -63,6 +66,8 @@ struct Answer {
 /// What was seen of the tries.
 #[derive(Default)]
 struct Tries {
+    /// Of the weights that a token meets.
+    weight_bytes: usize,
     /// Seconds of reading the prompt, of each try.
     reading: Vec<f64>,
     /// Seconds of writing.
@@ -79,10 +84,11 @@ pub fn run(args: &Args, cx: &Context) -> anyhow::Result<()> {
 
 fn answer(args: &Args, cx: &Context) -> anyhow::Result<Answer> {
     let measured = args.shape.resolve(&[], cx)?;
-    let (config, operands) = (&measured.config, measured.operands());
+    let how = args.weights.options(&args.shape, Some(measured.operands()))?;
+    let (config, operands) = (&measured.config, how.operands);
     let cpu = cx.cpu_for(operands);
     let before = cpu.read_gbytes_per_s();
-    let Tries { mut reading, mut writing, mut kernels } = measure(args, &measured, &cpu, cx)?;
+    let Tries { weight_bytes, mut reading, mut writing, mut kernels } = measure(args, &measured, &how, &cpu, cx)?;
     let read_gbytes_per_s = before.max(cpu.read_gbytes_per_s());
 
     kernels.insert("other", writing.iter().sum::<f64>() - kernels.values().sum::<f64>());
@@ -90,12 +96,12 @@ fn answer(args: &Args, cx: &Context) -> anyhow::Result<Answer> {
     let (reading, writing) = (median(&mut reading), (median(&mut writing), writing));
     let keys_and_values = 2 * config.num_hidden_layers * config.cache_width();
     let past = args.prompt as usize + args.tokens as usize / 2;
-    let elements = Counts::of(config).matrices as usize + keys_and_values * past;
-    let bytes = (elements * operands.size()) as f64;
+    let bytes = (weight_bytes + keys_and_values * past * operands.size()) as f64;
     let rate = |seconds: f64| f64::from(args.tokens) / seconds;
     let gbytes_per_s = bytes * rate(writing.0) / 1e9;
     Ok(Answer {
         dtype: dtype_name(operands),
+        weights: weights_name(&how),
         threads: cx.threads,
         prompt: args.prompt,
         tokens: args.tokens,
@@ -112,12 +118,12 @@ fn answer(args: &Args, cx: &Context) -> anyhow::Result<Answer> {
     })
 }
 
-fn measure(args: &Args, measured: &Measured, cpu: &Cpu, cx: &Context) -> anyhow::Result<Tries> {
+fn measure(args: &Args, measured: &Measured, how: &WeightOptions, cpu: &Cpu, cx: &Context) -> anyhow::Result<Tries> {
     let Measured { config, settings, .. } = measured;
     let room = (args.prompt + args.tokens) as usize;
-    let options = Options { dtype: measured.operands(), ..Options::default() };
+    let options = Options { dtype: how.operands, ..Options::default() };
     let model = Model::new(cpu, config, room, options)?;
-    let weights = model.init(cpu, settings.seed);
+    let weights = model.init_packed(cpu, settings.seed, how);
     // Appends tokens, and gives the likeliest next one.
     let next = |cache: &mut KvCache<Cpu>, ids: &[u32]| -> Result<u32, Fault> {
         let (past, n) = (cache.len() as u32, ids.len() as u32);
@@ -137,10 +143,11 @@ fn measure(args: &Args, measured: &Measured, cpu: &Cpu, cx: &Context) -> anyhow:
     };
     let prompt: Vec<u32> = (0..args.prompt).map(|i| (i * 7919) % config.vocab_size as u32).collect();
     let progress = cx.printer.progress("Writing", Some(u64::from(args.tries)), crate::printer::Unit::Items);
-    let mut tries = Tries::default();
+    let top_k = config.moe.as_ref().map_or(0, |moe| moe.num_experts_per_tok);
+    let mut tries = Tries { weight_bytes: weights.active_bytes(model.layout(), top_k), ..Tries::default() };
     // The first try warms up and does not count.
     for attempt in 0..=args.tries {
-        let mut cache = KvCache::new(cpu, config, room, measured.operands());
+        let mut cache = KvCache::new(cpu, config, room, how.operands);
         let begin = Instant::now();
         let mut id = next(&mut cache, &prompt)?;
         let read = begin.elapsed().as_secs_f64();
@@ -195,7 +202,9 @@ mod tests {
         let printer = Printer::new(true, false, Color::Never, true);
         let cx = Context { printer: &printer, threads: 2, pinned: false, environment: vec![] };
         let shape = Shape { preset: Some("tiny".to_owned()), ..Shape::default() };
-        let found = answer(&Args { prompt: 5, tokens: 7, tries: 3, json: true, shape }, &cx).unwrap();
+        let found =
+            answer(&Args { prompt: 5, tokens: 7, tries: 3, json: true, shape, weights: WeightArg::default() }, &cx)
+                .unwrap();
         assert!(found.tokens_per_s_min <= found.tokens_per_s && found.tokens_per_s <= found.tokens_per_s_max);
         let rate = found.gbytes_per_s * 1e3 / found.mbytes_a_token;
         assert!((rate / found.tokens_per_s - 1.0).abs() < 1e-9 && found.share_of_read > 0.0);

@@ -5,7 +5,7 @@
 //! client's long prompt is read. Everything goes through the engine that `wudao serve` runs, sampling included, at
 //! temperature 0. Nothing is kept between requests.
 
-use super::{Context, Shape, dtype_name, median};
+use super::{Context, Shape, WeightArg, dtype_name, median, process_bytes, weights_name};
 use crate::printer::{Unit, columns};
 use anyhow::Context as _;
 use serde::Serialize;
@@ -13,11 +13,11 @@ use std::path::PathBuf;
 use std::sync::mpsc;
 use std::time::Instant;
 use wudao_data::tokenizer::{MIN_VOCAB_SIZE, Tokenizer, TrainOptions};
-use wudao_device::{Cpu, DType};
+use wudao_device::{Cpu, PAGE};
 use wudao_infer::engine::{EngineOptions, Event, Request};
 use wudao_infer::{Checkpoint, Engine, Sampling};
-use wudao_model::Model;
 use wudao_model::model::Options;
+use wudao_model::{Model, PagedCache};
 
 /// Arguments of `wudao bench infer`.
 #[derive(clap::Args, Debug)]
@@ -47,6 +47,8 @@ pub struct Args {
     json: bool,
     #[command(flatten)]
     shape: Shape,
+    #[command(flatten)]
+    weights: WeightArg,
 }
 
 /// Tokens of a prompt and of an answer where there are several clients.
@@ -57,6 +59,12 @@ const SHORT: u32 = 64;
 struct Answer {
     model: Option<String>,
     dtype: &'static str,
+    /// How weights are kept, and what they take.
+    weights: &'static str,
+    weight_mb: f64,
+    /// Most resident memory of the process, and the keys and values in it.
+    peak_rss_mb: Option<f64>,
+    cache_mb: f64,
     threads: usize,
     prompt: u32,
     tokens: u32,
@@ -79,6 +87,8 @@ struct Parallel {
     clients: u32,
     /// Answers of all, from the first request to the last token.
     tokens_per_s: f64,
+    /// The same while all of them write.
+    writing_tokens_per_s: f64,
     /// Until a client's first token: the median and the worst.
     first_token_ms: f64,
     first_token_ms_max: f64,
@@ -124,34 +134,36 @@ impl Stream {
     }
 }
 
-fn checkpoint(args: &Args, cx: &Context) -> anyhow::Result<(Option<String>, Checkpoint<Cpu>)> {
+fn checkpoint(args: &Args, cx: &Context) -> anyhow::Result<(Option<String>, &'static str, Checkpoint<Cpu>)> {
     if let Some(path) = &args.model {
-        let dtype = if args.shape.dtype.as_deref() == Some("bf16") { DType::Bf16 } else { DType::F32 };
-        let checkpoint = super::super::generate::open(cx, path, dtype)?;
-        return Ok((Some(path.display().to_string()), checkpoint));
+        let how = args.weights.options(&args.shape, None)?;
+        let checkpoint = super::super::generate::open(cx, path, &how)?;
+        return Ok((Some(path.display().to_string()), weights_name(&how), checkpoint));
     }
     let mut measured = args.shape.resolve(&[], cx)?;
     let longest = [args.prompt + 1, args.tokens + 1, 2 * SHORT, args.long_prompt + 1, 4 * args.tokens];
     let longest = longest.into_iter().fold(0, u32::max) as usize;
     measured.config.max_position_embeddings = measured.config.max_position_embeddings.max(longest);
-    let (config, dtype) = (measured.config.clone(), measured.operands());
+    let how = args.weights.options(&args.shape, Some(measured.operands()))?;
+    let (config, dtype) = (measured.config.clone(), how.operands);
     let device = cx.cpu_for(dtype);
     let model = Model::new(&device, &config, config.max_position_embeddings, Options { dtype, ..Options::default() })?;
-    let weights = model.init(&device, measured.settings.seed);
+    let weights = model.init_packed(&device, measured.settings.seed, &how);
     // Its texts are of no interest.
     let tokenizer = Tokenizer::train(["text"], &TrainOptions::new(MIN_VOCAB_SIZE))?;
-    Ok((measured.name, Checkpoint { device, config, model, weights, tokenizer }))
+    Ok((measured.name, weights_name(&how), Checkpoint { device, config, model, weights, tokenizer }))
 }
 
 fn answer(args: &Args, cx: &Context) -> anyhow::Result<Answer> {
-    let (model, checkpoint) = checkpoint(args, cx)?;
-    let dtype = checkpoint.model.dtype();
+    let (model, weights, checkpoint) = checkpoint(args, cx)?;
+    let (dtype, weight_bytes) = (checkpoint.model.dtype(), checkpoint.weights.bytes());
+    let page_bytes = PagedCache::<Cpu>::page_bytes(&checkpoint.config, dtype);
     let most = args.clients.iter().copied().fold(2, u32::max) as usize;
     let options = EngineOptions { batch: most, queue: most, prefix_cache: false, ..EngineOptions::default() };
     let engine = Engine::start(checkpoint, options)?;
     let progress = cx.printer.progress("Measuring", Some(u64::from(args.tries)), Unit::Items);
     let (mut prompt, mut stream, mut gap, mut long) = (vec![], vec![], vec![], vec![]);
-    let mut parallel: Vec<[Vec<f64>; 3]> = args.clients.iter().map(|_| Default::default()).collect();
+    let mut parallel: Vec<[Vec<f64>; 4]> = args.clients.iter().map(|_| Default::default()).collect();
     // The first try warms up and does not count.
     for attempt in 0..=args.tries {
         let keep = attempt > 0;
@@ -172,6 +184,7 @@ fn answer(args: &Args, cx: &Context) -> anyhow::Result<Answer> {
                 figures[0].push(times.iter().map(Vec::len).sum::<usize>() as f64 / seconds);
                 figures[1].push(median(&mut first));
                 figures[2].push(first[first.len() - 1]);
+                figures[3].push(writing(&times));
             }
         }
         let (seconds, worst) = interrupted(&engine, args)?;
@@ -181,15 +194,20 @@ fn answer(args: &Args, cx: &Context) -> anyhow::Result<Answer> {
         }
         progress.set(u64::from(attempt));
     }
-    let parallel = args.clients.iter().zip(&mut parallel).map(|(&clients, [rate, first, worst])| Parallel {
+    let parallel = args.clients.iter().zip(&mut parallel).map(|(&clients, [rate, first, worst, writing])| Parallel {
         clients,
         tokens_per_s: median(rate),
+        writing_tokens_per_s: median(writing),
         first_token_ms: median(first),
         first_token_ms_max: median(worst),
     });
     Ok(Answer {
         model,
         dtype: dtype_name(dtype),
+        weights,
+        weight_mb: weight_bytes as f64 / 1e6,
+        peak_rss_mb: process_bytes().map(|bytes| bytes as f64 / 1e6),
+        cache_mb: (engine.status().cache_peak / PAGE * page_bytes) as f64 / 1e6,
         threads: cx.threads,
         prompt: args.prompt,
         tokens: args.tokens,
@@ -200,6 +218,15 @@ fn answer(args: &Args, cx: &Context) -> anyhow::Result<Answer> {
         longest_gap_ms: median(&mut gap),
         long_prompt_tokens_per_s: median(&mut long),
     })
+}
+
+/// Tokens a second of all clients from when the last one begins to write until the first one ends; `times` are seconds from
+/// each one's request, which were made together.
+fn writing(times: &[Vec<f64>]) -> f64 {
+    let begin = times.iter().filter_map(|t| t.first().copied()).fold(0.0, f64::max);
+    let end = times.iter().filter_map(|t| t.last().copied()).fold(f64::INFINITY, f64::min);
+    let tokens = times.iter().flatten().filter(|&&t| t > begin && t <= end).count();
+    if end > begin { tokens as f64 / (end - begin) } else { 0.0 }
 }
 
 /// A stream writes, and after some tokens a long prompt comes: seconds until that is read, and the stream's longest gap
@@ -237,7 +264,12 @@ impl Answer {
         let rate = format!("{:.1}", self.long_prompt_tokens_per_s);
         rows.push((format!("read {} tokens beside", self.long_prompt), rate, gap));
         let rows: Vec<Vec<String>> = rows.into_iter().map(|(what, rate, more)| vec![what, rate, more]).collect();
-        Ok(cx.printer.answer(&columns(&["engine", "tokens/s", ""], &rows))?)
+        cx.printer.answer(&columns(&["engine", "tokens/s", ""], &rows))?;
+        let rss = self.peak_rss_mb.map_or("unknown".into(), |mb| format!("{mb:.0} MB"));
+        let (weights, cache) = (self.weight_mb, self.cache_mb);
+        let memory =
+            format!("\nweights in {} {weights:.0} MB, keys and values {cache:.0} MB, process {rss}\n", self.weights);
+        Ok(cx.printer.answer(&memory)?)
     }
 }
 
@@ -252,7 +284,17 @@ mod tests {
         let cx = Context { printer: &printer, threads: 2, pinned: false, environment: vec![] };
         let shape = Shape { preset: Some("tiny".to_owned()), ..Shape::default() };
         let (model, clients) = (None, vec![1, 3]);
-        let args = Args { model, prompt: 20, tokens: 9, clients, long_prompt: 300, tries: 1, json: true, shape };
+        let args = Args {
+            model,
+            prompt: 20,
+            tokens: 9,
+            clients,
+            long_prompt: 300,
+            tries: 1,
+            json: true,
+            shape,
+            weights: WeightArg::default(),
+        };
         let found = answer(&args, &cx).unwrap();
         assert!([found.prompt_tokens_per_s, found.tokens_per_s, found.longest_gap_ms].iter().all(|x| *x > 0.0));
         assert_eq!(found.parallel.iter().map(|p| p.clients).collect::<Vec<_>>(), [1, 3]);

@@ -10,15 +10,15 @@ mod kernels;
 mod train;
 mod twins;
 
-use super::Context;
+use super::{Context, Weights, weight_options};
 use crate::error::Usage;
 use crate::settings::presets;
 use crate::settings::{self, Origin, OwnFlag, SettingsArgs};
 use anyhow::Context as _;
 use std::path::PathBuf;
 use toml::Value;
-use wudao_device::DType;
-use wudao_model::Config;
+use wudao_device::{Coding, DType};
+use wudao_model::{Config, WeightOptions};
 use wudao_train::TrainSettings;
 use wudao_train::estimate::estimate;
 
@@ -135,6 +135,39 @@ impl Shape {
         let settings: TrainSettings = layers.section("train")?;
         Ok(Measured { name: file.or(args.preset), config, settings })
     }
+}
+
+/// How the weights of a model that answers are kept.
+#[derive(clap::Args, Clone, Copy, Debug, Default)]
+struct WeightArg {
+    /// Bits of weights: fewer take less memory, and are read sooner [default: as --dtype].
+    #[arg(long, value_enum, value_name = "CODING")]
+    weights: Option<Weights>,
+}
+
+impl WeightArg {
+    /// With the type of operands that the settings say, or the arguments alone if no settings are read.
+    fn options(self, shape: &Shape, settings: Option<DType>) -> Result<WeightOptions, Usage> {
+        let asked = match shape.dtype.as_deref() {
+            Some("bf16") => Some(DType::Bf16),
+            Some(_) => Some(DType::F32),
+            None if self.weights.is_none() => settings,
+            None => None,
+        };
+        weight_options(asked, self.weights)
+    }
+}
+
+/// The name of the coding that weights are asked for in.
+fn weights_name(options: &WeightOptions) -> &'static str {
+    options.coding.unwrap_or(Coding::plain(options.operands)).name()
+}
+
+/// Most resident memory of this process so far.
+fn process_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(1024 * line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()?)
 }
 
 /// The median of values, of which there is at least one; sorts them.

@@ -5,7 +5,7 @@
 //! training alone. Each step is timed by itself and the median counts: a program that gets in the way for a moment
 //! spoils a step, not the figure.
 
-use super::{Context, Measured, Shape, dtype_name, median};
+use super::{Context, Measured, Shape, dtype_name, median, process_bytes};
 use crate::error::Advice;
 use crate::printer::{Unit, bytes, columns, short};
 use serde::Serialize;
@@ -234,13 +234,6 @@ fn random_documents(config: &Config, settings: &TrainSettings) -> MemoryDocument
         MemoryDocument { bytes: 4 * tokens.len() as u64, tokens, lang: Lang::En, source: 0 }
     };
     MemoryDocuments((0..4 * settings.global_batch_size).map(document).collect())
-}
-
-/// Most resident memory of this process so far.
-fn process_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    Some(1024 * line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()?)
 }
 
 #[cfg(test)]
