@@ -1,14 +1,17 @@
 //! From a checkpoint to text and to figures: cached decoding, sampling, scoring.
 //!
-//! [`checkpoint`] opens a folder; [`generate`] continues prompts; [`engine`] serves many readers at once; [`score`]
-//! measures how well a model predicts documents; [`tasks`] lets it choose between answers.
+//! [`checkpoint`] opens a folder; [`chat`] turns messages into a prompt; [`generate`] continues prompts; [`engine`] serves
+//! many readers at once; [`score`] measures how well a model predicts documents; [`tasks`] lets it choose between answers.
 
+pub mod chat;
 pub mod checkpoint;
 pub mod engine;
 pub mod generate;
 pub mod sampler;
 pub mod score;
 pub mod tasks;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod text;
 
 pub use checkpoint::Checkpoint;
