@@ -35,3 +35,38 @@ pub fn request(json: &[u8], template: &ChatTemplate) {
     parts.extend(splitter.push(&text[middle..]));
     parts.extend(splitter.finish());
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn template() -> ChatTemplate {
+        let text =
+            "{% for message in messages %}{{ message.role + message.content }}{{ message | tojson }}{% endfor %}";
+        ChatTemplate::parse(text, Default::default()).unwrap()
+    }
+
+    /// The fuzzer's seeds, whole and with a piece cut out.
+    #[test]
+    fn seeds_end_in_a_request_or_in_words() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/seeds/request");
+        let template = template();
+        let mut count = 0;
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let seed = std::fs::read(entry.unwrap().path()).unwrap();
+            for at in 0..seed.len() {
+                request(&[&seed[..at], &seed[(at + 3).min(seed.len())..]].concat(), &template);
+            }
+            count += 1;
+        }
+        assert!(count >= 5);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_end(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            request(&bytes, &template());
+        }
+    }
+}

@@ -1,7 +1,7 @@
 //! A model behind HTTP: OpenAI's interface, and a page to talk to it.
 //!
-//! A request goes through four hands. [`server`] takes connections and bounds what a stranger can do with one; [`admission`]
-//! asks who it is and whether there is room; a route reads it and turns it into the engine's terms; [`job`] carries the
+//! A request goes through four hands. `server.rs` takes connections and bounds what a stranger can do with one; `admission.rs`
+//! asks who it is and whether there is room; a route reads it and turns it into the engine's terms; `job.rs` carries the
 //! engine's events, which come on a thread of its own, back to where sockets are written. Whatever the client does (reads
 //! slowly, leaves, sends half a request) ends in a dropped future, and that drops the engine's ticket, and that ends the work.
 //!

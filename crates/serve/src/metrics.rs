@@ -86,7 +86,9 @@ impl Metrics {
     }
 }
 
+/// Name, meaning, and where the figure is.
 type Row<T> = (&'static str, &'static str, fn(&Status) -> T);
+type HistogramRow = (&'static str, &'static str, fn(&Status) -> &Histogram);
 
 const GAUGES: &[Row<usize>] = &[
     ("wudao_sequences_running", "Completions that are being made.", |s| s.running),
@@ -105,7 +107,7 @@ const COUNTERS: &[Row<u64>] = &[
     ("wudao_guessed_tokens_right_total", "Guesses that came true.", |s| s.counters.guessed_right),
 ];
 
-const HISTOGRAMS: &[(&str, &str, fn(&Status) -> &Histogram)] = &[
+const HISTOGRAMS: &[HistogramRow] = &[
     ("wudao_first_token_seconds", "From a request's arrival to its first token.", |s| &s.counters.first_token),
     ("wudao_between_tokens_seconds", "From one token of a completion to its next.", |s| &s.counters.between_tokens),
     ("wudao_queued_seconds", "Before a request was taken up.", |s| &s.counters.queued),

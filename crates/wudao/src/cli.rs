@@ -1,6 +1,6 @@
 //! The command line. Each command's arguments live with the command.
 
-use crate::commands::{bench, completions, eval, generate, inspect, prepare, quickstart, tokenizer, train};
+use crate::commands::{bench, completions, eval, generate, inspect, prepare, quickstart, serve, tokenizer, train};
 use crate::printer::Color;
 use clap::{Parser, Subcommand};
 
@@ -49,6 +49,8 @@ pub enum Command {
     Eval(eval::Args),
     /// Continue a text.
     Generate(generate::Args),
+    /// Serve models over HTTP: OpenAI's interface, and a page to talk to them.
+    Serve(serve::Args),
     /// Show what a checkpoint, a run, a data set or a tokenizer holds, and verify it.
     Inspect(inspect::Args),
     /// Measure the speed of this machine and of training on it.
