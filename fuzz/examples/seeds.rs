@@ -40,7 +40,33 @@ fn main() -> Result {
     weights(scratch.path(), &config)?;
     gguf(scratch.path(), &config, &tokenizer)?;
     settings()?;
+    server()?;
     run(&config)
+}
+
+fn server() -> Result {
+    let chats = Path::new(env!("CARGO_MANIFEST_DIR")).join("../reference/golden/chat");
+    for name in ["chatml", "constrained", "qwen3", "sink"] {
+        let golden: serde_json::Value = serde_json::from_slice(&fs::read(chats.join(name).with_extension("json"))?)?;
+        let template = golden["template"].as_str().ok_or("no template")?;
+        let messages = &golden["cases"][2]["given"]["messages"];
+        seed("chat_template", name, format!("{template}\0{messages}"))?;
+    }
+    let call = serde_json::json!({"id": "1", "type": "function", "function": {"name": "f", "arguments": "{\"a\": 1}"}});
+    let tool = serde_json::json!({"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}});
+    for (name, request) in [
+        ("completion", serde_json::json!({"prompt": [[1, 2], [3]], "max_tokens": 1, "logprobs": 1, "echo": true, "stop": ["a"],
+            "logit_bias": {"5": 1.5}, "seed": -1, "top_k": -1})),
+        ("chat", serde_json::json!({"messages": [{"role": "user", "content": [{"type": "text", "text": POEM}]},
+            {"role": "assistant", "content": null, "tool_calls": [call]}, {"role": "tool", "content": "2", "tool_call_id": "1"}],
+            "tools": [tool], "tool_choice": {"type": "function", "function": {"name": "f"}}, "stream": true})),
+        ("responses", serde_json::json!({"input": [{"role": "user", "content": "a"},
+            {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}], "instructions": POEM})),
+        ("embedding", serde_json::json!({"input": ["a", "b"], "encoding_format": "base64"})),
+    ] {
+        seed("request", name, request.to_string())?;
+    }
+    seed("request", "answer", "<think>hm</think> yes <tool_call>{\"name\": \"f\", \"arguments\": {}}</tool_call>")
 }
 
 fn documents() -> Result {

@@ -1,5 +1,7 @@
 //! The vocabulary in a GGUF file: from its keys to a tokenizer, and from a tokenizer to its keys.
 
+use crate::chat::{ChatError, ChatTemplate};
+use std::path::Path;
 use wudao_data::tokenizer::vocabulary::{Method, TokenType, Vocabulary};
 use wudao_data::tokenizer::{Tokenizer, TokenizerError};
 use wudao_model::Config;
@@ -12,6 +14,23 @@ pub fn tokenizer(file: &File) -> Result<Tokenizer, TokenizerError> {
     let name = file.path().display().to_string();
     let vocabulary = vocabulary(file).map_err(|reason| TokenizerError::Malformed { name: name.clone(), reason })?;
     vocabulary.tokenizer(&name)
+}
+
+/// The chat template of a file, if it has one.
+pub fn chat_template(path: &Path) -> Result<Option<ChatTemplate>, ChatError> {
+    let wrong = |reason: String| ChatError::Malformed { name: path.display().to_string(), reason };
+    let file = File::open(path).map_err(|error| wrong(error.to_string()))?;
+    let vocabulary = vocabulary(&file).map_err(wrong)?;
+    let Some(template) = vocabulary.chat_template else { return Ok(None) };
+    let named = [
+        ("bos_token", vocabulary.bos),
+        ("eos_token", vocabulary.eos),
+        ("unk_token", vocabulary.unknown),
+        ("pad_token", vocabulary.pad),
+    ];
+    let token = |id: u32| vocabulary.tokens.get(id as usize).cloned();
+    let special = named.into_iter().filter_map(|(name, id)| Some((name.to_owned(), token(id?)?)));
+    ChatTemplate::parse(&template, special.collect()).map(Some)
 }
 
 /// The vocabulary of a file, or what is wrong with its keys.

@@ -1,8 +1,10 @@
 //! From a checkpoint to text and to figures: cached decoding, sampling, scoring.
 //!
-//! [`checkpoint`] opens a folder or a GGUF file; [`generate`] continues prompts; [`engine`] serves many readers at once; [`score`]
-//! measures how well a model predicts documents; [`tasks`] lets it choose between answers.
+//! [`checkpoint`] opens a folder or a GGUF file; [`chat`] turns messages into a prompt; [`generate`] continues prompts;
+//! [`engine`] serves many readers at once; [`score`] measures how well a model predicts documents; [`tasks`] lets it choose
+//! between answers.
 
+pub mod chat;
 pub mod checkpoint;
 pub mod engine;
 pub mod generate;
@@ -10,6 +12,8 @@ pub mod gguf;
 pub mod sampler;
 pub mod score;
 pub mod tasks;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod text;
 
 pub use checkpoint::Checkpoint;

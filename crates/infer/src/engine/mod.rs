@@ -37,6 +37,8 @@ pub struct Request {
     pub sampling: Sampling,
     /// Ends the completion where one of these begins; the string itself is not part of it.
     pub stop: Vec<String>,
+    /// Tokens that end it beside those of the model.
+    pub stop_tokens: Vec<u32>,
     /// Write on after the model has ended the text.
     pub ignore_eos: bool,
     /// With each token its log probability, and this many of the likeliest.
@@ -56,6 +58,7 @@ impl Default for Request {
             max_tokens: 16,
             sampling: Sampling::default(),
             stop: Vec::new(),
+            stop_tokens: Vec::new(),
             ignore_eos: false,
             logprobs: None,
             prompt_logprobs: None,

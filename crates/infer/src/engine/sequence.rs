@@ -163,7 +163,8 @@ impl<'t> Sequence<'t> {
             text.push_str(piece);
             true
         };
-        let stop = if eos.contains(&id) && !self.request.ignore_eos {
+        let own = self.request.stop_tokens.contains(&id);
+        let stop = if own || eos.contains(&id) && !self.request.ignore_eos {
             Some(Stop::EndOfText)
         } else {
             self.text.push(id, &mut emit).or((self.ids.len() >= self.limit.0).then_some(self.limit.1))

@@ -9,6 +9,7 @@ pub mod inspect;
 pub mod plan;
 pub mod prepare;
 pub mod quickstart;
+pub mod serve;
 pub mod tasks;
 pub mod texts;
 pub mod tokenizer;
@@ -154,6 +155,7 @@ pub fn run(cli: Cli, printer: &Printer, environment: Vec<(String, String)>) -> a
         Command::Upcycle(args) => upcycle::run(args, &cx),
         Command::Eval(args) => eval::run(args, &cx),
         Command::Generate(args) => generate::run(args, &cx),
+        Command::Serve(args) => serve::run(args, &cx),
         Command::Inspect(args) => inspect::run(args, &cx),
         Command::Convert(args) => convert::run(args, &cx),
         Command::Bench(command) => bench::run(command, &cx),
