@@ -157,7 +157,8 @@ mod tests {
     fn both(threads: usize, types: [DType; 3], bands: &[Range<usize>], [n, k]: [usize; 2], add: bool, seed: u64) {
         let (cpu, mut r) = (Cpu::new(threads), Random(seed));
         let t = bands.last().map_or(0, |b| b.end);
-        let g = Gemm { accumulate: add, ..Gemm::NT };
+        // A matrix keeps the bits that it was packed in.
+        let g = Gemm { accumulate: add, exact: true, ..Gemm::NT };
         let coding = Coding::plain(types[1]);
         let x = up_as(&cpu, types[0], [t, k], &r.values(t * k));
         let weights: Vec<Vec<f32>> =
