@@ -269,6 +269,15 @@ mod tests {
         }
     }
 
+    proptest! {
+        #[test]
+        fn the_likeliest_is_found_in_lanes(logits in prop::collection::vec(-4i8..4, 1..80)) {
+            let logits: Vec<f32> = logits.into_iter().map(f32::from).collect();
+            let best = (0..logits.len()).rev().max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
+            prop_assert_eq!(Some(likeliest(&logits) as usize), best);
+        }
+    }
+
     #[test]
     fn greedy_takes_the_best_and_the_lower_of_equals() {
         let s = Sampling { temperature: 0.0, ..settings() };
