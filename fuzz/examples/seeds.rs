@@ -202,6 +202,7 @@ fn configs() -> Result<Config> {
         ("qwen3_moe", format!(r#"{experts}"model_type":"qwen3_moe","decoder_sparse_step":1,"mlp_only_layers":[0]"#)),
         ("mixtral", r#""model_type":"mixtral","num_hidden_layers":1,"num_local_experts":4,"num_experts_per_tok":2,"sliding_window":null"#.into()),
         ("glm4_moe", format!(r#"{experts}"model_type":"glm4_moe","n_routed_experts":4,"n_shared_experts":1,"n_group":2,"topk_group":1,"first_k_dense_replace":1,"routed_scaling_factor":1.5,"use_qk_norm":true,"partial_rotary_factor":0.5,"attention_bias":true"#)),
+        ("deepseek_v3", format!(r#"{experts}"model_type":"deepseek_v3","num_key_value_heads":2,"n_routed_experts":4,"n_shared_experts":1,"n_group":2,"topk_group":1,"first_k_dense_replace":1,"q_lora_rank":6,"kv_lora_rank":4,"qk_nope_head_dim":4,"qk_rope_head_dim":2,"v_head_dim":3,"rope_scaling":{{"type":"yarn","factor":4.0,"original_max_position_embeddings":8,"mscale":1.0,"mscale_all_dim":1.0}}"#)),
     ] {
         let json = format!("{{{common}{rest}}}");
         let config = Config::from_json(json.as_bytes()).map_err(|error| format!("{name}: {error}"))?;

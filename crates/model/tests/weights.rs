@@ -20,7 +20,7 @@ use wudao_model::store::{Kind, Shard};
 use wudao_model::weights::{self, INDEX, MODEL, Snapshot, load, load_into, load_some, save};
 use wudao_model::{Config, Model, Store};
 
-const CASES: [&str; 11] = [
+const CASES: [&str; 15] = [
     "llama",
     "qwen3",
     "mixtral",
@@ -32,6 +32,10 @@ const CASES: [&str; 11] = [
     "qwen2",
     "qwen2_moe",
     "olmoe",
+    "deepseek_v2",
+    "deepseek_v2_groups",
+    "deepseek_v3",
+    "deepseek_v3_plain",
 ];
 const BIG: u64 = 1 << 40;
 
@@ -181,7 +185,7 @@ fn a_file_that_does_not_fit_is_refused_by_name() {
     refused("qwen3_moe", &["experts.3.up_proj", "missing"], &|t, _| {
         t.remove("model.layers.0.mlp.experts.3.up_proj.weight");
     });
-    // More layers than the configuration says are an error, but in GLM's files they predict several tokens.
+    // More layers than the configuration says are an error, but in GLM's and DeepSeek's files they predict several tokens.
     let more = |t: &mut Raw| {
         let extra = t[norm].clone();
         t.insert("model.layers.2.input_layernorm.weight".into(), extra.clone());
@@ -189,6 +193,8 @@ fn a_file_that_does_not_fit_is_refused_by_name() {
     };
     refused("llama", &["model.layers.2."], &|t, _| more(t));
     changed("glm4_moe", |t, _| more(t)).unwrap();
+    changed("deepseek_v3", |t, _| more(t)).unwrap();
+    refused("deepseek_v2", &["model.layers.2."], &|t, _| more(t));
 }
 
 #[test]
@@ -222,6 +228,22 @@ fn scales_of_eight_bits_are_checked() {
         let signs = row.iter().zip(before).all(|(a, b)| a.signum() == b.signum());
         assert!(signs && row[..128].iter().all(|x| (x * 2.0 * 512.0).fract() == 0.0), "e4m3 halved");
     }
+}
+
+/// As DeepSeek-V3 is published: the projections of its latents too, whose rows are no multiple of a block.
+#[test]
+fn latents_of_eight_bits() {
+    let name = "model.layers.0.self_attn.kv_a_proj_with_mqa.weight";
+    let plain = changed("deepseek_v3", |_, _| ()).unwrap();
+    let eight = changed("deepseek_v3", |t, _| {
+        let (dtype, shape, bytes) = t.get_mut(name).unwrap();
+        // 1.5 everywhere, and a scale for the one block.
+        (*dtype, *bytes) = (Dtype::F8_E4M3, vec![0x3c; shape.iter().product()]);
+        t.insert(format!("{name}_scale_inv"), (Dtype::F32, vec![1, 1], 2f32.to_le_bytes().to_vec()));
+    });
+    let eight = eight.unwrap();
+    assert!(eight[name].len() == plain[name].len() && eight[name].iter().all(|&x| x == 3.0));
+    assert!(plain.iter().all(|(other, x)| other == name || eight[other] == *x));
 }
 
 #[test]
