@@ -12,7 +12,7 @@ use wudao_data::tokenizer::{TOKENIZER_CONFIG_FILE, Tokenizer, TrainOptions};
 use wudao_device::{Cpu, DType};
 use wudao_model::gguf::{TensorType, write};
 use wudao_model::model::Options;
-use wudao_model::weights::{Snapshot, Source};
+use wudao_model::weights::{self, Snapshot};
 use wudao_model::{Config, Model};
 use wudao_train::TrainSettings;
 use wudao_train::checkpoint::{FORMAT_VERSION, State};
@@ -240,7 +240,7 @@ fn gguf(folder: &Path, config: &Config, tokenizer: &Tokenizer) -> Result {
     let dir = folder.join("model");
     fs::create_dir(&dir)?;
     wudao_model::weights::save(&device, &dir, &config, &model.init(&device, 1), DType::F32, 1 << 30)?;
-    let (source, fields) = (Source::open(&dir)?, wudao_infer::gguf::fields(tokenizer, &config, None)?);
+    let (source, fields) = (weights::Source::open(&dir)?, wudao_infer::gguf::fields(tokenizer, &config, None)?);
     for dtype in [TensorType::F32, TensorType::BF16] {
         let path = folder.join(format!("{dtype}.gguf"));
         write(&path, &source, dtype, &fields)?;
