@@ -179,11 +179,12 @@ pub trait Device: Clone + Send + Sync + 'static {
 
     /// `C[M,N] (+)= op(A)[M,K] · op(B)[K,N]`, each of the three `Bf16` or S. K may be 0 (C is zeroed or left).
     ///
-    /// Two `Bf16` operands are multiplied in pairs and summed in `F32`, as the machine's instruction for it does; beside an
-    /// `F32` operand a `Bf16` one is widened. A `Bf16` C is rounded once, from the sum over all of K (plus the old C).
+    /// Two `Bf16` operands are multiplied in pairs and summed in `F32`, as the machine's instruction for it does. Beside a
+    /// `Bf16` operand an `F32` one is rounded, or, in an [exact](Gemm::exact) product, the `Bf16` one widened. A `Bf16` C is
+    /// rounded once, from the sum over all of K (plus the old C).
     ///
-    /// B may be packed, if it is transposed and A is not. Packed as `F32` (or `Bf16`, beside a `Bf16` A) the result has the
-    /// same bits. By coded weights an A of `F32` or `Bf16` is multiplied as the device does it best: rounded to 8 bits, each
+    /// B may be packed, if it is transposed and A is not: it is multiplied in the bits that it was packed in, and the result
+    /// of one packed as `F32` (or `Bf16`, beside a `Bf16` A) has the bits of an exact product. By coded weights an A of `F32` or `Bf16` is multiplied as the device does it best: rounded to 8 bits, each
     /// block of a row with a scale of its own.
     fn gemm<'b>(&self, g: Gemm, a: View<Self>, b: impl Into<Operand<'b, Self>>, c: ViewMut<Self>);
     /// For every expert e: `C[band_e] (+)= A[band_e] · op(B_e)`. `g.ta` must be false; bands are ascending, disjoint,
