@@ -223,15 +223,15 @@ test("the model chosen is the model asked", {}, async ({ page, mock }) => {
 
 test("the language follows the browser, or the choice, which is kept", { real: true, context: { locale: "zh-CN" } }, async ({ page }) => {
     const lang = () => page.evaluate(() => document.documentElement.lang);
-    assert.equal(await lang(), "zh-CN");
+    await eventually(lang, "zh-CN");
     await page.getByRole("button", { name: "新对话" }).first().waitFor();
     await page.locator("#language").selectOption("en");
-    assert.equal(await lang(), "en");
+    await eventually(lang, "en");
     await page.getByRole("button", { name: "New chat" }).first().waitFor();
     await page.reload();
-    assert.equal(await lang(), "en");
+    await eventually(lang, "en");
     await page.locator("#language").selectOption("auto");
-    assert.equal(await lang(), "zh-CN");
+    await eventually(lang, "zh-CN");
 });
 
 test("messages are in the new language at once, and stay", {}, async ({ page }) => {
