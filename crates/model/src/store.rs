@@ -408,7 +408,7 @@ impl<D: Device> Weights<D> for Store<D> {
         Store::at(self, id).into()
     }
     fn operand(&self, id: ParamId) -> Operand<'_, D> {
-        Store::operand(self, id).into()
+        Store::at(self, id).into()
     }
     fn experts(&self, layer: usize, part: ExpertPart) -> Vec<Operand<'_, D>> {
         Store::experts(self, layer, part).into_iter().map(Operand::from).collect()
@@ -462,11 +462,6 @@ impl<D: Device> Store<D> {
     pub fn at_mut(&mut self, id: ParamId) -> ViewMut<'_, D> {
         let p = self.layout.param(id);
         self.dense.view_mut().part(p.at.clone(), p.shape)
-    }
-
-    /// A dense matrix as an operand of products.
-    pub fn operand(&self, id: ParamId) -> View<'_, D> {
-        self.at(id)
     }
 
     /// One matrix of every local expert of a sparse layer.

@@ -18,7 +18,6 @@ use super::transpose;
 use crate::cpu::tiles::{self, Shapes};
 use half::bf16;
 use std::arch::asm;
-use std::arch::x86_64::*;
 use std::ops::Range;
 
 /// Rows and columns of a tile, 4 bytes each.
@@ -174,25 +173,7 @@ unsafe fn tile(
             sum(rows, a_rest.0.as_ptr(), 2 * STEPS, b_rest.0.as_ptr(), 1, to, to_pitch, blocks > 0);
         }
         if !direct {
-            write([rows, cols], &sums.0, c, pitch, accumulate);
-        }
-    }
-}
-
-/// Writes sums to C, or adds them.
-#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
-unsafe fn write([rows, cols]: [usize; 2], sums: &[f32; ROWS * COLS], c: *mut f32, pitch: usize, accumulate: bool) {
-    for first in (0..cols).step_by(TILE) {
-        let width = transpose::mask((cols - first).min(TILE)) as __mmask16;
-        let old = if accumulate { width } else { 0 };
-        for row in 0..rows {
-            // SAFETY: the caller owns `cols` elements of each row of C; the others are masked.
-            unsafe {
-                let (sum, to) =
-                    (_mm512_loadu_ps(&raw const sums[row * COLS + first]), c.wrapping_add(row * pitch + first));
-                let before = _mm512_maskz_loadu_ps(old, to);
-                _mm512_mask_storeu_ps(to, width, _mm512_mask_add_ps(sum, old, before, sum));
-            }
+            put_tile::<f32>(sums.0.as_ptr(), [rows, cols], false, c, pitch, accumulate);
         }
     }
 }
