@@ -3,7 +3,8 @@
 //! An [`Optimizer`] cuts the trainable parameters into pieces, each updated by one rule: flat runs that AdamW walks
 //! over in one pass, or single matrices that Muon orthogonalises. A matrix is a Hugging Face tensor: the parts of a fused
 //! projection (q, k, v; gate, up) and each expert are matrices of their own. Only AdamW's pieces have a second moment, so
-//! Muon's cost no memory for it.
+//! Muon's cost no memory for it. Matrices of one shape are orthogonalised together, some at a time: one expert's is too small
+//! to be worth the threads' while.
 //!
 //! What is not here: the correction biases of sigmoid routers, which have no gradient and never decay
 //! (see [`crate::step`]), and the decision whether to update at all ([`crate::guard`]).
@@ -67,6 +68,8 @@ pub struct Optimizer<D: Device> {
     momentum: f64,
     weight_decay: f64,
     pieces: Vec<Piece>,
+    /// Muon's pieces that are orthogonalised together.
+    batches: Vec<Vec<usize>>,
     places: Vec<Place>,
     /// Momentum of every piece.
     first: Store<D>,
@@ -132,10 +135,23 @@ pub(crate) fn moments(layout: &Layout, settings: &TrainSettings) -> u64 {
     (layout.len() + adamw.map(|p| p.at.len()).sum::<usize>()) as u64
 }
 
-/// Bytes that Muon works with on its largest matrix, beside weights, gradients and moments, multiplying `operands`.
+/// Muon's pieces of one shape, some at a time: the numbers of those that are orthogonalised together.
+fn batches(pieces: &[Piece]) -> Vec<Vec<usize>> {
+    let mut by_shape: Vec<([usize; 2], Vec<usize>)> = vec![];
+    for (i, piece) in pieces.iter().enumerate().filter(|(_, p)| p.rule == Rule::Muon) {
+        match by_shape.iter_mut().find(|(shape, _)| *shape == piece.shape) {
+            Some((_, same)) => same.push(i),
+            None => by_shape.push((piece.shape, vec![i])),
+        }
+    }
+    by_shape.iter().flat_map(|(shape, same)| same.chunks(muon::together(*shape)).map(<[_]>::to_vec)).collect()
+}
+
+/// Bytes that Muon works with at most, beside weights, gradients and moments, multiplying `operands`.
 pub(crate) fn largest_muon(layout: &Layout, settings: &TrainSettings, operands: DType, kept: DType) -> usize {
-    let muon = cut(layout, settings).0.into_iter().filter(|p| p.rule == Rule::Muon);
-    muon.map(|p| muon::scratch(p.shape, operands, kept)).max().unwrap_or(0)
+    let (pieces, _) = cut(layout, settings);
+    let bytes = |batch: &Vec<usize>| muon::scratch(batch.len(), pieces[batch[0]].shape, operands, kept);
+    batches(&pieces).iter().map(bytes).max().unwrap_or(0)
 }
 
 impl<D: Device> Optimizer<D> {
@@ -161,6 +177,7 @@ impl<D: Device> Optimizer<D> {
             },
             momentum: settings.muon_momentum,
             weight_decay: settings.weight_decay,
+            batches: batches(&pieces),
             pieces,
             places,
             first: Store::zeros(device, layout, dtype),
@@ -188,32 +205,30 @@ impl<D: Device> Optimizer<D> {
         let grads = grads.trainable();
         let (mut weights, mut first) = (weights.trainable_mut(), self.first.trainable_mut());
         for piece in &self.pieces {
+            let Rule::AdamW { second, decay } = piece.rule else { continue };
             let (s, at, shape) = (piece.stretch, &piece.at, piece.shape);
+            let weight_decay = if decay { self.weight_decay } else { 0.0 };
+            let a = wudao_device::AdamW { lr: rates.lr, weight_decay, step: self.updates, grad_scale, ..self.adamw };
             let g = grads[s].part(at.clone(), shape);
             let w = weights[s].reborrow().part(at.clone(), shape);
             let m = first[s].reborrow().part(at.clone(), shape);
-            match piece.rule {
-                Rule::AdamW { second, decay } => {
-                    let weight_decay = if decay { self.weight_decay } else { 0.0 };
-                    let a = wudao_device::AdamW {
-                        lr: rates.lr,
-                        weight_decay,
-                        step: self.updates,
-                        grad_scale,
-                        ..self.adamw
-                    };
-                    device.adamw(&a, g, w, m, self.second[second].view_mut());
-                }
-                Rule::Muon => {
-                    let muon = muon::Muon {
-                        lr: rates.muon_lr,
-                        momentum: self.momentum,
-                        weight_decay: self.weight_decay,
-                        grad_scale,
-                        operands: self.operands,
-                    };
-                    muon.step(device, g, w, m);
-                }
+            device.adamw(&a, g, w, m, self.second[second].view_mut());
+        }
+        let muon =
+            muon::Muon { lr: rates.muon_lr, momentum: self.momentum, weight_decay: self.weight_decay, grad_scale };
+        for batch in &self.batches {
+            let shape @ [rows, cols] = self.pieces[batch[0]].shape;
+            let band = |k: usize| k * rows..(k + 1) * rows;
+            let mut x = Tensor::new(device, [batch.len() * rows, cols], self.operands);
+            let mut any = false;
+            for (k, Piece { stretch: s, at, .. }) in batch.iter().map(|&i| &self.pieces[i]).enumerate() {
+                let g = grads[*s].part(at.clone(), shape);
+                let m = first[*s].reborrow().part(at.clone(), shape);
+                any |= muon.direction(device, g, m, x.view_mut().rows(band(k)));
+            }
+            let o = if any { muon::orthogonalize(device, batch.len(), x) } else { x };
+            for (k, Piece { stretch: s, at, .. }) in batch.iter().map(|&i| &self.pieces[i]).enumerate() {
+                muon.update(device, o.view().rows(band(k)), weights[*s].reborrow().part(at.clone(), shape));
             }
         }
     }

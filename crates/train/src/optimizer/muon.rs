@@ -6,7 +6,8 @@
 //! eq. 4) scale it by `0.2·√max(rows, columns)`, which gives updates the size of AdamW's, so that one learning rate and
 //! one weight decay serve both.
 
-use wudao_device::{DType, Device, Gemm, Tensor, View, ViewMut};
+use std::ops::Range;
+use wudao_device::{DType, Device, Gemm, Operand, Tensor, View, ViewMut};
 
 /// The iteration's coefficients, tuned by Jordan et al. for speed, not for exactness: singular values end between about
 /// 0.7 and 1.2.
@@ -14,12 +15,21 @@ const QUINTIC: [f64; 3] = [3.4445, -4.7750, 2.0315];
 /// Iterations.
 const ITERATIONS: usize = 5;
 
-/// Most bytes alive in a step on a matrix: two operands of its size and two small Gram matrices or, before them, the
-/// momentum as it is kept and one operand.
-pub(super) fn scratch([rows, cols]: [usize; 2], operands: DType, kept: DType) -> usize {
+/// Matrices of one shape are orthogonalised together, up to so many elements: enough that a product of small ones is worth a
+/// hand-off to the threads, few enough that they stay in a cache from one product to the next.
+const TOGETHER: usize = 1 << 20;
+
+/// How many matrices of a shape are orthogonalised together.
+pub(super) fn together([rows, cols]: [usize; 2]) -> usize {
+    (TOGETHER / (rows * cols)).max(1)
+}
+
+/// Most bytes alive in a step on `count` matrices of a shape: two operands of their size and two small Gram matrices each
+/// or, before them, one momentum as it is kept and one operand.
+pub(super) fn scratch(count: usize, [rows, cols]: [usize; 2], operands: DType, kept: DType) -> usize {
     let n = rows.min(cols);
-    let iterating = (2 * rows * cols + 2 * n * n) * operands.size();
-    iterating.max(rows * cols * (kept.size() + operands.size()))
+    let iterating = count * (2 * rows * cols + 2 * n * n) * operands.size();
+    iterating.max(rows * cols * (kept.size() + count * operands.size()))
 }
 
 /// Muon's step, everything but the state.
@@ -28,57 +38,76 @@ pub(super) struct Muon {
     pub momentum: f64,
     pub weight_decay: f64,
     pub grad_scale: f64,
-    /// The type that the iteration multiplies in.
-    pub operands: DType,
 }
 
 impl Muon {
-    /// One step on a matrix: weights `w` and momentum `m` in place.
-    pub fn step<D: Device>(&self, device: &D, g: View<D>, w: ViewMut<D>, mut m: ViewMut<D>) {
-        let [rows, cols] = w.shape();
+    /// Takes the gradient `g` into the momentum `m`, and writes what is to be orthogonalised to `x`, its norm being one. False
+    /// if it is zero, for an expert that never saw a token.
+    pub fn direction<D: Device>(&self, device: &D, g: View<D>, mut m: ViewMut<D>, x: ViewMut<D>) -> bool {
         device.axpby(self.grad_scale, g, self.momentum, m.reborrow());
-        let mut u = Tensor::new(device, [rows, cols], m.dtype());
+        let mut u = Tensor::new(device, m.shape(), m.dtype());
         device.axpby(self.momentum, m.as_view(), 0.0, u.view_mut());
         device.axpby(self.grad_scale, g, 1.0, u.view_mut());
-        let keep = 1.0 - self.lr * self.weight_decay;
-        match orthogonalize(device, u, self.operands) {
-            Some(o) => device.axpby(-self.lr * 0.2 * (rows.max(cols) as f64).sqrt(), o.view(), keep, w),
-            None => {
-                // An expert that never saw a token: nothing to do but to decay.
-                let zero = Tensor::zeros(device, [rows, cols], w.dtype());
-                device.axpby(0.0, zero.view(), keep, w);
-            }
-        }
+        normalize(device, u.view(), x)
+    }
+
+    /// Moves the weights `w` along the orthogonal matrix `o`.
+    pub fn update<D: Device>(&self, device: &D, o: View<D>, w: ViewMut<D>) {
+        let longer = w.shape().into_iter().max().expect("two sides") as f64;
+        device.axpby(-self.lr * 0.2 * longer.sqrt(), o, 1.0 - self.lr * self.weight_decay, w);
     }
 }
 
-/// The matrix with its singular values set to about one, multiplied in `dtype`; `None` if it is zero.
-pub(super) fn orthogonalize<D: Device>(device: &D, x: Tensor<D>, dtype: DType) -> Option<Tensor<D>> {
-    let norm = device.sum_of_squares(x.view()).sqrt();
-    if norm == 0.0 {
-        return None;
-    }
-    let [rows, cols] = x.shape();
+/// `x = u/‖u‖`, or zero and false.
+fn normalize<D: Device>(device: &D, u: View<D>, x: ViewMut<D>) -> bool {
+    let norm = device.sum_of_squares(u).sqrt();
+    device.axpby(if norm == 0.0 { 0.0 } else { 1.0 / norm }, u, 0.0, x);
+    norm != 0.0
+}
+
+/// `count` matrices of norm one, one below the other, with their singular values set to about one, multiplied in their own type.
+/// Zero stays zero.
+pub(super) fn orthogonalize<D: Device>(device: &D, count: usize, mut x: Tensor<D>) -> Tensor<D> {
+    let ([all, cols], dtype) = (x.shape(), x.dtype());
+    let rows = all / count;
     // The small Gram matrix is XXᵀ or XᵀX; the polynomial acts from that side.
-    let tall = rows > cols;
-    let n = rows.min(cols);
-    let mut scaled = Tensor::new(device, [rows, cols], dtype);
-    device.axpby(1.0 / norm, x.view(), 0.0, scaled.view_mut());
-    drop(x);
-    let (mut x, mut next) = (scaled, Tensor::new(device, [rows, cols], dtype));
-    let (mut gram, mut square) = (Tensor::new(device, [n, n], dtype), Tensor::new(device, [n, n], dtype));
+    let (n, tall) = (rows.min(cols), rows > cols);
+    let bands = |height: usize| (0..count).map(|i| i * height..(i + 1) * height).collect::<Vec<_>>();
+    let (of_x, of_gram) = (bands(rows), bands(n));
+    fn each<'t, D: Device>(t: &'t Tensor<D>, bands: &[Range<usize>]) -> Vec<Operand<'t, D>> {
+        bands.iter().map(|band| Operand::Plain(t.view().rows(band.clone()))).collect()
+    }
+    let mut next = Tensor::new(device, [all, cols], dtype);
+    let [mut gram, mut square] = [0; 2].map(|_| Tensor::new(device, [count * n, n], dtype));
     let [a, b, c] = QUINTIC;
     for _ in 0..ITERATIONS {
-        let product = if tall { Gemm { ta: true, ..Gemm::NN } } else { Gemm::NT };
-        device.gemm(product, x.view(), x.view(), gram.view_mut());
-        device.gemm(Gemm::NN, gram.view(), gram.view(), square.view_mut());
+        if tall {
+            device.fill(0.0, gram.view_mut());
+            device.gemm_bands_outer(&of_x, x.view(), x.view(), split(gram.view_mut(), n));
+        } else {
+            device.gemm_bands(Gemm::NT, &of_x, x.view(), &each(&x, &of_x), gram.view_mut());
+        }
+        device.gemm_bands(Gemm::NN, &of_gram, gram.view(), &each(&gram, &of_gram), square.view_mut());
         device.axpby(b, gram.view(), c, square.view_mut());
-        let (left, right) = if tall { (&x, &square) } else { (&square, &x) };
-        device.gemm(Gemm::NN, left.view(), right.view(), next.view_mut());
+        let (left, of_left, right, of_right) =
+            if tall { (&x, &of_x, &square, &of_gram) } else { (&square, &of_gram, &x, &of_x) };
+        device.gemm_bands(Gemm::NN, of_left, left.view(), &each(right, of_right), next.view_mut());
         device.axpby(a, x.view(), 1.0, next.view_mut());
         std::mem::swap(&mut x, &mut next);
     }
-    Some(x)
+    x
+}
+
+/// Cuts a matrix into bands of `height` rows.
+fn split<D: Device>(mut t: ViewMut<'_, D>, height: usize) -> Vec<ViewMut<'_, D>> {
+    let mut bands = vec![];
+    while t.shape()[0] > height {
+        let (band, rest) = t.split(height);
+        bands.push(band);
+        t = rest;
+    }
+    bands.push(t);
+    bands
 }
 
 #[cfg(test)]
@@ -92,6 +121,16 @@ mod tests {
         (0..ITERATIONS).fold(s, |s, _| QUINTIC[0] * s + QUINTIC[1] * s.powi(3) + QUINTIC[2] * s.powi(5))
     }
 
+    /// Matrices of any norm, one after another, orthogonalised together.
+    fn orthogonal(cpu: &Cpu, count: usize, [rows, cols]: [usize; 2], x: &[f64]) -> Vec<f64> {
+        let mut stack = Tensor::new(cpu, [count * rows, cols], DType::F64);
+        for (i, x) in x.chunks_exact(rows * cols).enumerate() {
+            let u = Tensor::from_host(cpu, [rows, cols], x);
+            normalize(cpu, u.view(), stack.view_mut().rows(i * rows..(i + 1) * rows));
+        }
+        orthogonalize(cpu, count, stack).view().to_f64(cpu)
+    }
+
     /// A matrix with known singular vectors: two orthogonal directions, of sizes 3 and 1.
     #[test]
     fn singular_vectors_stay_and_singular_values_go_through_the_polynomial() {
@@ -101,8 +140,7 @@ mod tests {
         let build = |s: [f64; 2]| -> Vec<f64> {
             (0..6).map(|i| (0..2).map(|k| s[k] * u[k][i / 2] * v[k][i % 2]).sum()).collect()
         };
-        let x = Tensor::from_host(&cpu, [3, 2], &build([3.0, 1.0]));
-        let got = orthogonalize(&cpu, x, DType::F64).unwrap().view().to_f64(&cpu);
+        let got = orthogonal(&cpu, 1, [3, 2], &build([3.0, 1.0]));
         let norm = 10f64.sqrt();
         let expected = build([polynomial(3.0 / norm), polynomial(1.0 / norm)]);
         let bound = wudao_device::tolerance::of("gemm", wudao_device::DType::F64);
@@ -114,8 +152,7 @@ mod tests {
     #[test]
     fn zero_has_no_direction() {
         let cpu = Cpu::new(1);
-        let zero = Tensor::from_host(&cpu, [2, 2], &[0.0f32; 4]);
-        assert!(orthogonalize(&cpu, zero, DType::F32).is_none());
+        assert_eq!(orthogonal(&cpu, 1, [2, 2], &[0.0; 4]), [0.0; 4]);
     }
 
     proptest! {
@@ -127,10 +164,7 @@ mod tests {
             let cpu = Cpu::new(1);
             let x = Random(seed).values(rows * cols);
             let xt: Vec<f64> = (0..rows * cols).map(|i| x[i % rows * cols + i / rows]).collect();
-            let of = |shape, x: &[f64]| {
-                orthogonalize(&cpu, Tensor::from_host(&cpu, shape, x), DType::F64).unwrap().view().to_f64(&cpu)
-            };
-            let (y, yt) = (of([rows, cols], &x), of([cols, rows], &xt));
+            let (y, yt) = (orthogonal(&cpu, 1, [rows, cols], &x), orthogonal(&cpu, 1, [cols, rows], &xt));
             let bound = wudao_device::tolerance::of("ranks", wudao_device::DType::F64);
             for (i, got) in yt.iter().enumerate() {
                 let expected = y[i % rows * cols + i / rows];
@@ -139,6 +173,15 @@ mod tests {
             let n = rows.min(cols) as f64;
             let size: f64 = y.iter().map(|v| v * v).sum();
             prop_assert!(size < 1.3 * 1.3 * n);
+        }
+
+        /// Who else is orthogonalised beside a matrix does not change its bits.
+        #[test]
+        fn together_is_each_by_itself(count in 1usize..5, rows in 1usize..9, cols in 1usize..9, seed in 1u64..1000) {
+            let (cpu, shape) = (Cpu::new(1), [rows, cols]);
+            let x = Random(seed).values(count * rows * cols);
+            let each = x.chunks_exact(rows * cols).flat_map(|x| orthogonal(&cpu, 1, shape, x)).collect::<Vec<_>>();
+            prop_assert_eq!(orthogonal(&cpu, count, shape, &x), each);
         }
 
         /// Singular values that are not tiny end near one.
@@ -156,8 +199,10 @@ mod tests {
         let g = Tensor::from_host(&cpu, [rows, cols], &Random(3).values(rows * cols));
         let mut w = Tensor::zeros(&cpu, [rows, cols], wudao_device::DType::F64);
         let mut m = Tensor::zeros(&cpu, [rows, cols], wudao_device::DType::F64);
-        let muon = Muon { lr: 0.01, momentum: 0.95, weight_decay: 0.1, grad_scale: 1.0, operands: DType::F64 };
-        muon.step(&cpu, g.view(), w.view_mut(), m.view_mut());
+        let muon = Muon { lr: 0.01, momentum: 0.95, weight_decay: 0.1, grad_scale: 1.0 };
+        let mut x = Tensor::new(&cpu, [rows, cols], DType::F64);
+        assert!(muon.direction(&cpu, g.view(), m.view_mut(), x.view_mut()));
+        muon.update(&cpu, orthogonalize(&cpu, 1, x).view(), w.view_mut());
         let rms = (cpu.sum_of_squares(w.view()) / (rows * cols) as f64).sqrt();
         assert!((0.1..0.3).contains(&(rms / 0.01)), "{}", rms / 0.01);
     }
