@@ -9,6 +9,9 @@ compute the same here. Run in the environment of llama_cpp.sh.
         converts one model in every type, and compares logits of llama.cpp and wudao on the same file
     llama_cpp.py smollm2 FILE [--check]
         writes golden/smollm2.json: greedy continuations and logits of SmolLM2-135M-Instruct (Apache-2.0)
+    llama_cpp.py quality FILE --wudao PATH [--texts N]
+        converts a model, such as SmolLM2's GGUF file, in every type, and compares the perplexity of held-out text, the
+        corpus's English novel, in llama.cpp and in wudao: it may differ by 1 %
 
 PATHs: `cargo build --release -p wudao` and `cargo build --release -p wudao-infer --example logits` make them.
 """
@@ -289,6 +292,57 @@ def smollm2(args: argparse.Namespace) -> bool:
     return True
 
 
+# Predictions of a window.
+WINDOW = 512
+NOVEL = HERE.parent / "corpus/en/moby-dick.jsonl.zst"
+
+
+def llama_nll(path: pathlib.Path, texts: list[str], end: int) -> tuple[float, int]:
+    """Mean loss in nats by the rule of hf_eval.py, and predictions."""
+    model = llama_cpp.Llama(str(path), n_ctx=WINDOW, n_batch=WINDOW, n_threads=2, n_threads_batch=2, logits_all=True,
+                            verbose=False, type_k=0, type_v=0)
+    total, count = 0.0, 0
+    for text in texts:
+        ids = model.tokenize(text.encode(), add_bos=False, special=False)
+        inputs, targets = [end, *ids], [*ids, end]
+        for start in range(0, len(inputs), WINDOW):
+            window, expected = inputs[start : start + WINDOW], targets[start : start + WINDOW]
+            model.reset()
+            model.eval(window)
+            logits = np.array(model.scores[: len(window)], dtype=np.float64)
+            top = logits.max(axis=1, keepdims=True)
+            log = np.log(np.exp(logits - top).sum(axis=1)) + top[:, 0] - logits[np.arange(len(window)), expected]
+            total, count = total + log.sum(), count + len(window)
+    return total / count, count
+
+
+def quality(args: argparse.Namespace) -> bool:
+    raw = subprocess.run(["zstd", "-dc", str(NOVEL)], check=True, capture_output=True).stdout
+    texts = [json.loads(line)["text"] for line in raw.decode().splitlines()][: args.texts]
+    good = True
+    print(f"{'weights':<8} {'MB':>7} {'llama.cpp':>10} {'wudao':>10} {'ratio':>8}   perplexity")
+    with tempfile.TemporaryDirectory() as scratch:
+        held = pathlib.Path(scratch) / "held-out.jsonl"
+        held.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        files = {}
+        for dtype in ["f32", "bf16", "q8_0", "q4_0"]:
+            files[dtype] = pathlib.Path(scratch) / f"{dtype}.gguf"
+            convert(args.wudao, pathlib.Path(args.file), files[dtype], dtype)
+        files["q4_1"] = pathlib.Path(args.file)
+        for dtype, path in files.items():
+            report = json.loads(subprocess.run(
+                [args.wudao, "eval", "--model", str(path), "--weights", dtype, "--data", str(held), "--seq-len", str(WINDOW),
+                 "--json", "--quiet"], check=True, capture_output=True).stdout)["total"]
+            nll, count = llama_nll(path, texts, args.end)
+            assert count == report["tokens"], f"{count} predictions there, {report['tokens']} here"
+            theirs, ours = np.exp(nll), np.exp(report["nll"])
+            fine = abs(ours / theirs - 1) < 0.01
+            good &= fine
+            size = path.stat().st_size / 1e6
+            print(f"{dtype:<8} {size:7.1f} {theirs:10.4f} {ours:10.4f} {ours / theirs:8.4f}   {'' if fine else 'DIFFERS'}", flush=True)
+    return good
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
@@ -301,6 +355,12 @@ def main() -> None:
     command.add_argument("file")
     command.add_argument("--check", action="store_true")
     command.set_defaults(run=smollm2)
+    command = commands.add_parser("quality")
+    command.add_argument("file")
+    command.add_argument("--wudao", required=True)
+    command.add_argument("--texts", type=int, default=12, help="how many texts of the novel")
+    command.add_argument("--end", type=int, default=0, help="the model's end-of-text token")
+    command.set_defaults(run=quality)
     args = parser.parse_args()
     sys.exit(0 if args.run(args) else 1)
 

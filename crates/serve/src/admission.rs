@@ -102,6 +102,8 @@ pub struct Admission {
     seen: AtomicU32,
     room: Arc<Semaphore>,
     most: usize,
+    /// The only names it answers to, beside addresses.
+    names: Option<Vec<String>>,
 }
 
 impl Admission {
@@ -113,6 +115,25 @@ impl Admission {
             seen: AtomicU32::new(0),
             room: Arc::new(Semaphore::new(options.max_requests.min(Semaphore::MAX_PERMITS))),
             most: options.max_requests,
+            names: names(options),
+        }
+    }
+
+    /// Refuses who asks for a server of another name. A server without keys on this machine alone trusts whoever reaches it;
+    /// but a page of another site reaches it too, through a name of its own that leads to 127.0.0.1 (DNS rebinding). Browsers say
+    /// which name they mean, and an address is nobody's to redirect.
+    pub fn check_name(&self, headers: &HeaderMap) -> Result<(), ApiError> {
+        let (Some(names), Some(host)) = (&self.names, headers.get(header::HOST)) else { return Ok(()) };
+        let host = host.to_str().unwrap_or_default().to_ascii_lowercase();
+        let name = match host.rsplit_once(':') {
+            // A port follows, unless this is the inside of an address in brackets.
+            Some((name, port)) if port.bytes().all(|digit| digit.is_ascii_digit()) => name,
+            _ => &host,
+        };
+        let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().is_ok();
+        match address || name.ends_with(".localhost") || names.iter().any(|known| known == name) {
+            true => Ok(()),
+            false => Err(ApiError::stranger(name)),
         }
     }
 
@@ -156,6 +177,12 @@ impl Admission {
             ))
         })
     }
+}
+
+/// The names that a server answers to, if it matters.
+fn names(options: &Options) -> Option<Vec<String>> {
+    let all = ["localhost", &options.host].into_iter().chain(options.names.iter().map(String::as_str));
+    (options.api_keys.is_none() && options.is_local()).then(|| all.map(str::to_ascii_lowercase).collect())
 }
 
 /// The beginning of a hash as a number.
@@ -202,6 +229,36 @@ mod tests {
         assert!(keys(&format!("{SECRET}\n{}", &SECRET[1..])).unwrap_err().to_string().contains(":2:"));
         assert!(matches!(keys("# none\n"), Err(KeysError::Empty { .. })));
         assert!(matches!(ApiKeys::read(Path::new("/nonexistent")), Err(KeysError::Io { .. })));
+    }
+
+    #[test]
+    fn a_server_without_keys_on_this_machine_answers_to_its_own_names() {
+        let asks = |options: &Options, host: &str| {
+            let headers = HeaderMap::from_iter([(header::HOST, host.parse().unwrap())]);
+            Admission::new(options).check_name(&headers).is_ok()
+        };
+        let open = Options { names: vec!["Chat.example".into()], ..Options::default() };
+        for own in [
+            "127.0.0.1:8000",
+            "[::1]:8000",
+            "[::1]",
+            "10.1.2.3",
+            "localhost:1",
+            "LOCALHOST",
+            "a.localhost",
+            "chat.example:8",
+        ] {
+            assert!(asks(&open, own), "{own}");
+        }
+        for other in ["evil.example:8000", "chat.example.evil", "localhost.evil", "127.0.0.1.evil", ":8000", ""] {
+            assert!(!asks(&open, other), "{other}");
+        }
+        assert!(Admission::new(&open).check_name(&HeaderMap::new()).is_ok());
+        let locked = Options { api_keys: Some(keys(SECRET).unwrap()), ..Options::default() };
+        assert!(
+            asks(&locked, "evil.example")
+                && asks(&Options { host: "0.0.0.0".into(), ..Options::default() }, "a.example")
+        );
     }
 
     #[test]

@@ -92,6 +92,16 @@ impl ApiError {
         ApiError::new(StatusCode::UNAUTHORIZED, "invalid_request_error", "invalid_api_key", message)
     }
 
+    /// The request was meant for somebody of another name.
+    pub fn stranger(name: &str) -> ApiError {
+        let name: String = name.chars().take(100).collect();
+        let message = format!(
+            "this server does not go by the name \"{name}\" (header Host), under which a page of another site may be asking: \
+             if it should, start it with --name {name}, or with --api-keys"
+        );
+        ApiError::new(StatusCode::FORBIDDEN, "invalid_request_error", "unknown_host", message)
+    }
+
     /// The body has too many bytes.
     pub fn too_large(limit: usize) -> ApiError {
         let message = format!("the body of the request is larger than {limit} bytes, the most that this server takes");

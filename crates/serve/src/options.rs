@@ -1,6 +1,7 @@
 //! What a server is told.
 
 use crate::admission::ApiKeys;
+use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -18,6 +19,8 @@ pub struct Options {
     pub tls: Option<Tls>,
     /// Origins whose pages may ask; `*` is all.
     pub cors: Vec<String>,
+    /// Names that this server goes by, beside its own, where it asks for no keys and listens to this machine alone.
+    pub names: Vec<String>,
     /// Most bytes of a request's body.
     pub max_body: usize,
     /// Most tokens that a request may ask for; 0 is as many as the context holds.
@@ -48,6 +51,7 @@ impl Default for Options {
             api_keys: None,
             tls: None,
             cors: Vec::new(),
+            names: Vec::new(),
             max_body: 4 << 20,
             max_tokens: 0,
             max_choices: 128,
@@ -59,6 +63,13 @@ impl Default for Options {
             write_timeout: Duration::from_secs(60),
             grace: Duration::from_secs(30),
         }
+    }
+}
+
+impl Options {
+    /// Whether it is heard on this machine alone.
+    pub fn is_local(&self) -> bool {
+        self.host == "localhost" || self.host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
     }
 }
 

@@ -109,7 +109,7 @@ fn keys_are_asked_for_where_it_matters() {
 fn a_thousand_connections_are_served() {
     let server = Server::plain();
     let mut streams: Vec<TcpStream> = (0..1000).map(|_| server.connect()).collect();
-    let ask = "GET /health HTTP/1.1\r\nhost: x\r\n\r\n";
+    let ask = "GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n";
     for round in 0..2 {
         streams.iter_mut().for_each(|stream| stream.write_all(ask.as_bytes()).unwrap());
         for stream in &mut streams {
@@ -134,7 +134,7 @@ fn half_a_request_is_not_waited_for() {
     let options = Options { header_timeout: short, body_timeout: short, ..Options::default() };
     let server = Server::start(options, EngineOptions::default());
     let start = Instant::now();
-    for head in ["", "POST /v1/comp", "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: app"] {
+    for head in ["", "POST /v1/comp", "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: app"] {
         let mut stream = server.connect();
         stream.write_all(head.as_bytes()).unwrap();
         let answer = Answer::read(&mut stream);
@@ -153,7 +153,7 @@ fn half_a_request_is_not_waited_for() {
 #[test]
 fn a_hundred_megabytes_are_not_read() {
     let server = Server::plain();
-    let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n";
     let chunk = vec![b'a'; 1 << 20];
     let mut declared = server.connect();
     declared.write_all(format!("{head}content-length: 100000000\r\n\r\n").as_bytes()).unwrap();
@@ -255,7 +255,7 @@ fn a_grace_has_an_end() {
 
 #[test]
 fn pages_of_other_origins_ask_only_if_they_may() {
-    let preflight = "OPTIONS /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\norigin: https://a.example\r\n\
+    let preflight = "OPTIONS /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\norigin: https://a.example\r\n\
                      access-control-request-method: POST\r\naccess-control-request-headers: content-type,x-own\r\n\r\n";
     let server = Server::start(
         Options { cors: vec!["https://a.example".into()], ..Options::default() },
@@ -294,4 +294,19 @@ fn connections_can_be_encrypted() {
     assert_eq!(answer.status, 200, "{}", answer.body);
     // Who does not encrypt is not understood.
     assert_eq!(server.get("/health").status, 0);
+}
+
+/// A page of another site that reaches us through a name of its own (DNS rebinding) gets nothing, the page included.
+#[test]
+fn another_name_is_refused() {
+    let server = Server::plain();
+    for path in ["/", "/v1/models", "/health"] {
+        let ask = |host: &str| {
+            server.raw(format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n").as_bytes())
+        };
+        assert_eq!(ask("127.0.0.1:1").status, 200);
+        let refused = ask("evil.example:1");
+        assert_eq!(refused.status, 403);
+        assert!(refused.error("unknown_host").contains("--name evil.example"));
+    }
 }

@@ -137,6 +137,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/openapi.json", axum::routing::get(move || async move { (json, document) }))
         .fallback(page)
         .method_not_allowed_fallback(|| async { ApiError::method() })
+        .layer(from_fn_with_state(app.clone(), known))
         .layer(from_fn(secure))
         .layer(cors(&app.options.cors))
         .layer(from_fn_with_state(app.clone(), count))
@@ -159,6 +160,12 @@ fn cors(origins: &[String]) -> CorsLayer {
         .allow_headers(tower_http::cors::AllowHeaders::mirror_request())
         .expose_headers([header::RETRY_AFTER])
         .max_age(std::time::Duration::from_secs(600))
+}
+
+/// Are we meant?
+async fn known(State(app): State<Arc<App>>, request: Request, next: Next) -> Result<Response, ApiError> {
+    app.admission.check_name(request.headers())?;
+    Ok(next.run(request).await)
 }
 
 /// Who is it?

@@ -92,7 +92,7 @@ impl Server {
     }
 
     pub fn get(&self, path: &str) -> Answer {
-        self.raw(format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes())
+        self.raw(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").as_bytes())
     }
 
     pub fn post(&self, path: &str, body: Value) -> Answer {
@@ -135,7 +135,7 @@ impl Drop for Server {
 /// A request in bytes.
 pub fn post(path: &str, body: &str, headers: &str) -> Vec<u8> {
     let length = body.len();
-    let head = "host: x\r\nconnection: close\r\ncontent-type: application/json";
+    let head = "host: localhost\r\nconnection: close\r\ncontent-type: application/json";
     format!("POST {path} HTTP/1.1\r\n{head}\r\n{headers}content-length: {length}\r\n\r\n{body}").into_bytes()
 }
 

@@ -43,6 +43,10 @@ pub struct Args {
     /// Let pages of this origin ask, such as https://example.org; * is all. May be given several times.
     #[arg(long, value_name = "ORIGIN", help_heading = "Network")]
     cors_origin: Vec<String>,
+    /// Answer to this name too, such as that of a proxy in front. Without keys, a server on this machine alone answers to
+    /// localhost and to addresses only, or any page in a browser could ask. May be given several times.
+    #[arg(long, value_name = "HOST", help_heading = "Network")]
+    name: Vec<String>,
     /// Answer only who has a key: a file of their SHA-256 hashes, one a line (`printf %s KEY | sha256sum`).
     #[arg(long, value_name = "FILE", help_heading = "Limits")]
     api_keys: Option<PathBuf>,
@@ -116,7 +120,7 @@ pub fn run(args: Args, cx: &Context) -> anyhow::Result<()> {
         let context = model.engine.context();
         cx.printer.status("Model", format!("{}: {context} tokens of context, room for {room}{chat}", model.name));
     }
-    if options.api_keys.is_none() && !is_local(&options.host) {
+    if options.api_keys.is_none() && !options.is_local() {
         cx.printer.warn("everybody who reaches this address may ask: --api-keys FILE asks for keys");
     }
     let scheme = if options.tls.is_some() { "https" } else { "http" };
@@ -156,10 +160,6 @@ fn default_name(path: &Path) -> String {
     path.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned())
 }
 
-fn is_local(host: &str) -> bool {
-    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
-}
-
 fn options(args: &Args) -> anyhow::Result<Options> {
     let seconds = |n: NonZeroU32| Duration::from_secs(n.get().into());
     let tls = args.tls_cert.clone().zip(args.tls_key.clone()).map(|(cert, key)| Tls { cert, key });
@@ -169,6 +169,7 @@ fn options(args: &Args) -> anyhow::Result<Options> {
         api_keys: args.api_keys.as_deref().map(ApiKeys::read).transpose()?,
         tls,
         cors: args.cors_origin.clone(),
+        names: args.name.clone(),
         max_body: args.max_body.get().saturating_mul(1024),
         max_tokens: args.max_tokens.map_or(0, NonZeroUsize::get),
         max_choices: args.max_choices.get(),
