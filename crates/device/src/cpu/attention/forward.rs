@@ -1,10 +1,10 @@
 //! The forward pass.
 
 use super::number::Number;
-use super::{Context, Head, Scratch, block, key_head, spans, turn, value_head, with_lanes};
+use super::{Context, Head, Scratch, block, key_head, pieces, spans, turn, value_head, with_lanes};
 use crate::Heads;
 use crate::cpu::bands::Scattered;
-use crate::cpu::gemm::Micro;
+use crate::cpu::gemm::{Left, Micro};
 use crate::cpu::real::Real;
 use crate::cpu::simd::{Isa, larger, versions};
 use std::f64::consts::{LN_2, LOG2_E};
@@ -81,19 +81,24 @@ pub(super) fn compute<A: Number>(
 ) {
     let Context { memory, micro, .. } = cx;
     let (mr, nr, dim) = (micro.rows(), micro.cols(), task.keys.dim);
-    let (all, block) = (task.past + task.rows.end, block(mr));
-    // Elements of a lane of a panel over all columns, and over all keys.
-    let (deep, long) = (Micro::<A>::panel(1, dim), Micro::<A>::panel(1, all));
+    let (all, block, tall) = (task.past + task.rows.end, block(mr), dim.next_multiple_of(mr));
+    // Elements of a lane of a panel over all columns.
+    let deep = Micro::<A>::panel(1, dim);
     let scale = A::Real::of(task.scale * LOG2_E);
     let mut key_panels = Scratch::new(memory, all.next_multiple_of(mr) * deep);
-    let mut value_panels = Scratch::new(memory, dim.next_multiple_of(mr) * long);
+    let mut value_panels = Scratch::new(memory, tall * Micro::<A>::panel(1, all));
     let (keys, values) = (key_panels.slice(), value_panels.slice());
     micro.pack_rows(task.keys.by_row(), 0..all, task.keys.columns(), keys);
-    micro.pack_rows(task.values.by_column(), task.values.columns(), 0..all, values);
+    for keys in pieces(0..all, block) {
+        let values = &mut values[keys.start * tall..];
+        micro.pack_rows(task.values.by_column(), task.values.columns(), keys, values);
+    }
 
     let (mut queries, mut scores) = (Scratch::new(memory, deep * nr), Scratch::new(memory, block * nr));
     let (mut sums, mut weights) = (Scratch::new(memory, dim * nr), Scratch::new(memory, block * nr));
-    let (queries, scores, sums, weights) = (queries.slice(), scores.slice(), sums.slice(), weights.slice());
+    let mut fresh = Scratch::new(memory, dim * nr);
+    let (queries, scores, weights) = (queries.slice(), scores.slice(), weights.slice());
+    let (sums, fresh) = (sums.slice(), fresh.slice());
     for (h, head) in task.queries.iter().enumerate() {
         for first in task.rows.clone().step_by(nr) {
             let tile = first..(first + nr).min(task.rows.end);
@@ -104,15 +109,17 @@ pub(super) fn compute<A: Number>(
             for key in (0..seen).step_by(block) {
                 let n = block.min(seen - key);
                 let scores = &mut scores[..n * nr];
-                micro.multiply([n, nr, dim], &keys[key * deep..], mr * deep, queries, scores, nr, false);
+                let left = Left { panels: &keys[key * deep..], steps: dim, first: 0 };
+                micro.multiply([n, nr, dim], left, queries, scores, nr, false);
                 exponentials::<A>(nr, key, task.past + first, scale, scores, &mut running);
-                if key > 0 {
-                    rescale(nr, sums, &running.factor);
-                }
                 let weights = A::panel(micro, scores, weights);
-                micro.multiply([dim, nr, n], &values[key * mr..], mr * long, weights, sums, nr, key > 0);
+                let left = Left { panels: &values[key * tall..], steps: block.min(all - key), first: 0 };
+                micro.multiply([dim, nr, n], left, weights, if key == 0 { &mut *sums } else { &mut *fresh }, nr, false);
+                if key > 0 {
+                    rescale(nr, sums, &running.factor, fresh);
+                }
             }
-            rescale(nr, sums, &running.sum.map(|sum| A::Real::ONE / sum));
+            finish(nr, sums, &running.sum);
             // The scores are done with, and leave their space.
             turn(cx, sums, dim, tile.len(), (scores, weights), |l, columns, x| put(first + l, h, columns.start, x));
             for (l, row) in tile.enumerate() {
@@ -149,9 +156,18 @@ versions! {
 }
 
 versions! {
-    fn rescale<R, S>(lanes: usize, sums: &mut [R], factor: &[R; MOST_LANES]) {
+    /// `sums = factor·sums + fresh`, lane by lane.
+    fn rescale<R, S>(lanes: usize, sums: &mut [R], factor: &[R; MOST_LANES], fresh: &[R]) {
+        for (row, fresh) in sums.chunks_exact_mut(lanes).zip(fresh.chunks_exact(lanes)) {
+            row.iter_mut().zip(factor).zip(fresh).for_each(|((x, &f), &y)| *x = S::fma(*x, f, y));
+        }
+    }
+
+    /// Divides each lane of the sums.
+    fn finish<R, S>(lanes: usize, sums: &mut [R], by: &[R; MOST_LANES]) {
+        let factor = by.map(|by| R::ONE / by);
         for row in sums.chunks_exact_mut(lanes) {
-            row.iter_mut().zip(factor).for_each(|(x, &f)| *x *= f);
+            row.iter_mut().zip(&factor).for_each(|(x, &f)| *x *= f);
         }
     }
 }

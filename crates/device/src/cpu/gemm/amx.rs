@@ -18,6 +18,7 @@ use super::transpose;
 use crate::cpu::tiles::{self, Shapes};
 use half::bf16;
 use std::arch::asm;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// Rows and columns of a tile, 4 bytes each.
@@ -35,7 +36,8 @@ pub(in super::super) const KERNEL: Kernel<bf16> = Kernel {
     speed: 8.0,
     pack_rows,
     pack_cols,
-    tile,
+    tile: tile::<false>,
+    add: tile::<true>,
     put: put_tile::<f32>,
     put_rounded: Some(put_tile::<bf16>),
 };
@@ -141,7 +143,8 @@ unsafe fn sum(
 #[repr(C, align(64))]
 struct Aligned<T>(T);
 
-unsafe fn tile(
+/// With `CHAINED`, what accumulates is loaded into the tiles first, if C has all columns of a tile.
+unsafe fn tile<const CHAINED: bool>(
     [rows, cols, steps]: [usize; 3],
     a: Rows<bf16>,
     b: *const bf16,
@@ -150,16 +153,17 @@ unsafe fn tile(
     accumulate: bool,
 ) {
     debug_assert_eq!(a.group, 2, "rows whose steps lie together");
-    let mut sums = Aligned([0f32; ROWS * COLS]);
-    let direct = !accumulate && cols == COLS;
-    let (to, to_pitch) = if direct { (c, 4 * pitch) } else { (sums.0.as_mut_ptr(), 4 * COLS) };
+    let mut sums = Aligned(MaybeUninit::<[f32; ROWS * COLS]>::uninit());
+    let direct = (CHAINED || !accumulate) && cols == COLS;
+    let (to, to_pitch) = if direct { (c, 4 * pitch) } else { (sums.0.as_mut_ptr().cast(), 4 * COLS) };
+    let chained = CHAINED && accumulate && direct;
     let (blocks, rest) = (steps / STEPS, steps % STEPS);
     // SAFETY: this kernel is only handed out where the unit is supported. The caller answers for rows of A and a panel of B
     // of `steps` steps, and for `rows × cols` elements of C; other sums go to a buffer.
     unsafe {
         shapes(rows).set();
         if blocks > 0 {
-            sum(rows, a.data.as_ptr(), 2 * a.row, b, blocks, to, to_pitch, false);
+            sum(rows, a.data.as_ptr(), 2 * a.row, b, blocks, to, to_pitch, chained);
         }
         if rest > 0 {
             // What is left, filled up with zeros on both sides.
@@ -170,10 +174,10 @@ unsafe fn tile(
             let from = b.add(blocks * STEPS * COLS);
             let len = rest.next_multiple_of(2) * COLS;
             b_rest.0[..len].copy_from_slice(std::slice::from_raw_parts(from, len));
-            sum(rows, a_rest.0.as_ptr(), 2 * STEPS, b_rest.0.as_ptr(), 1, to, to_pitch, blocks > 0);
+            sum(rows, a_rest.0.as_ptr(), 2 * STEPS, b_rest.0.as_ptr(), 1, to, to_pitch, chained || blocks > 0);
         }
         if !direct {
-            put_tile::<f32>(sums.0.as_ptr(), [rows, cols], false, c, pitch, accumulate);
+            put_tile::<f32>(to, [rows, cols], false, c, pitch, accumulate);
         }
     }
 }
