@@ -8,12 +8,13 @@
 //! writes its part aside, and the parts are added in order.
 
 use super::number::Number;
-use super::{BLOCK, Context, Head, Scratch, block, key_head, pieces, scale, spans, turn, value_head, with_lanes};
+use super::softmax::{At, Gradients, Space};
+use super::{BLOCK, Context, Head, Scratch, block, key_head, pieces, scale, spans, turn, value_head};
 use crate::Heads;
 use crate::cpu::bands::Scattered;
 use crate::cpu::gemm::{Left, Micro, Operand};
 use crate::cpu::real::{Real, Stored};
-use crate::cpu::simd::{Isa, fold2, join, versions};
+use crate::cpu::simd::{fold2, join, versions};
 use std::f64::consts::LOG2_E;
 use std::ops::Range;
 
@@ -118,10 +119,10 @@ fn compute<'a, A: Number>(call: &Call<'a, A>, task: &Task, dqkv: &Scattered<A>, 
     let dq = dq.slice();
     let (mut p, mut ds) = (Scratch::new(memory, block * nr), Scratch::new(memory, block * nr));
     let (p, ds) = (p.slice(), ds.slice());
-    // The same as operands: as a right one, as rows, and (the gradient alone) as a left one.
-    let [mut right, mut rounded] = std::array::from_fn(|_| Scratch::new(memory, block * nr));
-    let mut left = Scratch::new(memory, block * keys.tile);
-    let (right, rounded, left) = (right.slice(), rounded.slice(), left.slice());
+    // The same as operands: as right ones, and (the gradient alone) as rows of a tile of keys, and those as a left one.
+    let [mut right_p, mut right_ds, mut left] = std::array::from_fn(|_| Scratch::new(memory, block * nr));
+    let mut rounded = Scratch::new(memory, block * keys.tile);
+    let (right_p, right_ds, rounded, left) = (right_p.slice(), right_ds.slice(), rounded.slice(), left.slice());
     let (factor, exponent) = (A::Real::of(call.scale), A::Real::of(call.scale * LOG2_E));
 
     for h in task.kv * group..(task.kv + 1) * group {
@@ -139,37 +140,34 @@ fn compute<'a, A: Number>(call: &Call<'a, A>, task: &Task, dqkv: &Scattered<A>, 
                     micro.multiply([m, nr, dim], packed.queries(query), keys.keys(&lanes), p, nr, false);
                     micro.multiply([m, nr, dim], packed.douts(query), keys.values(&lanes), ds, nr, false);
                     let (lse, d) = (&packed.lse.get()[query..query + m], &packed.d.get()[query..query + m]);
-                    score_gradients::<A>(nr, lanes.start, query, exponent, lse, d, p, ds);
+                    let at = At { key: lanes.start, query, scale: exponent };
+                    let rows = &mut rounded[(query - queries.start) * keys.tile + lanes.start - tile.start..];
+                    let space = Space { p: right_p, ds: right_ds, rows, pitch: keys.tile };
+                    let Gradients { p, ds, rows } = A::gradients(nr, at, (lse, d), (p, ds), space);
 
                     let sums = lanes.start * dim..(lanes.start + nr) * dim;
-                    let p = A::panel(micro, p, right);
-                    micro.multiply([dim, nr, m], packed.dout_columns(&queries, query), p, &mut dv[sums.clone()], nr, true);
-                    let panel = A::panel(micro, ds, right);
-                    micro.multiply([dim, nr, m], packed.query_columns(&queries, query), panel, &mut dk[sums], nr, true);
-                    let by_query = Operand { data: A::operands(ds, rounded), pitch: nr, lanes_adjacent: false };
-                    if micro.rows_in_place() {
-                        let at = (query - queries.start) * keys.tile + lanes.start - tile.start;
-                        for (from, to) in by_query.data.chunks_exact(nr).zip(left[at..].chunks_mut(keys.tile)) {
-                            to[..nr].copy_from_slice(from);
-                        }
-                    } else {
+                    let (dk, dv) = (&mut dk[sums.clone()], &mut dv[sums]);
+                    micro.multiply([dim, nr, m], packed.dout_columns(&queries, query), p, dv, nr, true);
+                    micro.multiply([dim, nr, m], packed.query_columns(&queries, query), ds, dk, nr, true);
+                    if !micro.rows_in_place() {
+                        let by_query = Operand { data: &rows[..m * nr], pitch: nr, lanes_adjacent: false };
                         micro.pack_rows(by_query, 0..m, 0..lanes.len(), left);
                     }
                 }
-                let (query, origin, steps) = if micro.rows_in_place() {
-                    (from(tile.start), queries.start, keys.tile)
-                } else {
-                    (from(tile.start), from(tile.start), tile.len())
-                };
-                // Where not all queries see all keys: so many at a time as a product has rows.
-                let at_once = if query < tile.end { mr } else { block };
-                for rows in pieces(query..queries.end, at_once) {
-                    let k = tile.len().min(rows.start + mr - tile.start);
-                    let k = if at_once == mr { k } else { tile.len() };
-                    let at = (rows.start - origin) * Micro::<A>::panel(1, steps);
-                    let left = Left { panels: &left[at..], steps, first: 0 };
+                // Where not all queries see all keys, so many at a time as a product has rows.
+                let query = from(tile.start);
+                let (across, in_place) = (query < tile.end, micro.rows_in_place());
+                for rows in pieces(query..queries.end, if across { mr } else { block }) {
+                    let k = if across { tile.len().min(rows.start + mr - tile.start) } else { tile.len() };
+                    let left = if in_place {
+                        &rounded[(rows.start - queries.start) * keys.tile..]
+                    } else {
+                        &left[(rows.start - query) * Micro::<A>::panel(1, tile.len())..]
+                    };
+                    let steps = if in_place { keys.tile } else { tile.len() };
                     for (columns, panel) in pieces(0..dim, nr).zip(keys.columns(&tile)) {
                         let dq = &mut dq[rows.start * dim + columns.start..];
+                        let left = Left { panels: left, steps, first: 0 };
                         micro.multiply([rows.len(), columns.len(), k], left, panel, dq, dim, true);
                     }
                 }
@@ -195,7 +193,7 @@ fn compute<'a, A: Number>(call: &Call<'a, A>, task: &Task, dqkv: &Scattered<A>, 
     for (sums, head) in [(&*dk, key_head(&heads, task.kv)), (&*dv, value_head(&heads, task.kv))] {
         for (keys, sums) in pieces(0..n_keys, nr).zip(sums.chunks_exact(dim * nr)) {
             // The scores are done with, and leave their space.
-            turn(cx, sums, dim, keys.len(), (p, right), |i, columns, x| {
+            turn(cx, sums, dim, keys.len(), (p, right_p), |i, columns, x| {
                 let at = (first + keys.start + i) * width + head * dim + columns.start;
                 // SAFETY: each (key, head) belongs to one task.
                 unsafe { dqkv.run(at, columns.len()) }.copy_from_slice(x);
@@ -289,10 +287,9 @@ impl<A: Number> Packed<A> {
     /// `lse` begins with the first row's, and rows are `pitch` apart.
     fn pack(&mut self, query: Head<A>, out: Head<A>, dout: Head<A>, lse: &[A::Real], pitch: usize) {
         let (micro, n) = (self.micro, self.d.get().len());
-        for (x, panels, columns) in [
-            (query, &mut self.queries, &mut self.query_columns),
-            (dout, &mut self.douts, &mut self.dout_columns),
-        ] {
+        for (x, panels, columns) in
+            [(query, &mut self.queries, &mut self.query_columns), (dout, &mut self.douts, &mut self.dout_columns)]
+        {
             micro.pack_rows(x.by_row(), 0..n, x.columns(), panels.slice());
             for rows in pieces(0..n, self.block) {
                 let columns = &mut columns.slice()[rows.start * self.dim.next_multiple_of(micro.rows())..];
@@ -335,45 +332,6 @@ versions! {
                 S::fma(Stored::widen(x), Stored::widen(y), sum)
             });
             *sum = join(lanes, |a, b| a + b);
-        }
-    }
-
-    /// Scores become probabilities, and `ds`, the gradient of the probabilities, becomes that of the scores, but for their
-    /// scale. Rows are the queries from `query` on, lanes the keys from `key` on. `scale` is that of scores as exponents
-    /// of two.
-    fn score_gradients<A: Number; S>(
-        lanes: usize,
-        key: usize,
-        query: usize,
-        scale: A::Real,
-        lse: &[A::Real],
-        d: &[A::Real],
-        p: &mut [A::Real],
-        ds: &mut [A::Real],
-    ) {
-        with_lanes!(lanes, score_gradients_of::<A, S>(key, query, scale, lse, d, p, ds))
-    }
-}
-
-#[inline(always)]
-fn score_gradients_of<A: Number, S: Isa, const N: usize>(
-    key: usize,
-    query: usize,
-    scale: A::Real,
-    lse: &[A::Real],
-    d: &[A::Real],
-    p: &mut [A::Real],
-    ds: &mut [A::Real],
-) {
-    let (p, ds) = (p.as_chunks_mut::<N>().0, ds.as_chunks_mut::<N>().0);
-    for (i, (((p, ds), &lse), &d)) in p.iter_mut().zip(ds).zip(lse).zip(d).enumerate() {
-        p.iter_mut().for_each(|p| *p = A::exp2::<S>(S::fma(*p, scale, -lse)));
-        let seen = (query + i + 1).saturating_sub(key);
-        if seen < N {
-            p[seen..].fill(A::Real::ZERO);
-        }
-        for l in 0..N {
-            ds[l] = p[l] * (ds[l] - d);
         }
     }
 }

@@ -1,19 +1,18 @@
 //! The forward pass.
 
 use super::number::Number;
-use super::{Context, Head, Scratch, block, key_head, pieces, spans, turn, value_head, with_lanes};
+use super::softmax::{At, MOST_LANES, Running};
+use super::{Context, Head, Scratch, block, key_head, pieces, spans, turn, value_head};
 use crate::Heads;
 use crate::cpu::bands::Scattered;
 use crate::cpu::gemm::{Left, Micro};
 use crate::cpu::real::Real;
-use crate::cpu::simd::{Isa, larger, versions};
+use crate::cpu::simd::versions;
 use std::f64::consts::{LN_2, LOG2_E};
 use std::ops::Range;
 
 /// Queries of a task: enough that packing all keys before them costs little beside.
 const QUERIES: usize = 512;
-/// Most columns of any micro-kernel.
-const MOST_LANES: usize = 32;
 
 /// What a task computes: some queries of all heads that share a key head.
 pub(super) struct Task<'a, A> {
@@ -111,8 +110,8 @@ pub(super) fn compute<A: Number>(
                 let scores = &mut scores[..n * nr];
                 let left = Left { panels: &keys[key * deep..], steps: dim, first: 0 };
                 micro.multiply([n, nr, dim], left, queries, scores, nr, false);
-                exponentials::<A>(nr, key, task.past + first, scale, scores, &mut running);
-                let weights = A::panel(micro, scores, weights);
+                let at = At { key, query: task.past + first, scale };
+                let weights = A::weights(nr, at, scores, &mut running, weights);
                 let left = Left { panels: &values[key * tall..], steps: block.min(all - key), first: 0 };
                 micro.multiply([dim, nr, n], left, weights, if key == 0 { &mut *sums } else { &mut *fresh }, nr, false);
                 if key > 0 {
@@ -126,32 +125,6 @@ pub(super) fn compute<A: Number>(
                 denominator(row, h, running.max[l] * A::Real::of(LN_2) + running.sum[l].ln());
             }
         }
-    }
-}
-
-/// The softmax so far, for every query of a tile.
-struct Running<R> {
-    /// The largest score, with all scales.
-    max: [R; MOST_LANES],
-    /// Sum of the exponentials of the scores less the maximum.
-    sum: [R; MOST_LANES],
-    /// What the last block's new maximum multiplies older sums by.
-    factor: [R; MOST_LANES],
-}
-
-impl<R: Real> Running<R> {
-    fn new() -> Self {
-        Running { max: [R::NEG_INFINITY; MOST_LANES], sum: [R::ZERO; MOST_LANES], factor: [R::ZERO; MOST_LANES] }
-    }
-}
-
-versions! {
-    /// Scores `[keys, lanes]` of the keys from `key` on for the queries from `query` on become exponentials; the keys after
-    /// a query become 0. `scale` is that of scores as exponents of two.
-    fn exponentials<A: Number; S>(
-        lanes: usize, key: usize, query: usize, scale: A::Real, scores: &mut [A::Real], running: &mut Running<A::Real>,
-    ) {
-        with_lanes!(lanes, exponentials_of::<A, S>(key, query, scale, scores, running))
     }
 }
 
@@ -169,43 +142,5 @@ versions! {
         for row in sums.chunks_exact_mut(lanes) {
             row.iter_mut().zip(&factor).for_each(|(x, &f)| *x *= f);
         }
-    }
-}
-
-#[inline(always)]
-fn exponentials_of<A: Number, S: Isa, const N: usize>(
-    key: usize,
-    query: usize,
-    scale: A::Real,
-    scores: &mut [A::Real],
-    running: &mut Running<A::Real>,
-) {
-    let (rows, _) = scores.as_chunks_mut::<N>();
-    let hidden_from = (query + 1).saturating_sub(key).min(rows.len());
-    for (i, row) in rows[hidden_from..].iter_mut().enumerate() {
-        // This key is 1 + i places after the first query, if that is in the block at all.
-        let hidden = key + hidden_from + i - query;
-        row[..hidden.min(N)].fill(A::Real::NEG_INFINITY);
-    }
-    let mut top = [A::Real::NEG_INFINITY; N];
-    for row in &*rows {
-        for l in 0..N {
-            top[l] = larger(top[l], row[l]);
-        }
-    }
-    let old: [A::Real; N] = *running.max.first_chunk().expect("lanes");
-    let max: [A::Real; N] = std::array::from_fn(|l| larger(old[l], top[l] * scale));
-    let mut sum = [A::Real::ZERO; N];
-    for row in rows {
-        for l in 0..N {
-            row[l] = A::exp2::<S>(S::fma(row[l], scale, -max[l]));
-            sum[l] += row[l];
-        }
-    }
-    for l in 0..N {
-        let factor = A::exp2::<S>(old[l] - max[l]);
-        running.factor[l] = factor;
-        running.sum[l] = S::fma(running.sum[l], factor, sum[l]);
-        running.max[l] = max[l];
     }
 }

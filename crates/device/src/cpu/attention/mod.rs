@@ -24,6 +24,7 @@ mod forward;
 mod number;
 mod paged;
 mod round;
+mod softmax;
 #[cfg(test)]
 mod tests;
 

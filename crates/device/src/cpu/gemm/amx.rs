@@ -54,6 +54,17 @@ const fn shapes(rows: usize) -> Shapes {
     Shapes::new([upper, upper, lower, lower, upper, lower, all, all])
 }
 
+/// [`shapes`] for every number of rows.
+static SHAPES: [Shapes; ROWS + 1] = {
+    let mut all = [shapes(1); ROWS + 1];
+    let mut rows = 1;
+    while rows <= ROWS {
+        all[rows] = shapes(rows);
+        rows += 1;
+    }
+    all
+};
+
 /// Sums of `blocks` times 32 steps into up to 32 × 32 elements at `c`, whose rows are `pitch` bytes apart; with `more` they
 /// are added to what is there.
 ///
@@ -161,7 +172,7 @@ unsafe fn tile<const CHAINED: bool>(
     // SAFETY: this kernel is only handed out where the unit is supported. The caller answers for rows of A and a panel of B
     // of `steps` steps, and for `rows × cols` elements of C; other sums go to a buffer.
     unsafe {
-        shapes(rows).set();
+        SHAPES[rows].set();
         if blocks > 0 {
             sum(rows, a.data.as_ptr(), 2 * a.row, b, blocks, to, to_pitch, chained);
         }
@@ -216,7 +227,7 @@ unsafe fn pack_rows(side: &Side<f32>, lanes: Range<usize>, steps: Range<usize>, 
 pub(in crate::cpu) unsafe fn burn(steps: usize) {
     // SAFETY: the caller's promise; nothing but tiles is touched.
     unsafe {
-        shapes(ROWS).set();
+        SHAPES[ROWS].set();
         asm!(
             "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
             "tilezero tmm4", "tilezero tmm5", "tilezero tmm6", "tilezero tmm7",
