@@ -19,6 +19,8 @@ fn main() {
         (4096, 512, Heads { q: 4, kv: 2, dim: 128 }),
         (4096, 64, Heads { q: 8, kv: 8, dim: 64 }),
         (4096, 4096, Heads { q: 8, kv: 8, dim: 64 }),
+        (4096, 4096, Heads { q: 8, kv: 2, dim: 128 }),
+        (4096, 512, Heads { q: 5, kv: 1, dim: 64 }),
     ] {
         for dtype in [DType::F32, DType::Bf16] {
             let [forward, backward] = train(&cpu, dtype, tokens, segment, heads);

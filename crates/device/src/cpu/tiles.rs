@@ -7,6 +7,7 @@
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count};
 use std::cell::Cell;
+use std::ptr;
 use std::sync::OnceLock;
 
 /// Multiplies bf16 (bit of CPUID 7.0, EDX).
@@ -46,7 +47,7 @@ fn permitted() -> bool {
 }
 
 /// The shapes of a thread's tiles: the operand of `ldtilecfg`.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub(in crate::cpu) struct Shapes {
     palette: u8,
@@ -74,12 +75,14 @@ impl Shapes {
     ///
     /// # Safety
     /// Tiles are [`supported`].
-    pub unsafe fn set(&self) {
+    #[inline]
+    pub unsafe fn set(&'static self) {
         thread_local! {
-            static NOW: Cell<Shapes> = const { Cell::new(Shapes::new([(1, 1); 8])) };
+            static NOW: Cell<*const Shapes> = const { Cell::new(ptr::null()) };
         }
-        if NOW.get() != *self {
-            NOW.set(*self);
+        // Comparing addresses is enough: shapes that are set twice do no harm.
+        if !ptr::eq(NOW.get(), self) {
+            NOW.set(self);
             // SAFETY: tiles are there, and no shape can be made that is not valid.
             unsafe { asm!("ldtilecfg [{}]", in(reg) self, options(nostack, readonly)) }
         }

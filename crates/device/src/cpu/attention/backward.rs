@@ -8,12 +8,13 @@
 //! writes its part aside, and the parts are added in order.
 
 use super::number::Number;
-use super::{Context, Head, Scratch, block, key_head, pieces, scale, spans, turn, value_head, with_lanes};
+use super::softmax::{At, Gradients, Space};
+use super::{BLOCK, Context, Head, Scratch, block, key_head, pieces, scale, spans, turn, value_head};
 use crate::Heads;
 use crate::cpu::bands::Scattered;
-use crate::cpu::gemm::{Micro, Operand};
+use crate::cpu::gemm::{Left, Micro, Operand};
 use crate::cpu::real::{Real, Stored};
-use crate::cpu::simd::{Isa, fold2, join, versions};
+use crate::cpu::simd::{fold2, join, versions};
 use std::f64::consts::LOG2_E;
 use std::ops::Range;
 
@@ -98,77 +99,77 @@ fn run<A: Number>(call: &Call<A>, segments: &[u32], dqkv: &mut [A]) {
 }
 
 fn compute<'a, A: Number>(call: &Call<'a, A>, task: &Task, dqkv: &Scattered<A>, aside: &Scattered<A::Real>) {
-    let (Context { memory, micro, .. }, heads) = (call.cx, call.heads);
+    let (cx, heads) = (call.cx, call.heads);
+    let Context { memory, micro, .. } = cx;
     let (mr, nr, dim, block) = (micro.rows(), micro.cols(), heads.dim, block(micro.rows()));
     let (width, wide, group) = (heads.width(), heads.q * dim, heads.q / heads.kv);
     // From here on, rows are counted from the chunk's first key.
     let rows = task.keys.start..task.segment.end;
     let (first, n, n_keys) = (rows.start, rows.len(), task.keys.len());
-    // Elements of a lane of a panel over all columns, and over all rows.
-    let (deep, long) = (Micro::<A>::panel(1, dim), Micro::<A>::panel(1, n));
     let part = |x: &'a [A], width, h| Head::new(&x[rows.start * width..rows.end * width], width, h, dim);
-    let keys = part(call.qkv, width, key_head(&heads, task.kv));
-    let values = part(call.qkv, width, value_head(&heads, task.kv));
+    let [keys, values] =
+        [key_head(&heads, task.kv), value_head(&heads, task.kv)].map(|head| part(call.qkv, width, head));
+    let keys = Keys::new(cx, keys, values, n_keys);
 
-    let tiles = n_keys.div_ceil(nr);
-    let (mut dk, mut dv) = (Scratch::zeros(memory, tiles * dim * nr), Scratch::zeros(memory, tiles * dim * nr));
+    let sums = || Scratch::<A::Real>::zeros(memory, n_keys.next_multiple_of(nr) * dim);
+    let (mut dk, mut dv) = (sums(), sums());
     let (dk, dv) = (dk.slice(), dv.slice());
-    let mut packed = Packed::new(call.cx, n, dim);
+    let mut packed = Packed::new(cx, n, dim);
     let mut dq = Scratch::new(memory, n * dim);
     let dq = dq.slice();
-    let (mut key_panel, mut value_panel) = (Scratch::new(memory, deep * nr), Scratch::new(memory, deep * nr));
-    let (key_panel, value_panel) = (key_panel.slice(), value_panel.slice());
-    let mut key_columns = Scratch::new(memory, dim.next_multiple_of(nr) * nr);
-    let key_columns = key_columns.slice();
     let (mut p, mut ds) = (Scratch::new(memory, block * nr), Scratch::new(memory, block * nr));
     let (p, ds) = (p.slice(), ds.slice());
-    // The same as operands: as rows, as a right operand, and (the gradient alone) as a left one.
-    let [mut rounded, mut right, mut left] = std::array::from_fn(|_| Scratch::new(memory, block * nr));
-    let (rounded, right, left) = (rounded.slice(), right.slice(), left.slice());
+    // The same as operands: as right ones, and (the gradient alone) as rows of a tile of keys, and those as a left one.
+    let [mut right_p, mut right_ds, mut left] = std::array::from_fn(|_| Scratch::new(memory, block * nr));
+    let mut rounded = Scratch::new(memory, block * keys.tile);
+    let (right_p, right_ds, rounded, left) = (right_p.slice(), right_ds.slice(), rounded.slice(), left.slice());
     let (factor, exponent) = (A::Real::of(call.scale), A::Real::of(call.scale * LOG2_E));
 
     for h in task.kv * group..(task.kv + 1) * group {
         let (query, out, dout) = (part(call.qkv, width, h), part(call.out, wide, h), part(call.dout, wide, h));
         packed.pack(query, out, dout, &call.lse[first * heads.q + h..], heads.q);
         dq.fill(A::Real::ZERO);
-        for (tile, key) in (0..n_keys).step_by(nr).enumerate() {
-            let lanes = key..(key + nr).min(n_keys);
-            let k = lanes.len();
-            // Elements of a lane of a panel over the tile's keys.
-            let short = Micro::<A>::panel(1, k);
-            micro.pack_cols(keys.by_row(), lanes.clone(), keys.columns(), key_panel);
-            micro.pack_cols(values.by_row(), lanes.clone(), values.columns(), value_panel);
-            for (columns, panel) in pieces(keys.columns(), nr).zip(key_columns.chunks_mut(nr * short)) {
-                micro.pack_cols(keys.by_column(), columns, lanes.clone(), panel);
-            }
-            let sums = tile * dim * nr..(tile + 1) * dim * nr;
-            let (dk, dv) = (&mut dk[sums.clone()], &mut dv[sums]);
-            // Queries before the key see nothing of it, but panels are packed from fixed rows on.
-            for query in (key / mr * mr..n).step_by(block) {
-                let m = block.min(n - query);
-                let (p, ds) = (&mut p[..m * nr], &mut ds[..m * nr]);
-                micro.multiply([m, nr, dim], &packed.queries.get()[query * deep..], mr * deep, key_panel, p, nr, false);
-                micro.multiply(
-                    [m, nr, dim],
-                    &packed.douts.get()[query * deep..],
-                    mr * deep,
-                    value_panel,
-                    ds,
-                    nr,
-                    false,
-                );
-                let (lse, d) = (&packed.lse.get()[query..query + m], &packed.d.get()[query..query + m]);
-                score_gradients::<A>(nr, key, query, exponent, lse, d, p, ds);
+        for tile in pieces(0..n_keys, keys.tile) {
+            for queries in pieces(tile.start / block * block..n, block) {
+                // Queries before a key see nothing of it, but panels are packed from fixed rows on.
+                let from = |key: usize| queries.start.max(key / mr * mr);
+                for lanes in pieces(tile.clone(), nr).take_while(|lanes| from(lanes.start) < queries.end) {
+                    let query = from(lanes.start);
+                    let m = queries.end - query;
+                    let (p, ds) = (&mut p[..m * nr], &mut ds[..m * nr]);
+                    micro.multiply([m, nr, dim], packed.queries(query), keys.keys(&lanes), p, nr, false);
+                    micro.multiply([m, nr, dim], packed.douts(query), keys.values(&lanes), ds, nr, false);
+                    let (lse, d) = (&packed.lse.get()[query..query + m], &packed.d.get()[query..query + m]);
+                    let at = At { key: lanes.start, query, scale: exponent };
+                    let rows = &mut rounded[(query - queries.start) * keys.tile + lanes.start - tile.start..];
+                    let space = Space { p: right_p, ds: right_ds, rows, pitch: keys.tile };
+                    let Gradients { p, ds, rows } = A::gradients(nr, at, (lse, d), (p, ds), space);
 
-                let p = A::panel(micro, p, right);
-                micro.multiply([dim, nr, m], &packed.dout_columns.get()[query * mr..], mr * long, p, dv, nr, true);
-                let panel = A::panel(micro, ds, right);
-                micro.multiply([dim, nr, m], &packed.query_columns.get()[query * mr..], mr * long, panel, dk, nr, true);
-                let by_query = Operand { data: A::operands(ds, rounded), pitch: nr, lanes_adjacent: false };
-                micro.pack_rows(by_query, 0..m, 0..k, left);
-                for (columns, panel) in pieces(0..dim, nr).zip(key_columns.chunks(nr * short)) {
-                    let dq = &mut dq[query * dim + columns.start..];
-                    micro.multiply([m, columns.len(), k], left, mr * short, panel, dq, dim, true);
+                    let sums = lanes.start * dim..(lanes.start + nr) * dim;
+                    let (dk, dv) = (&mut dk[sums.clone()], &mut dv[sums]);
+                    micro.multiply([dim, nr, m], packed.dout_columns(&queries, query), p, dv, nr, true);
+                    micro.multiply([dim, nr, m], packed.query_columns(&queries, query), ds, dk, nr, true);
+                    if !micro.rows_in_place() {
+                        let by_query = Operand { data: &rows[..m * nr], pitch: nr, lanes_adjacent: false };
+                        micro.pack_rows(by_query, 0..m, 0..lanes.len(), left);
+                    }
+                }
+                // Where not all queries see all keys, so many at a time as a product has rows.
+                let query = from(tile.start);
+                let (across, in_place) = (query < tile.end, micro.rows_in_place());
+                for rows in pieces(query..queries.end, if across { mr } else { block }) {
+                    let k = if across { tile.len().min(rows.start + mr - tile.start) } else { tile.len() };
+                    let left = if in_place {
+                        &rounded[(rows.start - queries.start) * keys.tile..]
+                    } else {
+                        &left[(rows.start - query) * Micro::<A>::panel(1, tile.len())..]
+                    };
+                    let steps = if in_place { keys.tile } else { tile.len() };
+                    for (columns, panel) in pieces(0..dim, nr).zip(keys.columns(&tile)) {
+                        let dq = &mut dq[rows.start * dim + columns.start..];
+                        let left = Left { panels: left, steps, first: 0 };
+                        micro.multiply([rows.len(), columns.len(), k], left, panel, dq, dim, true);
+                    }
                 }
             }
         }
@@ -192,7 +193,7 @@ fn compute<'a, A: Number>(call: &Call<'a, A>, task: &Task, dqkv: &Scattered<A>, 
     for (sums, head) in [(&*dk, key_head(&heads, task.kv)), (&*dv, value_head(&heads, task.kv))] {
         for (keys, sums) in pieces(0..n_keys, nr).zip(sums.chunks_exact(dim * nr)) {
             // The scores are done with, and leave their space.
-            turn(call.cx, sums, dim, keys.len(), (p, right), |i, columns, x| {
+            turn(cx, sums, dim, keys.len(), (p, right_p), |i, columns, x| {
                 let at = (first + keys.start + i) * width + head * dim + columns.start;
                 // SAFETY: each (key, head) belongs to one task.
                 unsafe { dqkv.run(at, columns.len()) }.copy_from_slice(x);
@@ -201,9 +202,61 @@ fn compute<'a, A: Number>(call: &Call<'a, A>, task: &Task, dqkv: &Scattered<A>, 
     }
 }
 
+/// A chunk's keys and values as right operands.
+struct Keys<A: Number> {
+    micro: Micro<A>,
+    dim: usize,
+    /// Keys whose part of a gradient of queries is added up at a time.
+    tile: usize,
+    keys: Scratch<A>,
+    values: Scratch<A>,
+    columns: Scratch<A>,
+}
+
+impl<A: Number> Keys<A> {
+    fn new(Context { memory, micro, .. }: Context<A>, keys: Head<A>, values: Head<A>, n: usize) -> Self {
+        let (nr, dim) = (micro.cols(), keys.dim);
+        // A matrix unit multiplies faster than few products can be added to sums in memory.
+        let tile = if micro.rows_in_place() { BLOCK.next_multiple_of(nr) } else { nr };
+        let panels = || Scratch::new(memory, n.next_multiple_of(nr) * Micro::<A>::panel(1, dim));
+        let columns = Scratch::new(memory, dim.next_multiple_of(nr) * Micro::<A>::panel(1, n));
+        let mut all = Keys { micro, dim, tile, keys: panels(), values: panels(), columns };
+        let size = Micro::<A>::panel(nr, dim);
+        for (i, lanes) in pieces(0..n, nr).enumerate() {
+            let panel = i * size..(i + 1) * size;
+            micro.pack_cols(keys.by_row(), lanes.clone(), keys.columns(), &mut all.keys.slice()[panel.clone()]);
+            micro.pack_cols(values.by_row(), lanes, values.columns(), &mut all.values.slice()[panel]);
+        }
+        let mut rest = all.columns.slice();
+        for tile in pieces(0..n, tile) {
+            for columns in pieces(keys.columns(), nr) {
+                let panel;
+                (panel, rest) = rest.split_at_mut(Micro::<A>::panel(nr, tile.len()));
+                micro.pack_cols(keys.by_column(), columns, tile.clone(), panel);
+            }
+        }
+        all
+    }
+    /// The panel of these lanes.
+    fn keys(&self, lanes: &Range<usize>) -> &[A] {
+        &self.keys.get()[lanes.start * Micro::<A>::panel(1, self.dim)..]
+    }
+    /// As `keys`.
+    fn values(&self, lanes: &Range<usize>) -> &[A] {
+        &self.values.get()[lanes.start * Micro::<A>::panel(1, self.dim)..]
+    }
+    /// Panels of a tile of keys, of which the columns are lanes.
+    fn columns(&self, tile: &Range<usize>) -> impl Iterator<Item = &[A]> {
+        let nr = self.micro.cols();
+        self.columns.get()[tile.start * self.dim.next_multiple_of(nr)..].chunks(Micro::<A>::panel(nr, tile.len()))
+    }
+}
+
 /// A head's queries and output gradients as left operands, both ways round, and what the softmax needs of each row.
 struct Packed<A: Number> {
     micro: Micro<A>,
+    dim: usize,
+    block: usize,
     queries: Scratch<A>,
     douts: Scratch<A>,
     query_columns: Scratch<A>,
@@ -220,6 +273,8 @@ impl<A: Number> Packed<A> {
         let row = || Scratch::new(memory, n);
         Packed {
             micro,
+            dim,
+            block: block(micro.rows()),
             queries: panels(n, dim),
             douts: panels(n, dim),
             query_columns: panels(dim, n),
@@ -231,14 +286,41 @@ impl<A: Number> Packed<A> {
 
     /// `lse` begins with the first row's, and rows are `pitch` apart.
     fn pack(&mut self, query: Head<A>, out: Head<A>, dout: Head<A>, lse: &[A::Real], pitch: usize) {
-        let n = self.d.get().len();
-        self.micro.pack_rows(query.by_row(), 0..n, query.columns(), self.queries.slice());
-        self.micro.pack_rows(dout.by_row(), 0..n, dout.columns(), self.douts.slice());
-        self.micro.pack_rows(query.by_column(), query.columns(), 0..n, self.query_columns.slice());
-        self.micro.pack_rows(dout.by_column(), dout.columns(), 0..n, self.dout_columns.slice());
+        let (micro, n) = (self.micro, self.d.get().len());
+        for (x, panels, columns) in
+            [(query, &mut self.queries, &mut self.query_columns), (dout, &mut self.douts, &mut self.dout_columns)]
+        {
+            micro.pack_rows(x.by_row(), 0..n, x.columns(), panels.slice());
+            for rows in pieces(0..n, self.block) {
+                let columns = &mut columns.slice()[rows.start * self.dim.next_multiple_of(micro.rows())..];
+                micro.pack_rows(x.by_column(), x.columns(), rows, columns);
+            }
+        }
         products(dout, out, self.d.slice());
         let exponent = A::Real::of(LOG2_E);
         self.lse.slice().iter_mut().zip(lse.iter().step_by(pitch)).for_each(|(to, &lse)| *to = lse * exponent);
+    }
+
+    /// Rows from one on that begins a panel.
+    fn queries(&self, from: usize) -> Left<'_, A> {
+        self.rows(&self.queries, from)
+    }
+    fn douts(&self, from: usize) -> Left<'_, A> {
+        self.rows(&self.douts, from)
+    }
+    fn rows<'a>(&self, panels: &'a Scratch<A>, from: usize) -> Left<'a, A> {
+        Left { panels: &panels.get()[from * Micro::<A>::panel(1, self.dim)..], steps: self.dim, first: 0 }
+    }
+    /// Columns as lanes, of which the rows of a block are summed over, from one on that begins a panel of rows.
+    fn query_columns(&self, block: &Range<usize>, from: usize) -> Left<'_, A> {
+        self.columns(&self.query_columns, block, from)
+    }
+    fn dout_columns(&self, block: &Range<usize>, from: usize) -> Left<'_, A> {
+        self.columns(&self.dout_columns, block, from)
+    }
+    fn columns<'a>(&self, panels: &'a Scratch<A>, block: &Range<usize>, from: usize) -> Left<'a, A> {
+        let panels = &panels.get()[block.start * self.dim.next_multiple_of(self.micro.rows())..];
+        Left { panels, steps: block.len(), first: from - block.start }
     }
 }
 
@@ -250,45 +332,6 @@ versions! {
                 S::fma(Stored::widen(x), Stored::widen(y), sum)
             });
             *sum = join(lanes, |a, b| a + b);
-        }
-    }
-
-    /// Scores become probabilities, and `ds`, the gradient of the probabilities, becomes that of the scores, but for their
-    /// scale. Rows are the queries from `query` on, lanes the keys from `key` on. `scale` is that of scores as exponents
-    /// of two.
-    fn score_gradients<A: Number; S>(
-        lanes: usize,
-        key: usize,
-        query: usize,
-        scale: A::Real,
-        lse: &[A::Real],
-        d: &[A::Real],
-        p: &mut [A::Real],
-        ds: &mut [A::Real],
-    ) {
-        with_lanes!(lanes, score_gradients_of::<A, S>(key, query, scale, lse, d, p, ds))
-    }
-}
-
-#[inline(always)]
-fn score_gradients_of<A: Number, S: Isa, const N: usize>(
-    key: usize,
-    query: usize,
-    scale: A::Real,
-    lse: &[A::Real],
-    d: &[A::Real],
-    p: &mut [A::Real],
-    ds: &mut [A::Real],
-) {
-    let (p, ds) = (p.as_chunks_mut::<N>().0, ds.as_chunks_mut::<N>().0);
-    for (i, (((p, ds), &lse), &d)) in p.iter_mut().zip(ds).zip(lse).zip(d).enumerate() {
-        p.iter_mut().for_each(|p| *p = A::exp2::<S>(S::fma(*p, scale, -lse)));
-        let seen = (query + i + 1).saturating_sub(key);
-        if seen < N {
-            p[seen..].fill(A::Real::ZERO);
-        }
-        for l in 0..N {
-            ds[l] = p[l] * (ds[l] - d);
         }
     }
 }

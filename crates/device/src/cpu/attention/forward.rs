@@ -1,19 +1,18 @@
 //! The forward pass.
 
 use super::number::Number;
-use super::{Context, Head, Scratch, block, key_head, spans, turn, value_head, with_lanes};
+use super::softmax::{At, MOST_LANES, Running};
+use super::{Context, Head, Scratch, block, key_head, pieces, spans, turn, value_head};
 use crate::Heads;
 use crate::cpu::bands::Scattered;
-use crate::cpu::gemm::Micro;
+use crate::cpu::gemm::{Left, Micro};
 use crate::cpu::real::Real;
-use crate::cpu::simd::{Isa, larger, versions};
+use crate::cpu::simd::versions;
 use std::f64::consts::{LN_2, LOG2_E};
 use std::ops::Range;
 
 /// Queries of a task: enough that packing all keys before them costs little beside.
 const QUERIES: usize = 512;
-/// Most columns of any micro-kernel.
-const MOST_LANES: usize = 32;
 
 /// What a task computes: some queries of all heads that share a key head.
 pub(super) struct Task<'a, A> {
@@ -81,19 +80,24 @@ pub(super) fn compute<A: Number>(
 ) {
     let Context { memory, micro, .. } = cx;
     let (mr, nr, dim) = (micro.rows(), micro.cols(), task.keys.dim);
-    let (all, block) = (task.past + task.rows.end, block(mr));
-    // Elements of a lane of a panel over all columns, and over all keys.
-    let (deep, long) = (Micro::<A>::panel(1, dim), Micro::<A>::panel(1, all));
+    let (all, block, tall) = (task.past + task.rows.end, block(mr), dim.next_multiple_of(mr));
+    // Elements of a lane of a panel over all columns.
+    let deep = Micro::<A>::panel(1, dim);
     let scale = A::Real::of(task.scale * LOG2_E);
     let mut key_panels = Scratch::new(memory, all.next_multiple_of(mr) * deep);
-    let mut value_panels = Scratch::new(memory, dim.next_multiple_of(mr) * long);
+    let mut value_panels = Scratch::new(memory, tall * Micro::<A>::panel(1, all));
     let (keys, values) = (key_panels.slice(), value_panels.slice());
     micro.pack_rows(task.keys.by_row(), 0..all, task.keys.columns(), keys);
-    micro.pack_rows(task.values.by_column(), task.values.columns(), 0..all, values);
+    for keys in pieces(0..all, block) {
+        let values = &mut values[keys.start * tall..];
+        micro.pack_rows(task.values.by_column(), task.values.columns(), keys, values);
+    }
 
     let (mut queries, mut scores) = (Scratch::new(memory, deep * nr), Scratch::new(memory, block * nr));
     let (mut sums, mut weights) = (Scratch::new(memory, dim * nr), Scratch::new(memory, block * nr));
-    let (queries, scores, sums, weights) = (queries.slice(), scores.slice(), sums.slice(), weights.slice());
+    let mut fresh = Scratch::new(memory, dim * nr);
+    let (queries, scores, weights) = (queries.slice(), scores.slice(), weights.slice());
+    let (sums, fresh) = (sums.slice(), fresh.slice());
     for (h, head) in task.queries.iter().enumerate() {
         for first in task.rows.clone().step_by(nr) {
             let tile = first..(first + nr).min(task.rows.end);
@@ -104,15 +108,17 @@ pub(super) fn compute<A: Number>(
             for key in (0..seen).step_by(block) {
                 let n = block.min(seen - key);
                 let scores = &mut scores[..n * nr];
-                micro.multiply([n, nr, dim], &keys[key * deep..], mr * deep, queries, scores, nr, false);
-                exponentials::<A>(nr, key, task.past + first, scale, scores, &mut running);
+                let left = Left { panels: &keys[key * deep..], steps: dim, first: 0 };
+                micro.multiply([n, nr, dim], left, queries, scores, nr, false);
+                let at = At { key, query: task.past + first, scale };
+                let weights = A::weights(nr, at, scores, &mut running, weights);
+                let left = Left { panels: &values[key * tall..], steps: block.min(all - key), first: 0 };
+                micro.multiply([dim, nr, n], left, weights, if key == 0 { &mut *sums } else { &mut *fresh }, nr, false);
                 if key > 0 {
-                    rescale(nr, sums, &running.factor);
+                    rescale(nr, sums, &running.factor, fresh);
                 }
-                let weights = A::panel(micro, scores, weights);
-                micro.multiply([dim, nr, n], &values[key * mr..], mr * long, weights, sums, nr, key > 0);
             }
-            rescale(nr, sums, &running.sum.map(|sum| A::Real::ONE / sum));
+            finish(nr, sums, &running.sum);
             // The scores are done with, and leave their space.
             turn(cx, sums, dim, tile.len(), (scores, weights), |l, columns, x| put(first + l, h, columns.start, x));
             for (l, row) in tile.enumerate() {
@@ -122,74 +128,19 @@ pub(super) fn compute<A: Number>(
     }
 }
 
-/// The softmax so far, for every query of a tile.
-struct Running<R> {
-    /// The largest score, with all scales.
-    max: [R; MOST_LANES],
-    /// Sum of the exponentials of the scores less the maximum.
-    sum: [R; MOST_LANES],
-    /// What the last block's new maximum multiplies older sums by.
-    factor: [R; MOST_LANES],
-}
-
-impl<R: Real> Running<R> {
-    fn new() -> Self {
-        Running { max: [R::NEG_INFINITY; MOST_LANES], sum: [R::ZERO; MOST_LANES], factor: [R::ZERO; MOST_LANES] }
-    }
-}
-
 versions! {
-    /// Scores `[keys, lanes]` of the keys from `key` on for the queries from `query` on become exponentials; the keys after
-    /// a query become 0. `scale` is that of scores as exponents of two.
-    fn exponentials<A: Number; S>(
-        lanes: usize, key: usize, query: usize, scale: A::Real, scores: &mut [A::Real], running: &mut Running<A::Real>,
-    ) {
-        with_lanes!(lanes, exponentials_of::<A, S>(key, query, scale, scores, running))
+    /// `sums = factor·sums + fresh`, lane by lane.
+    fn rescale<R, S>(lanes: usize, sums: &mut [R], factor: &[R; MOST_LANES], fresh: &[R]) {
+        for (row, fresh) in sums.chunks_exact_mut(lanes).zip(fresh.chunks_exact(lanes)) {
+            row.iter_mut().zip(factor).zip(fresh).for_each(|((x, &f), &y)| *x = S::fma(*x, f, y));
+        }
     }
-}
 
-versions! {
-    fn rescale<R, S>(lanes: usize, sums: &mut [R], factor: &[R; MOST_LANES]) {
+    /// Divides each lane of the sums.
+    fn finish<R, S>(lanes: usize, sums: &mut [R], by: &[R; MOST_LANES]) {
+        let factor = by.map(|by| R::ONE / by);
         for row in sums.chunks_exact_mut(lanes) {
-            row.iter_mut().zip(factor).for_each(|(x, &f)| *x *= f);
+            row.iter_mut().zip(&factor).for_each(|(x, &f)| *x *= f);
         }
-    }
-}
-
-#[inline(always)]
-fn exponentials_of<A: Number, S: Isa, const N: usize>(
-    key: usize,
-    query: usize,
-    scale: A::Real,
-    scores: &mut [A::Real],
-    running: &mut Running<A::Real>,
-) {
-    let (rows, _) = scores.as_chunks_mut::<N>();
-    let hidden_from = (query + 1).saturating_sub(key).min(rows.len());
-    for (i, row) in rows[hidden_from..].iter_mut().enumerate() {
-        // This key is 1 + i places after the first query, if that is in the block at all.
-        let hidden = key + hidden_from + i - query;
-        row[..hidden.min(N)].fill(A::Real::NEG_INFINITY);
-    }
-    let mut top = [A::Real::NEG_INFINITY; N];
-    for row in &*rows {
-        for l in 0..N {
-            top[l] = larger(top[l], row[l]);
-        }
-    }
-    let old: [A::Real; N] = *running.max.first_chunk().expect("lanes");
-    let max: [A::Real; N] = std::array::from_fn(|l| larger(old[l], top[l] * scale));
-    let mut sum = [A::Real::ZERO; N];
-    for row in rows {
-        for l in 0..N {
-            row[l] = A::exp2::<S>(S::fma(row[l], scale, -max[l]));
-            sum[l] += row[l];
-        }
-    }
-    for l in 0..N {
-        let factor = A::exp2::<S>(old[l] - max[l]);
-        running.factor[l] = factor;
-        running.sum[l] = S::fma(running.sum[l], factor, sum[l]);
-        running.max[l] = max[l];
     }
 }

@@ -24,6 +24,7 @@ mod forward;
 mod number;
 mod paged;
 mod round;
+mod softmax;
 #[cfg(test)]
 mod tests;
 
@@ -42,7 +43,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Keys (forward) or queries (backward) whose scores are in the cache at a time, about: a multiple of the panel's rows.
-const BLOCK: usize = 112;
+const BLOCK: usize = 128;
 
 /// [`BLOCK`] as a multiple of a panel's rows.
 fn block(rows: usize) -> usize {

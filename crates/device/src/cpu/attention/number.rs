@@ -7,7 +7,10 @@
 //! itself, and a polynomial of degree 4, within 3·10⁻⁶, adds nothing that could be seen beside.
 
 use super::round::{pair, round};
-use crate::cpu::gemm::{GemmScalar, Micro};
+#[cfg(target_arch = "x86_64")]
+use super::softmax::Wide;
+use super::softmax::{At, Gradients, Running, Space, exponentials, score_gradients};
+use crate::cpu::gemm::GemmScalar;
 use crate::cpu::real::{Real, Stored};
 use crate::cpu::simd::Isa;
 use half::bf16;
@@ -20,8 +23,24 @@ pub(crate) trait Number: GemmScalar + Stored<Real: GemmScalar<Real = <Self as St
     /// Sums as operands: rounded into `space`, or as they lie if they are of the same type.
     fn operands<'a>(sums: &'a [Self::Real], space: &'a mut [Self]) -> &'a [Self];
 
-    /// Rows of sums, as wide as the micro-kernel, as its panel of columns: so much of `space`, or as they lie.
-    fn panel<'a>(micro: Micro<Self>, sums: &'a [Self::Real], space: &'a mut [Self]) -> &'a [Self];
+    /// Scores `[keys, lanes]` become weights ([`exponentials`]): a right operand, as they lie or in `space`.
+    fn weights<'a>(
+        lanes: usize,
+        at: At<Self::Real>,
+        scores: &'a mut [Self::Real],
+        running: &mut Running<Self::Real>,
+        space: &'a mut [Self],
+    ) -> &'a [Self];
+
+    /// Scores `[queries, lanes]` and gradients of probabilities become probabilities and gradients of scores
+    /// ([`score_gradients`]): operands, as they lie or in `space`.
+    fn gradients<'a>(
+        lanes: usize,
+        at: At<Self::Real>,
+        lse_and_d: (&[Self::Real], &[Self::Real]),
+        p_and_ds: (&'a mut [Self::Real], &'a mut [Self::Real]),
+        space: Space<'a, Self>,
+    ) -> Gradients<'a, Self>;
 }
 
 macro_rules! as_they_lie {
@@ -29,8 +48,26 @@ macro_rules! as_they_lie {
         fn operands<'a>(sums: &'a [$t], _: &'a mut [$t]) -> &'a [$t] {
             sums
         }
-        fn panel<'a>(_: Micro<$t>, sums: &'a [$t], _: &'a mut [$t]) -> &'a [$t] {
-            sums
+        fn weights<'a>(
+            lanes: usize,
+            at: At<$t>,
+            scores: &'a mut [$t],
+            running: &mut Running<$t>,
+            _: &'a mut [$t],
+        ) -> &'a [$t] {
+            exponentials::<$t>(lanes, at, scores, running);
+            scores
+        }
+        fn gradients<'a>(
+            lanes: usize,
+            at: At<$t>,
+            (lse, d): (&[$t], &[$t]),
+            (p, ds): (&'a mut [$t], &'a mut [$t]),
+            space: Space<'a, $t>,
+        ) -> Gradients<'a, $t> {
+            assert_eq!(space.pitch, lanes, "rows as they lie");
+            score_gradients::<$t>(lanes, at, lse, d, p, ds);
+            Gradients { p, ds, rows: ds }
         }
     };
 }
@@ -55,23 +92,63 @@ impl Number for f32 {
     as_they_lie!(f32);
 }
 
+/// The coefficients of [`exp2_by`] for bf16.
+pub(super) const EXP2: [f32; 4] = [0.009_582_854, 0.055_906_426, 0.240_240_99, 0.693_124_1];
+
 impl Number for bf16 {
     /// Within 3·10⁻⁶ of itself.
     #[inline(always)]
     fn exp2<S: Isa>(x: f32) -> f32 {
-        exp2_by::<S, 4>(x, [0.009_582_854, 0.055_906_426, 0.240_240_99, 0.693_124_1])
+        exp2_by::<S, 4>(x, EXP2)
     }
     fn operands<'a>(sums: &'a [f32], space: &'a mut [bf16]) -> &'a [bf16] {
         let space = &mut space[..sums.len()];
         round(sums, space);
         space
     }
-    fn panel<'a>(micro: Micro<bf16>, sums: &'a [f32], space: &'a mut [bf16]) -> &'a [bf16] {
-        let space = &mut space[..Micro::<bf16>::panel(micro.cols(), sums.len() / micro.cols())];
-        pair(micro.cols(), sums, space);
+    fn weights<'a>(
+        lanes: usize,
+        at: At<f32>,
+        scores: &'a mut [f32],
+        running: &mut Running<f32>,
+        space: &'a mut [bf16],
+    ) -> &'a [bf16] {
+        let space = &mut space[..scores.len().next_multiple_of(2 * lanes)];
+        #[cfg(target_arch = "x86_64")]
+        if let Some(wide) = Wide::new(lanes) {
+            wide.weights(at, scores, running, space);
+            return space;
+        }
+        exponentials::<bf16>(lanes, at, scores, running);
+        pair(lanes, scores, space);
         space
     }
+    fn gradients<'a>(
+        lanes: usize,
+        at: At<f32>,
+        (lse, d): (&[f32], &[f32]),
+        (p, ds): (&'a mut [f32], &'a mut [f32]),
+        space: Space<'a, bf16>,
+    ) -> Gradients<'a, bf16> {
+        let len = p.len().next_multiple_of(2 * lanes);
+        let mut space = Space { p: &mut space.p[..len], ds: &mut space.ds[..len], ..space };
+        #[cfg(target_arch = "x86_64")]
+        if let Some(wide) = Wide::new(lanes) {
+            wide.gradients(at, (lse, d), (p, ds), &mut space);
+            return Gradients { p: space.p, ds: space.ds, rows: space.rows };
+        }
+        score_gradients::<bf16>(lanes, at, lse, d, p, ds);
+        pair(lanes, p, space.p);
+        pair(lanes, ds, space.ds);
+        for (ds, row) in ds.chunks_exact(lanes).zip(space.rows.chunks_mut(space.pitch)) {
+            round(ds, &mut row[..lanes]);
+        }
+        Gradients { p: space.p, ds: space.ds, rows: space.rows }
+    }
 }
+
+/// Adding 1.5·2²³ leaves the rounded integer in the lowest bits; with the bias it is the exponent of 2ⁿ.
+pub(super) const ROUND: f32 = 1.5 * (1 << 23) as f32 + 127.0;
 
 /// `2ˣ = 2ⁿ·2ʳ` with `n = round(x)` and `2ʳ ≈ 1 + r·(…)`, whose coefficients minimise the largest relative error on
 /// `|r| ≤ ½`, the highest first. 0 where `2ⁿ` would be denormal.
@@ -79,8 +156,6 @@ impl Number for bf16 {
 fn exp2_by<S: Isa, const DEGREE: usize>(x: f32, coefficients: [f32; DEGREE]) -> f32 {
     // A comparison that NaN fails, so that it passes through.
     let x = if x < -127.0 { -127.0 } else { x };
-    // Adding 1.5·2²³ leaves the rounded integer in the lowest bits; with the bias it is the exponent of 2ⁿ.
-    const ROUND: f32 = 1.5 * (1 << 23) as f32 + 127.0;
     let shifted = x + ROUND;
     let r = x - (shifted - ROUND);
     let mut y = coefficients[0];

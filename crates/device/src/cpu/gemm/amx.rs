@@ -36,7 +36,8 @@ pub(in super::super) const KERNEL: Kernel<bf16> = Kernel {
     speed: 8.0,
     pack_rows,
     pack_cols,
-    tile,
+    tile: tile::<false>,
+    add: tile::<true>,
     put: put_tile::<f32>,
     put_rounded: Some(put_tile::<bf16>),
 };
@@ -52,6 +53,17 @@ const fn shapes(rows: usize) -> Shapes {
     let [upper, lower, all] = [(upper, 64), (lower, 64), (TILE as u8, 64)];
     Shapes::new([upper, upper, lower, lower, upper, lower, all, all])
 }
+
+/// [`shapes`] for every number of rows.
+static SHAPES: [Shapes; ROWS + 1] = {
+    let mut all = [shapes(1); ROWS + 1];
+    let mut rows = 1;
+    while rows <= ROWS {
+        all[rows] = shapes(rows);
+        rows += 1;
+    }
+    all
+};
 
 /// Sums of `blocks` times 32 steps into up to 32 × 32 elements at `c`, whose rows are `pitch` bytes apart; with `more` they
 /// are added to what is there.
@@ -142,7 +154,8 @@ unsafe fn sum(
 #[repr(C, align(64))]
 struct Aligned<T>(T);
 
-unsafe fn tile(
+/// With `CHAINED`, what accumulates is loaded into the tiles first, if C has all columns of a tile.
+unsafe fn tile<const CHAINED: bool>(
     [rows, cols, steps]: [usize; 3],
     a: Rows<bf16>,
     b: *const bf16,
@@ -152,16 +165,17 @@ unsafe fn tile(
 ) {
     debug_assert_eq!(a.group, 2, "rows whose steps lie together");
     // Written before it is read, and not before that: clearing it would take as long as a tenth of a short product.
-    let mut sums = MaybeUninit::<Aligned<[f32; ROWS * COLS]>>::uninit();
-    let direct = !accumulate && cols == COLS;
-    let (to, to_pitch) = if direct { (c, 4 * pitch) } else { (sums.as_mut_ptr().cast(), 4 * COLS) };
+    let mut sums = Aligned(MaybeUninit::<[f32; ROWS * COLS]>::uninit());
+    let direct = (CHAINED || !accumulate) && cols == COLS;
+    let (to, to_pitch) = if direct { (c, 4 * pitch) } else { (sums.0.as_mut_ptr().cast(), 4 * COLS) };
+    let chained = CHAINED && accumulate && direct;
     let (blocks, rest) = (steps / STEPS, steps % STEPS);
     // SAFETY: this kernel is only handed out where the unit is supported. The caller answers for rows of A and a panel of B
     // of `steps` steps, and for `rows × cols` elements of C; other sums go to a buffer.
     unsafe {
-        shapes(rows).set();
+        SHAPES[rows].set();
         if blocks > 0 {
-            sum(rows, a.data.as_ptr(), 2 * a.row, b, blocks, to, to_pitch, false);
+            sum(rows, a.data.as_ptr(), 2 * a.row, b, blocks, to, to_pitch, chained);
         }
         if rest > 0 {
             // What is left, filled up with zeros on both sides.
@@ -172,10 +186,10 @@ unsafe fn tile(
             let from = b.add(blocks * STEPS * COLS);
             let len = rest.next_multiple_of(2) * COLS;
             b_rest.0[..len].copy_from_slice(std::slice::from_raw_parts(from, len));
-            sum(rows, a_rest.0.as_ptr(), 2 * STEPS, b_rest.0.as_ptr(), 1, to, to_pitch, blocks > 0);
+            sum(rows, a_rest.0.as_ptr(), 2 * STEPS, b_rest.0.as_ptr(), 1, to, to_pitch, chained || blocks > 0);
         }
         if !direct {
-            put_tile::<f32>(sums.as_ptr().cast(), [rows, cols], false, c, pitch, accumulate);
+            put_tile::<f32>(to, [rows, cols], false, c, pitch, accumulate);
         }
     }
 }
@@ -214,7 +228,7 @@ unsafe fn pack_rows(side: &Side<f32>, lanes: Range<usize>, steps: Range<usize>, 
 pub(in crate::cpu) unsafe fn burn(steps: usize) {
     // SAFETY: the caller's promise; nothing but tiles is touched.
     unsafe {
-        shapes(ROWS).set();
+        SHAPES[ROWS].set();
         asm!(
             "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
             "tilezero tmm4", "tilezero tmm5", "tilezero tmm6", "tilezero tmm7",

@@ -85,6 +85,8 @@ pub(crate) struct Kernel<T: GemmScalar> {
     pub(super) pack_rows: Pack<T>,
     pub(super) pack_cols: Pack<T>,
     pub(super) tile: MicroKernel<T>,
+    /// As `tile` where it accumulates, but the additions may be chained to what is there, if that is cheaper.
+    pub(super) add: MicroKernel<T>,
     pub(super) put: Put<T::Real>,
     /// As `put`, rounding; where sums are f32.
     pub(super) put_rounded: Option<Put<bf16>>,
@@ -142,12 +144,38 @@ impl<T: GemmScalar> Kernel<T> {
         pitch: usize,
         accumulate: bool,
     ) {
+        // SAFETY: passed on from the caller.
+        unsafe { self.run(self.tile, [rows, cols, steps], a, b, c, pitch, accumulate) }
+    }
+
+    /// As [`Kernel::tile`] where it accumulates, in the order of additions that is cheapest.
+    ///
+    /// # Safety
+    /// As there.
+    pub(super) unsafe fn add(&self, size: [usize; 3], a: Rows<T>, b: &[T], c: *mut T::Real, pitch: usize) {
+        // SAFETY: passed on from the caller.
+        unsafe { self.run(self.add, size, a, b, c, pitch, true) }
+    }
+
+    /// # Safety
+    /// `kernel` is one of this kernel's, and the elements of C may be written.
+    #[inline]
+    unsafe fn run(
+        &self,
+        kernel: MicroKernel<T>,
+        [rows, cols, steps]: [usize; 3],
+        a: Rows<T>,
+        b: &[T],
+        c: *mut T::Real,
+        pitch: usize,
+        accumulate: bool,
+    ) {
         assert!((1..=self.rows()).contains(&rows) && (1..=self.cols()).contains(&cols) && steps > 0);
         let groups = steps.div_ceil(T::GROUP);
         assert!(a.data.len() >= (rows - 1) * a.row + (groups - 1) * a.group + T::GROUP);
         assert!(b.len() >= self.cols() * groups * T::GROUP);
         // SAFETY: the operands have been checked; for C the caller answers.
-        unsafe { (self.tile)([rows, cols, steps], a, b.as_ptr(), c, pitch, accumulate) }
+        unsafe { kernel([rows, cols, steps], a, b.as_ptr(), c, pitch, accumulate) }
     }
 }
 
@@ -217,6 +245,7 @@ macro_rules! gemm_scalar {
                     pack_rows: pack::pack::<$t, PORTABLE_ROWS, $group>,
                     pack_cols: pack::pack::<$t, $cols, $group>,
                     tile: portable::<$t, $cols, $group>,
+                    add: portable::<$t, $cols, $group>,
                     put: put::put::<_, $cols>,
                     put_rounded: $rounded,
                 },

@@ -45,7 +45,7 @@ use kernel::Kernel;
 pub(crate) use kernel::{Data, GemmScalar};
 use pack::Side;
 pub(crate) use packed::{Panels, gemm_packed};
-pub(in crate::cpu) use panels::{Micro, Operand};
+pub(in crate::cpu) use panels::{Left, Micro, Operand};
 use plan::{Size, Tile};
 use put::Target;
 use std::cell::RefCell;

@@ -26,6 +26,16 @@ impl<'a, X: GemmScalar> Operand<'a, X> {
     }
 }
 
+/// Rows of A, packed by [`Micro::pack_rows`]: from the first wanted panel on.
+#[derive(Clone, Copy)]
+pub(in crate::cpu) struct Left<'a, T> {
+    pub panels: &'a [T],
+    /// Steps that every panel has.
+    pub steps: usize,
+    /// The first wanted one, the first of a group.
+    pub first: usize,
+}
+
 /// A micro-kernel.
 pub(in crate::cpu) struct Micro<T: GemmScalar>(&'static Kernel<T>);
 
@@ -37,16 +47,15 @@ impl<T: GemmScalar> Clone for Micro<T> {
 impl<T: GemmScalar> Copy for Micro<T> {}
 
 impl<T: GemmScalar> Micro<T> {
-    /// The best one for this machine of those whose panels are as described here.
+    /// The best one for this machine.
     pub fn best() -> Self {
-        let kernel = T::KERNELS.iter().find(|k| k.rows_adjacent && (k.supported)());
-        Micro(kernel.expect("the portable kernel is always supported"))
+        Micro(T::kernel())
     }
 
     /// Every one that runs on this machine.
     #[cfg(test)]
     pub fn all() -> impl Iterator<Item = Self> {
-        T::KERNELS.iter().filter(|k| k.rows_adjacent && (k.supported)()).map(Micro)
+        T::KERNELS.iter().filter(|k| (k.supported)()).map(Micro)
     }
 
     /// Rows of a panel of A.
@@ -57,6 +66,11 @@ impl<T: GemmScalar> Micro<T> {
     /// Columns of the panel of B.
     pub fn cols(&self) -> usize {
         self.0.cols()
+    }
+
+    /// Whether rows of A that lie one after another in memory, steps together, are its panels.
+    pub fn rows_in_place(&self) -> bool {
+        !self.0.rows_adjacent
     }
 
     /// Elements of a panel of `lanes` lanes and `steps` steps: whole groups of [`GemmScalar::GROUP`] steps.
@@ -93,25 +107,28 @@ impl<T: GemmScalar> Micro<T> {
         self.0.pack_cols(&x.side(), lanes, steps, &mut panel[..size]);
     }
 
-    /// `C[m, n] (+)= A[m, k] · B[k, n]`. `a` begins with the first wanted step of the first panel (the first of a group),
-    /// and panels are `panel` elements apart; if k ends within a group, then so do the panels. `b` is one panel, so `n`
-    /// is at most [`Micro::cols`]; rows of `c` are `pitch` apart.
+    /// `C[m, n] (+)= A[m, k] · B[k, n]`. `b` is one panel, so `n` is at most [`Micro::cols`]; rows of `c` are `pitch` apart.
     pub fn multiply(
         &self,
         [m, n, k]: [usize; 3],
-        a: &[T],
-        panel: usize,
+        a: Left<T>,
         b: &[T],
         c: &mut [T::Real],
         pitch: usize,
         accumulate: bool,
     ) {
         assert!(k > 0 && n > 0 && n <= pitch && (m == 0 || c.len() >= (m - 1) * pitch + n), "a product beyond C");
+        let panel = Self::panel(self.rows(), a.steps);
         for (i, rows) in pieces(0..m, self.rows()).enumerate() {
+            let (size, a) = ([rows.len(), n, k], self.0.packed(&a.panels[i * panel..], a.steps, a.first));
             // SAFETY: rows `rows` of C are inside the slice, as asserted, and it is borrowed exclusively.
             unsafe {
                 let c = c.as_mut_ptr().add(rows.start * pitch);
-                self.0.tile([rows.len(), n, k], self.0.packed(&a[i * panel..], k, 0), b, c, pitch, accumulate);
+                if accumulate {
+                    self.0.add(size, a, b, c, pitch);
+                } else {
+                    self.0.tile(size, a, b, c, pitch, false);
+                }
             }
         }
     }

@@ -384,18 +384,18 @@ fn micro_kernels_multiply_what_was_packed() {
     where
         T::Real: Target<T>,
     {
-        let (m, n, k, skip) = (25, 7, 33, 6);
-        let (a, b): (Vec<X>, Vec<T>) = (random(5, k * m), random(6, n * k));
-        let before: Vec<T::Real> = random(7, m * n);
-        for micro in Micro::<T>::all() {
+        let (m, k, skip) = (25, 33, 6);
+        for (micro, n) in Micro::<T>::all().flat_map(|micro| [(micro, 7), (micro, micro.cols())]) {
+            let (a, b): (Vec<X>, Vec<T>) = (random(5, k * m), random(6, n * k));
+            let before: Vec<T::Real> = random(7, m * n);
             let panel = Micro::<T>::panel(micro.rows(), k);
             let mut a_panels = vec![T::zeroed(); m.div_ceil(micro.rows()) * panel];
             let mut b_panel = vec![T::zeroed(); Micro::<T>::panel(micro.cols(), k)];
             micro.pack_rows(Operand { data: &a, pitch: m, lanes_adjacent: true }, 0..m, 0..k, &mut a_panels);
             micro.pack_cols(Operand { data: &b, pitch: k, lanes_adjacent: false }, 0..n, 0..k, &mut b_panel);
             let mut c = before.clone();
-            let (a_rest, b_rest) = (&a_panels[micro.rows() * skip..], &b_panel[micro.cols() * skip..]);
-            micro.multiply([m, n, k - skip], a_rest, panel, b_rest, &mut c, n, true);
+            let (a_rest, b_rest) = (Left { panels: &a_panels, steps: k, first: skip }, &b_panel[micro.cols() * skip..]);
+            micro.multiply([m, n, k - skip], a_rest, b_rest, &mut c, n, true);
             let data = a[skip * m..].iter().map(|&x| T::of(x.into())).collect();
             let a = Matrix::<T> { data, rows: m, cols: k - skip, transposed: true };
             let data = b.chunks(k).flat_map(|row| row[skip..].to_vec()).collect();

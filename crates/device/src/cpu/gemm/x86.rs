@@ -43,6 +43,7 @@ macro_rules! kernel {
                 pack_rows: pack_panel::<$rows>,
                 pack_cols: pack_panel::<COLS>,
                 tile,
+                add: tile,
                 put: put_tile::<$sum>,
                 put_rounded: $rounded,
             };

@@ -92,7 +92,7 @@ unsafe fn tile_of<const R: usize, const KIND: u8>(
     // SAFETY: the caller answers for the panel and the rows, and that the registers may be used; each instruction reads and
     // writes as many bytes as `shapes` says, of rows that are 48 and 64 bytes apart; a prefetch never faults.
     unsafe {
-        const { shapes(R) }.set();
+        const { &shapes(R) }.set();
         for b in 0..=layout.blocks {
             if b < layout.blocks {
                 let codes = panel.add(layout.codes(b));
