@@ -146,4 +146,10 @@ impl<'a, T> Scattered<'a, T> {
         // SAFETY: in range by the assertion, exclusive by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.ptr.add(at), n) }
     }
+    /// The address of `rows` rows of `n` elements, `pitch` apart, from element `at` on: for those who write by address. To
+    /// write there, no other live run may overlap.
+    pub fn rows(&self, at: usize, [rows, n]: [usize; 2], pitch: usize) -> *mut T {
+        assert!(rows == 0 || at + (rows - 1) * pitch + n <= self.len, "{rows} rows from element {at} on");
+        self.ptr.wrapping_add(at)
+    }
 }

@@ -9,7 +9,7 @@
 
 use super::number::Number;
 use super::softmax::{At, Gradients, Space};
-use super::{BLOCK, Context, Head, Scratch, block, key_head, pieces, scale, spans, turn, value_head};
+use super::{BLOCK, Context, Head, Scratch, block, fetch_rows, key_head, pieces, scale, scaled, spans, value_head};
 use crate::Heads;
 use crate::cpu::bands::Scattered;
 use crate::cpu::gemm::{Left, Micro, Operand};
@@ -20,6 +20,8 @@ use std::ops::Range;
 
 /// Keys of a task. More of them: less to write aside; fewer: more tasks for the threads.
 const CHUNK: usize = 1024;
+/// Rows that are fetched at a time.
+const FETCH: usize = 32;
 
 /// The operands of the whole call.
 struct Call<'a, A: Number> {
@@ -82,7 +84,6 @@ fn run<A: Number>(call: &Call<A>, segments: &[u32], dqkv: &mut [A]) {
     call.cx.pool.run(tasks.len(), |i| compute(call, &tasks[i], &dqkv, &aside));
     for (segment, parts) in long {
         call.cx.pool.ranges(segment.len(), 64, |rows| {
-            let mut rounded = Scratch::new(call.cx.memory, wide);
             for row in rows.start + segment.start..rows.end + segment.start {
                 // SAFETY: the tasks are done, and each row is in one range.
                 let part = |&(first, at): &(usize, usize)| unsafe { aside.run(at + (row - first) * wide, wide) };
@@ -90,9 +91,8 @@ fn run<A: Number>(call: &Call<A>, segments: &[u32], dqkv: &mut [A]) {
                 for other in parts[1..].iter().take_while(|(first, _)| *first <= row) {
                     sum.iter_mut().zip(part(other)).for_each(|(s, x)| *s += *x);
                 }
-                scale(A::Real::of(call.scale), sum);
                 // SAFETY: as above.
-                unsafe { dqkv.run(row * width, wide) }.copy_from_slice(A::operands(sum, rounded.slice()));
+                scaled(A::Real::of(call.scale), sum, unsafe { dqkv.run(row * width, wide) });
             }
         });
     }
@@ -175,10 +175,14 @@ fn compute<'a, A: Number>(call: &Call<'a, A>, task: &Task, dqkv: &Scattered<A>, 
         }
         match task.aside {
             None => {
-                scale(factor, dq);
-                for (i, dq) in A::operands(dq, packed.queries.slice()).chunks_exact(dim).enumerate() {
-                    // SAFETY: each (row, head) of a chunk belongs to one task.
-                    unsafe { dqkv.run((first + i) * width + h * dim, dim) }.copy_from_slice(dq);
+                for rows in pieces(0..n, FETCH) {
+                    let to = dqkv.rows((first + rows.start) * width + h * dim, [rows.len(), dim], width);
+                    fetch_rows(to, [rows.len(), dim], width);
+                    for i in rows {
+                        // SAFETY: each (row, head) of a chunk belongs to one task.
+                        let to = unsafe { dqkv.run((first + i) * width + h * dim, dim) };
+                        scaled(factor, &dq[i * dim..][..dim], to);
+                    }
                 }
             }
             Some(at) => {
@@ -192,12 +196,11 @@ fn compute<'a, A: Number>(call: &Call<'a, A>, task: &Task, dqkv: &Scattered<A>, 
     scale(factor, dk);
     for (sums, head) in [(&*dk, key_head(&heads, task.kv)), (&*dv, value_head(&heads, task.kv))] {
         for (keys, sums) in pieces(0..n_keys, nr).zip(sums.chunks_exact(dim * nr)) {
-            // The scores are done with, and leave their space.
-            turn(cx, sums, dim, keys.len(), (p, right_p), |i, columns, x| {
-                let at = (first + keys.start + i) * width + head * dim + columns.start;
-                // SAFETY: each (key, head) belongs to one task.
-                unsafe { dqkv.run(at, columns.len()) }.copy_from_slice(x);
-            });
+            let at = (first + keys.start) * width + head * dim;
+            // SAFETY: each (key, head) belongs to one task.
+            unsafe { A::put_turned(micro, sums, [dim, keys.len()], dqkv.rows(at, [keys.len(), dim], width), width) };
+            let next = keys.end..(keys.end + nr).min(n_keys);
+            fetch_rows(dqkv.rows(at + nr * width, [next.len(), dim], width), [next.len(), dim], width);
         }
     }
 }
@@ -224,6 +227,9 @@ impl<A: Number> Keys<A> {
         let size = Micro::<A>::panel(nr, dim);
         for (i, lanes) in pieces(0..n, nr).enumerate() {
             let panel = i * size..(i + 1) * size;
+            for head in [keys, values] {
+                head.fetch(lanes.end..lanes.end + nr);
+            }
             micro.pack_cols(keys.by_row(), lanes.clone(), keys.columns(), &mut all.keys.slice()[panel.clone()]);
             micro.pack_cols(values.by_row(), lanes, values.columns(), &mut all.values.slice()[panel]);
         }
@@ -287,6 +293,12 @@ impl<A: Number> Packed<A> {
     /// `lse` begins with the first row's, and rows are `pitch` apart.
     fn pack(&mut self, query: Head<A>, out: Head<A>, dout: Head<A>, lse: &[A::Real], pitch: usize) {
         let (micro, n) = (self.micro, self.d.get().len());
+        let fetch = |rows: Range<usize>| [query, dout, out].iter().for_each(|x| x.fetch(rows.clone()));
+        fetch(0..FETCH);
+        for rows in pieces(0..n, FETCH) {
+            fetch(rows.end..rows.end + FETCH);
+            products(dout, out, rows.start, &mut self.d.slice()[rows]);
+        }
         for (x, panels, columns) in
             [(query, &mut self.queries, &mut self.query_columns), (dout, &mut self.douts, &mut self.dout_columns)]
         {
@@ -296,7 +308,6 @@ impl<A: Number> Packed<A> {
                 micro.pack_rows(x.by_column(), x.columns(), rows, columns);
             }
         }
-        products(dout, out, self.d.slice());
         let exponent = A::Real::of(LOG2_E);
         self.lse.slice().iter_mut().zip(lse.iter().step_by(pitch)).for_each(|(to, &lse)| *to = lse * exponent);
     }
@@ -325,10 +336,10 @@ impl<A: Number> Packed<A> {
 }
 
 versions! {
-    /// `x·y` of every row.
-    fn products<A: Number; S>(x: Head<A>, y: Head<A>, sums: &mut [A::Real]) {
+    /// `x·y` of the rows from `first` on.
+    fn products<A: Number; S>(x: Head<A>, y: Head<A>, first: usize, sums: &mut [A::Real]) {
         for (i, sum) in sums.iter_mut().enumerate() {
-            let lanes = fold2(x.row(i), y.row(i), A::Real::ZERO, |sum, x, y| {
+            let lanes = fold2(x.row(first + i), y.row(first + i), A::Real::ZERO, |sum, x, y| {
                 S::fma(Stored::widen(x), Stored::widen(y), sum)
             });
             *sum = join(lanes, |a, b| a + b);

@@ -6,7 +6,7 @@
 //! stretches give is put together as the blocks of the forward pass are. The two ways add in different orders, so where a
 //! sequence is cut into calls may change its last bits.
 
-use super::forward::{Task, compute};
+use super::forward::{Output, Task, compute};
 use super::number::Number;
 use super::{Context, Head, Scratch, pieces};
 use crate::Heads;
@@ -58,12 +58,7 @@ pub(crate) fn attention_cached<A: Number>(
             rows,
             past,
         };
-        let put = |row: usize, head, column, x: &[A]| {
-            let at = (row * heads.q + shared * group + head) * dim + column;
-            // SAFETY: each (row, head) belongs to one task.
-            unsafe { out.run(at, x.len()) }.copy_from_slice(x);
-        };
-        compute(cx, &task, put, |_, _, _| {});
+        compute(cx, &task, &Output { out: &out, lse: None, first: shared * group, pitch: heads.q });
     });
 }
 

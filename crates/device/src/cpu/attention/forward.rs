@@ -2,7 +2,7 @@
 
 use super::number::Number;
 use super::softmax::{At, MOST_LANES, Running};
-use super::{Context, Head, Scratch, block, key_head, pieces, spans, turn, value_head};
+use super::{Context, Head, Scratch, block, fetch_rows, key_head, pieces, spans, value_head};
 use crate::Heads;
 use crate::cpu::bands::Scattered;
 use crate::cpu::gemm::{Left, Micro};
@@ -59,25 +59,22 @@ pub(crate) fn attention<A: Number>(
             rows: *first..(first + QUERIES).min(segment.len()),
             past: 0,
         };
-        let at = |row: usize, head: usize| (segment.start + row) * heads.q + kv * group + head;
-        let put = |row, head, column, x: &[A]| {
-            // SAFETY: each (row, head) belongs to one task.
-            unsafe { out.run(at(row, head) * dim + column, x.len()) }.copy_from_slice(x);
-        };
-        // SAFETY: as above.
-        let denominator = |row, head, x| unsafe { lse.run(at(row, head), 1)[0] = x };
-        compute(cx, &task, put, denominator);
+        let first = segment.start * heads.q + kv * group;
+        compute(cx, &task, &Output { out: &out, lse: Some(&lse), first, pitch: heads.q });
     });
 }
 
-/// Computes a task. Hands over every output in parts, as `put(row, head within the group, first column, elements)`, and the
-/// log of every softmax's denominator, as `denominator(row, head within the group, log)`.
-pub(super) fn compute<A: Number>(
-    cx: Context<A>,
-    task: &Task<A>,
-    put: impl Fn(usize, usize, usize, &[A]),
-    denominator: impl Fn(usize, usize, A::Real),
-) {
+/// Where a task's results go.
+pub(super) struct Output<'a, A: Number> {
+    pub out: &'a Scattered<'a, A>,
+    pub lse: Option<&'a Scattered<'a, A::Real>>,
+    /// Counted in heads: where the first head of row 0 stands, and how far rows are apart.
+    pub first: usize,
+    pub pitch: usize,
+}
+
+/// Computes a task. Nobody else touches its results meanwhile.
+pub(super) fn compute<A: Number>(cx: Context<A>, task: &Task<A>, to: &Output<A>) {
     let Context { memory, micro, .. } = cx;
     let (mr, nr, dim) = (micro.rows(), micro.cols(), task.keys.dim);
     let (all, block, tall) = (task.past + task.rows.end, block(mr), dim.next_multiple_of(mr));
@@ -87,10 +84,12 @@ pub(super) fn compute<A: Number>(
     let mut key_panels = Scratch::new(memory, all.next_multiple_of(mr) * deep);
     let mut value_panels = Scratch::new(memory, tall * Micro::<A>::panel(1, all));
     let (keys, values) = (key_panels.slice(), value_panels.slice());
-    micro.pack_rows(task.keys.by_row(), 0..all, task.keys.columns(), keys);
-    for keys in pieces(0..all, block) {
-        let values = &mut values[keys.start * tall..];
-        micro.pack_rows(task.values.by_column(), task.values.columns(), keys, values);
+    for at in pieces(0..all, block) {
+        for head in [task.keys, task.values] {
+            head.fetch(if at.start == 0 { 0..2 * block } else { at.end..at.end + block });
+        }
+        micro.pack_rows(task.keys.by_row(), at.clone(), task.keys.columns(), &mut keys[at.start * deep..]);
+        micro.pack_rows(task.values.by_column(), task.values.columns(), at.clone(), &mut values[at.start * tall..]);
     }
 
     let (mut queries, mut scores) = (Scratch::new(memory, deep * nr), Scratch::new(memory, block * nr));
@@ -102,6 +101,10 @@ pub(super) fn compute<A: Number>(
         for first in task.rows.clone().step_by(nr) {
             let tile = first..(first + nr).min(task.rows.end);
             micro.pack_cols(head.by_row(), tile.clone(), head.columns(), queries);
+            // What is read next, and what will be written.
+            head.fetch(tile.end..tile.end + nr);
+            let out = to.out.rows((to.first + h + first * to.pitch) * dim, [tile.len(), dim], to.pitch * dim);
+            fetch_rows(out, [tile.len(), dim], to.pitch * dim);
             let mut running = Running::new();
             // Whole groups of keys while there are any.
             let seen = Micro::<A>::panel(1, task.past + tile.end).min(all);
@@ -119,10 +122,12 @@ pub(super) fn compute<A: Number>(
                 }
             }
             finish(nr, sums, &running.sum);
-            // The scores are done with, and leave their space.
-            turn(cx, sums, dim, tile.len(), (scores, weights), |l, columns, x| put(first + l, h, columns.start, x));
+            // SAFETY: each head of a row belongs to one task.
+            unsafe { A::put_turned(micro, sums, [dim, tile.len()], out, to.pitch * dim) };
             for (l, row) in tile.enumerate() {
-                denominator(row, h, running.max[l] * A::Real::of(LN_2) + running.sum[l].ln());
+                let log = running.max[l] * A::Real::of(LN_2) + running.sum[l].ln();
+                // SAFETY: as above.
+                to.lse.inspect(|lse| unsafe { lse.run(to.first + h + row * to.pitch, 1)[0] = log });
             }
         }
     }

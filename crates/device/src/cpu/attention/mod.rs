@@ -9,7 +9,11 @@
 //! bf16, with pairs of rows interleaved). So the tile of scores that one product leaves in the first cache is, as it lies
 //! or nearly so, the right operand of the next. That decides which way round everything is: forward, lanes are queries
 //! and scores stand as `[keys, queries]`; backward, lanes are keys and scores stand as `[queries, keys]`. In both, softmax
-//! runs along the lanes with no sums across a vector, and only the gradient of the queries needs its operand transposed.
+//! runs along the lanes with no sums across a vector, and only the gradient of the queries takes its operand the other way
+//! round: a matrix unit reads it as it lies, for vectors it is packed.
+//!
+//! In a matrix unit products cost so little that the rest decides: softmax, which is made in one pass from sums to operands
+//! ([`softmax`]), and reading heads from where they lie, 64 or 128 elements of every row, which is asked for ahead.
 //!
 //! Operands may be bf16: then products are summed and softmax is made in f32, and what is multiplied again
 //! (probabilities, gradients of scores) is rounded to bf16 first. Factors that scale a product are applied to its sums,
@@ -34,8 +38,9 @@ pub(crate) use forward::attention;
 pub(crate) use paged::attention_paged;
 
 use super::Pool;
-use super::gemm::{Micro, Operand};
+use super::gemm::{Micro, Operand, fetch};
 use super::memory::{Block, Memory};
+use super::real::Stored;
 use super::simd::versions;
 use crate::{Element, Heads};
 use number::Number;
@@ -57,7 +62,7 @@ pub(crate) struct Context<'a, A: Number> {
     memory: &'a Memory,
     /// Multiplies.
     micro: Micro<A>,
-    /// Transposes sums.
+    /// Transposes.
     turner: Micro<A::Real>,
 }
 
@@ -118,6 +123,12 @@ impl<'a, T> Head<'a, T> {
     fn columns(&self) -> Range<usize> {
         self.column..self.column + self.dim
     }
+    /// See [`fetch_rows`]; those that there are.
+    fn fetch(&self, rows: Range<usize>) {
+        let rows = rows.start..rows.end.min(self.data.len() / self.pitch);
+        let first = self.data.as_ptr().wrapping_add(rows.start * self.pitch + self.column);
+        fetch_rows(first, [rows.len(), self.dim], self.pitch);
+    }
     /// Rows as lanes, columns summed over.
     fn by_row(&self) -> Operand<'a, T> {
         Operand { data: self.data, pitch: self.pitch, lanes_adjacent: false }
@@ -138,24 +149,20 @@ fn value_head(heads: &Heads, kv: usize) -> usize {
     heads.q + heads.kv + kv
 }
 
-/// Calls `put(lane, columns, elements)` for every lane of sums that stand as `[dim, lanes]`, one lane after another for
-/// some columns. Packing is a transposition; both spaces have room for a square of the micro-kernel's columns.
-fn turn<A: Number>(
-    cx: Context<A>,
-    sums: &[A::Real],
-    dim: usize,
-    lanes: usize,
-    (turned, rounded): (&mut [A::Real], &mut [A]),
-    put: impl Fn(usize, Range<usize>, &[A]),
-) {
-    let Context { micro, turner, .. } = cx;
-    for columns in pieces(0..dim, turner.cols()) {
-        let rows = Operand { data: sums, pitch: micro.cols(), lanes_adjacent: false };
-        turner.pack_cols(rows, columns.clone(), 0..lanes, turned);
-        let rows = A::operands(&turned[..lanes * turner.cols()], rounded);
-        for (i, row) in rows.chunks_exact(turner.cols()).enumerate() {
-            put(i, columns.clone(), &row[..columns.len()]);
+/// Asks for `rows` rows of `len` elements, `pitch` apart, to be brought into the second cache. A head's rows lie so far
+/// apart that the processor does not foresee them, and to wait for each takes longer than its products.
+fn fetch_rows<T>(first: *const T, [rows, len]: [usize; 2], pitch: usize) {
+    for row in 0..rows {
+        for at in (0..len).step_by(64 / size_of::<T>()) {
+            fetch(first.wrapping_add(row * pitch + at));
         }
+    }
+}
+
+versions! {
+    /// `out = factor·sums`, rounded.
+    fn scaled<A: Stored; S>(factor: A::Real, sums: &[A::Real], out: &mut [A]) {
+        out.iter_mut().zip(sums).for_each(|(out, &x)| *out = A::narrow(factor * x));
     }
 }
 

@@ -10,7 +10,7 @@ use super::round::{pair, round};
 #[cfg(target_arch = "x86_64")]
 use super::softmax::Wide;
 use super::softmax::{At, Gradients, Running, Space, exponentials, score_gradients};
-use crate::cpu::gemm::GemmScalar;
+use crate::cpu::gemm::{GemmScalar, Micro};
 use crate::cpu::real::{Real, Stored};
 use crate::cpu::simd::Isa;
 use half::bf16;
@@ -19,9 +19,6 @@ use half::bf16;
 pub(crate) trait Number: GemmScalar + Stored<Real: GemmScalar<Real = <Self as Stored>::Real>> {
     /// `2ˣ` of differences to a maximum, so for x that is hardly above 0. NaN stays NaN.
     fn exp2<S: Isa>(x: Self::Real) -> Self::Real;
-
-    /// Sums as operands: rounded into `space`, or as they lie if they are of the same type.
-    fn operands<'a>(sums: &'a [Self::Real], space: &'a mut [Self]) -> &'a [Self];
 
     /// Scores `[keys, lanes]` become weights ([`exponentials`]): a right operand, as they lie or in `space`.
     fn weights<'a>(
@@ -41,13 +38,25 @@ pub(crate) trait Number: GemmScalar + Stored<Real: GemmScalar<Real = <Self as St
         p_and_ds: (&'a mut [Self::Real], &'a mut [Self::Real]),
         space: Space<'a, Self>,
     ) -> Gradients<'a, Self>;
+
+    /// [`Micro::put_turned`] to this type.
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn put_turned(micro: Micro<Self>, sums: &[Self::Real], size: [usize; 2], c: *mut Self, pitch: usize);
+}
+
+macro_rules! put_turned {
+    ($t:ident, $real:ident) => {
+        unsafe fn put_turned(micro: Micro<$t>, sums: &[$real], size: [usize; 2], c: *mut $t, pitch: usize) {
+            // SAFETY: passed on from the caller.
+            unsafe { micro.put_turned(sums, size, c, pitch) }
+        }
+    };
 }
 
 macro_rules! as_they_lie {
     ($t:ident) => {
-        fn operands<'a>(sums: &'a [$t], _: &'a mut [$t]) -> &'a [$t] {
-            sums
-        }
         fn weights<'a>(
             lanes: usize,
             at: At<$t>,
@@ -78,6 +87,7 @@ impl Number for f64 {
         Real::exp::<S>(x * std::f64::consts::LN_2)
     }
     as_they_lie!(f64);
+    put_turned!(f64, f64);
 }
 
 impl Number for f32 {
@@ -90,6 +100,7 @@ impl Number for f32 {
         )
     }
     as_they_lie!(f32);
+    put_turned!(f32, f32);
 }
 
 /// The coefficients of [`exp2_by`] for bf16.
@@ -101,11 +112,7 @@ impl Number for bf16 {
     fn exp2<S: Isa>(x: f32) -> f32 {
         exp2_by::<S, 4>(x, EXP2)
     }
-    fn operands<'a>(sums: &'a [f32], space: &'a mut [bf16]) -> &'a [bf16] {
-        let space = &mut space[..sums.len()];
-        round(sums, space);
-        space
-    }
+    put_turned!(bf16, f32);
     fn weights<'a>(
         lanes: usize,
         at: At<f32>,

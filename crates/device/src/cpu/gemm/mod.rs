@@ -44,6 +44,7 @@ use crate::Gemm;
 use kernel::Kernel;
 pub(crate) use kernel::{Data, GemmScalar};
 use pack::Side;
+pub(in crate::cpu) use pack::fetch;
 pub(crate) use packed::{Panels, gemm_packed};
 pub(in crate::cpu) use panels::{Left, Micro, Operand};
 use plan::{Size, Tile};

@@ -61,7 +61,7 @@ impl<R> Side<'_, R> {
 
 /// Asks for one cache line to be brought into the second cache.
 #[inline(always)]
-pub(super) fn fetch<T>(address: *const T) {
+pub(in crate::cpu) fn fetch<T>(address: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch has no effect but on the caches, whatever the address.
     unsafe {

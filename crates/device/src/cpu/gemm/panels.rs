@@ -6,6 +6,7 @@
 use super::kernel::{GemmScalar, Kernel};
 use super::pack::Side;
 use super::pieces;
+use super::put::Target;
 use std::ops::Range;
 
 /// A row-major matrix to pack from.
@@ -130,6 +131,19 @@ impl<T: GemmScalar> Micro<T> {
                     self.0.tile(size, a, b, c, pitch, false);
                 }
             }
+        }
+    }
+
+    /// Writes sums `[m, n]`, whose rows are [`Micro::cols`] apart, to C as `[n, m]`, rounded if C is.
+    ///
+    /// # Safety
+    /// `n` rows of `m` elements of C, `pitch` apart, may be written.
+    pub unsafe fn put_turned<C: Target<T>>(&self, sums: &[T::Real], [m, n]: [usize; 2], c: *mut C, pitch: usize) {
+        assert!(n <= self.cols() && sums.len() >= m * self.cols());
+        for rows in pieces(0..m, self.rows()) {
+            let sums = &sums[rows.start * self.cols()..];
+            // SAFETY: so many sums there are, for C the caller answers, and a kernel is only handed out where it is supported.
+            unsafe { C::put(self.0)(sums.as_ptr(), [rows.len(), n], true, c.add(rows.start), pitch, false) }
         }
     }
 }

@@ -227,6 +227,22 @@ mod tests {
     use super::*;
     use crate::check::Random;
 
+    #[test]
+    fn rounding_is_to_the_nearest_even() {
+        if Wide::new(LANES).is_none() {
+            return;
+        }
+        let special = [f32::INFINITY, -0.0, f32::NAN, f32::MAX, 1.0 + 0.5f32.powi(8), 1.0 + 3.0 * 0.5f32.powi(8)];
+        let mut x: Row = Random(5).values(LANES).iter().map(|&x| x as f32).collect::<Vec<_>>().try_into().unwrap();
+        x[..special.len()].copy_from_slice(&special);
+        let mut y = [bf16::ONE; LANES];
+        // SAFETY: the machine has the instructions.
+        unsafe { write(load(&x), &mut y) };
+        for (&x, y) in x.iter().zip(y) {
+            assert!(y.to_bits() == bf16::from_f32(x).to_bits() || (x.is_nan() && y.is_nan()), "{x}: {y}");
+        }
+    }
+
     /// Every place of the diagonal, and every number of rows.
     #[test]
     fn one_pass_gives_the_bits_of_loops() {
