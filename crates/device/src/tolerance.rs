@@ -100,6 +100,7 @@ pub const TABLE: &[Row] = &[
     row("coded losses", DType::F32, 0.0, 3e-2, "of all tokens, relative: activations of 8 bits, each up to 2^-8 of its block's largest off, through a few layers of wide weights"),
     row("golden logits", DType::F32, 1e-4, 1e-5, "a few layers of f32 in another order than PyTorch's"),
     row("rope frequency", DType::F32, 1e-6, 0.0, "transformers computes powers in f32, a few U, and is written down with seven digits"),
+    row("likelihood", DType::F32, 1e-5, 1e-4, "a few layers of f32 and a sum over a few tokens; attention over pages adds in another order"),
     row("real logits", DType::F32, 1e-5, 2e-4, "thirty layers of f32 in another order than llama.cpp's, on logits of up to 30"),
     row("gguf number", DType::F32, 2e-7, 0.0, "a quotient that is kept in f32 and multiplied back"),
     row("golden gradients", DType::F32, 1e-3, 1e-5, "as the logits, twice the depth, and sums with cancellation"),

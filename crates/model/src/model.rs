@@ -171,16 +171,15 @@ impl<D: Device> Model<D> {
         Ok(losses)
     }
 
-    /// Of the tokens in `rows` alone: cross entropy in nats against `targets`, one each, and whether the target is the
-    /// likeliest token (of equals, the lowest id).
-    pub fn judge(&self, cx: &mut Cx<D>, ids: &[u32], rows: &[u32], targets: &[u32]) -> Result<Vec<(f64, bool)>, Fault> {
+    /// Of `rows` of final hidden states, which may repeat: cross entropy in nats against `targets`, one each, and whether the
+    /// target is the likeliest token (of equals, the lowest id).
+    pub fn judge(&self, cx: &Cx<D>, h_td: View<D>, rows: &[u32], targets: &[u32]) -> Result<Vec<(f64, bool)>, Fault> {
         assert_eq!(rows.len(), targets.len());
-        let h_td = self.hidden(cx, ids)?;
         let at_once = (LOGITS / self.config.vocab_size).clamp(64, 4096);
         let mut judged = Vec::with_capacity(rows.len());
         for (rows, targets) in rows.chunks(at_once).zip(targets.chunks(at_once)) {
             let mut some = Tensor::new(cx.device, [rows.len(), self.config.hidden_size], h_td.dtype());
-            cx.device.gather(rows, h_td.view(), some.view_mut());
+            cx.device.gather(rows, h_td, some.view_mut());
             let mut logits = self.project(cx, some.view());
             let values = logits.view().to_f64(cx.device);
             let mut losses = Tensor::new(cx.device, [rows.len(), 1], self.statistics());

@@ -5,7 +5,7 @@
 //! is not here: HTTP, chat templates, several answers to one request (they are several requests).
 
 mod draft;
-mod pages;
+pub(crate) mod pages;
 mod queue;
 mod sequence;
 mod status;

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 use wudao_device::PAGE;
 
 /// The number of a page's content: 0 is that of no tokens.
-pub(super) type Content = u64;
+pub(crate) type Content = u64;
 
 type Key = (Content, [u32; PAGE]);
 
@@ -25,7 +25,7 @@ struct Page {
 }
 
 /// All pages of the cache.
-pub(super) struct Pages {
+pub(crate) struct Pages {
     pages: Vec<Page>,
     free: Vec<u32>,
     /// The page of a content, and the content's number.

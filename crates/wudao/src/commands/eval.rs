@@ -49,6 +49,12 @@ pub struct Args {
     /// Only the first N questions of each task.
     #[arg(long, value_name = "N", requires = "tasks")]
     pub(super) limit: Option<std::num::NonZeroUsize>,
+    /// Examples before each question of MMLU [default: 5]. Request files carry theirs.
+    #[arg(long, value_name = "N", requires = "tasks")]
+    pub(super) shots: Option<usize>,
+    /// Let contexts begin as they are, without the begin-of-document token, as lm-evaluation-harness asks a server.
+    #[arg(long, requires = "tasks")]
+    pub(super) no_bos: bool,
     /// Keep every answer in this file; the same command then goes on where it was stopped.
     #[arg(long, value_name = "FILE", requires = "tasks")]
     pub(super) out: Option<PathBuf>,

@@ -1,7 +1,8 @@
 //! `wudao eval --tasks`: multiple choice and likelihood, from local files.
 //!
-//! With `--out` every answer goes to a file of JSON Lines as soon as it is there, and a run that was stopped goes on where
-//! it was. The first line says which model answered, so that no other model's answers are taken for its own.
+//! With `--out` every answer goes to a file of JSON Lines as soon as it is there, and a run that was stopped, or killed, goes
+//! on where it was. The first line says which model answered, so that no other model's answers are taken for its own; an answer
+//! belongs to what was asked, not to the file where it stood, so a task may grow or move.
 
 use super::Context;
 use super::eval::Args;
@@ -12,7 +13,7 @@ use crate::signals;
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -20,19 +21,132 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 use wudao_device::Cpu;
 use wudao_infer::Checkpoint;
-use wudao_infer::tasks::{Answer, Metric, Question, Task, TaskScores};
+use wudao_infer::tasks::{Answer, JudgeError, JudgeOptions, Mean, Metric, Question, Task, TaskScores};
 use wudao_model::WeightOptions;
 
-/// Tokens that are computed at once, and questions between two writes of answers.
-const POSITIONS: usize = 4096;
-const QUESTIONS: usize = 128;
+/// Tokens that are computed at once.
+const POSITIONS: usize = 2048;
 
 /// What `--json` prints.
 #[derive(Serialize)]
 struct Report {
     model: PathBuf,
+    /// What answers depend on besides the questions, as the first line of `--out` has it.
+    fingerprint: String,
+    /// Whether every context began with the begin-of-document token.
+    bos: bool,
     tasks: Vec<TaskScores>,
+    /// Benchmarks of several tasks: figures of all their questions.
+    groups: Vec<TaskScores>,
     seconds: f64,
+}
+
+/// Puts the questions, prints the figures.
+pub fn run(args: &Args, cx: &Context) -> anyhow::Result<()> {
+    let tasks = read(args)?;
+    let how = args.weights.options()?;
+    let checkpoint = open(cx, &args.model, &how)?;
+    let fingerprint = fingerprint(&checkpoint, &how, args.no_bos);
+    let mut answers = Answers::open(args.out.as_deref(), &fingerprint)?;
+    let start = Instant::now();
+    let given = ask(&tasks, &checkpoint, &mut answers, args, cx)?;
+    let report = Report {
+        model: args.model.clone(),
+        fingerprint,
+        bos: !args.no_bos,
+        tasks: tasks.iter().zip(&given).map(|(task, given)| TaskScores::of(task, given)).collect(),
+        groups: groups(&tasks, &given),
+        seconds: start.elapsed().as_secs_f64(),
+    };
+    if args.json {
+        return cx.printer.json(&report);
+    }
+    cx.printer.answer(&table(&report))?;
+    let choices = tasks.iter().map(|task| choices(&task.questions)).sum();
+    cx.printer.detail(format!("{} choices in {}", grouped(choices), duration(report.seconds)));
+    Ok(())
+}
+
+fn read(args: &Args) -> anyhow::Result<Vec<Task>> {
+    let mut tasks = vec![];
+    for path in &args.tasks {
+        tasks.extend(Task::read_all(path, args.shots)?);
+    }
+    if args.shots.is_some() && tasks.iter().all(|task| task.group.is_none()) {
+        return Err(anyhow::anyhow!("--shots: none of these tasks has examples of its own, as MMLU has"))
+            .help("requests carry their examples within their contexts: choose the file with as many as you want");
+    }
+    if let Some(limit) = args.limit {
+        tasks.iter_mut().for_each(|task| task.questions.truncate(limit.get()));
+    }
+    Ok(tasks)
+}
+
+fn choices(questions: &[Question]) -> u64 {
+    questions.iter().map(|q| q.choices.len() as u64).sum()
+}
+
+/// Every task's answers, in order of its questions.
+fn ask(
+    tasks: &[Task],
+    checkpoint: &Checkpoint<Cpu>,
+    answers: &mut Answers,
+    args: &Args,
+    cx: &Context,
+) -> anyhow::Result<Vec<Vec<Answer>>> {
+    let stop = signals::stop_flag()?;
+    let options = JudgeOptions { begin: !args.no_bos, positions: POSITIONS };
+    let all = tasks.iter().map(|task| choices(&task.questions)).sum();
+    let progress = cx.printer.progress("Evaluating", Some(all), Unit::Items);
+    let (mut done, mut given) = (0, vec![]);
+    for task in tasks {
+        let ids: Vec<String> = task.questions.iter().map(|q| q.id(task.kind)).collect();
+        // What stands twice is asked once.
+        let mut seen = HashSet::new();
+        let missing = |&n: &usize| answers.of(&ids[n], &task.questions[n]).is_none() && seen.insert(&ids[n]);
+        let missing: Vec<usize> = (0..ids.len()).filter(missing).collect();
+        done += choices(&task.questions);
+        let mut open: u64 = missing.iter().map(|&n| task.questions[n].choices.len() as u64).sum();
+        progress.set(done - open);
+        let questions: Vec<&Question> = missing.iter().map(|&n| &task.questions[n]).collect();
+        let mut kept = Ok(());
+        let asked = checkpoint.answers(&questions, task.kind, options, &mut |n, answer| {
+            open -= questions[n].choices.len() as u64;
+            progress.set(done - open);
+            kept = answers.add(&task.name, missing[n], &ids[missing[n]], answer);
+            kept.is_ok() && !stop.load(Ordering::Relaxed)
+        });
+        kept?;
+        asked.map_err(|error| in_the_file(error, &missing)).with_context(|| format!("task {}", task.name))?;
+        if open > 0 {
+            let kept = if args.out.is_some() { "the same command goes on" } else { "with --out FILE it could go on" };
+            anyhow::bail!("stopped after {} of {} choices; {kept}", grouped(done - open), grouped(all));
+        }
+        let own: Option<Vec<Answer>> =
+            ids.iter().zip(&task.questions).map(|(id, q)| answers.of(id, q).cloned()).collect();
+        given.push(own.context("an answer is missing")?);
+    }
+    Ok(given)
+}
+
+/// The question's number in its task, not among those that were missing.
+fn in_the_file(error: JudgeError, missing: &[usize]) -> JudgeError {
+    match error {
+        JudgeError::Tokenizer { number, source } => JudgeError::Tokenizer { number: missing[number], source },
+        error => error,
+    }
+}
+
+/// What answers depend on besides the question.
+fn fingerprint(checkpoint: &Checkpoint<Cpu>, how: &WeightOptions, no_bos: bool) -> String {
+    let mut hash = Sha256::new();
+    hash.update(checkpoint.config.to_json(how.operands));
+    hash.update(checkpoint.tokenizer.hash());
+    hash.update([u8::from(no_bos)]);
+    for sum in checkpoint.weights.sums_of_squares(&checkpoint.device) {
+        hash.update(sum.to_le_bytes());
+    }
+    hash.finalize()[..16].iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// A line of the file of answers.
@@ -40,74 +154,14 @@ struct Report {
 #[serde(untagged)]
 enum Line {
     Model { model: String },
-    Answer { task: String, question: usize, answer: Answer },
+    // Task and question are for people: the answer belongs to the id.
+    Answer { task: String, question: usize, id: String, answer: Answer },
 }
 
-/// Answers of this run and of those before.
+/// Answers of this run and of those before, by the ids of questions.
 struct Answers {
-    known: HashMap<(String, usize), Answer>,
+    known: HashMap<String, Answer>,
     file: Option<File>,
-}
-
-/// Puts the questions, prints the figures.
-pub fn run(args: &Args, cx: &Context) -> anyhow::Result<()> {
-    let mut tasks = vec![];
-    for path in &args.tasks {
-        tasks.extend(Task::read_all(path)?);
-    }
-    if let Some(limit) = args.limit {
-        tasks.iter_mut().for_each(|task| task.questions.truncate(limit.get()));
-    }
-    let how = args.weights.options()?;
-    let checkpoint = open(cx, &args.model, &how)?;
-    let mut answers = Answers::open(args.out.as_deref(), &fingerprint(&checkpoint, &how))?;
-    let start = Instant::now();
-    let stop = signals::stop_flag()?;
-    let choices = |questions: &[Question]| questions.iter().map(|q| q.choices.len() as u64).sum::<u64>();
-    let all: u64 = tasks.iter().map(|task| choices(&task.questions)).sum();
-    let progress = cx.printer.progress("Evaluating", Some(all), Unit::Items);
-    let (mut done, mut scores) = (0, vec![]);
-    for task in &tasks {
-        let mut given = vec![];
-        for (number, questions) in task.questions.chunks(QUESTIONS).enumerate() {
-            let from = number * QUESTIONS;
-            match answers.of(task, from..from + questions.len()) {
-                Some(known) => given.extend(known),
-                None => {
-                    let new = checkpoint.answers(questions, POSITIONS, &mut |n| progress.set(done + n))?;
-                    answers.add(task, from, &new)?;
-                    given.extend(new);
-                }
-            }
-            done += choices(questions);
-            progress.set(done);
-            if stop.load(Ordering::Relaxed) {
-                let kept =
-                    if args.out.is_some() { "the same command goes on" } else { "with --out FILE it could go on" };
-                anyhow::bail!("stopped after {} of {} choices; {kept}", grouped(done), grouped(all));
-            }
-        }
-        scores.push(TaskScores::of(task, &given));
-    }
-    drop(progress);
-    let report = Report { model: args.model.clone(), tasks: scores, seconds: start.elapsed().as_secs_f64() };
-    if args.json {
-        return cx.printer.json(&report);
-    }
-    cx.printer.answer(&table(&report))?;
-    cx.printer.detail(format!("{} choices in {}", grouped(all), duration(report.seconds)));
-    Ok(())
-}
-
-/// What answers depend on besides the question.
-fn fingerprint(checkpoint: &Checkpoint<Cpu>, how: &WeightOptions) -> String {
-    let mut hash = Sha256::new();
-    hash.update(checkpoint.config.to_json(how.operands));
-    hash.update(checkpoint.tokenizer.hash());
-    for sum in checkpoint.weights.sums_of_squares(&checkpoint.device) {
-        hash.update(sum.to_le_bytes());
-    }
-    hash.finalize()[..16].iter().map(|b| format!("{b:02x}")).collect()
 }
 
 impl Answers {
@@ -119,24 +173,22 @@ impl Answers {
             OpenOptions::new().read(true).append(true).create(true).open(path).with_context(|| cannot("open"))?;
         let (mut known, mut whole, mut lines) = (HashMap::new(), 0, 0);
         let mut reader = BufReader::new(&file);
-        let mut line = String::new();
-        while reader.read_line(&mut line).with_context(|| cannot("read"))? > 0 {
-            if !line.ends_with('\n') {
-                break;
-            }
+        // Bytes: a cut may go through a character.
+        let mut line = vec![];
+        while reader.read_until(b'\n', &mut line).with_context(|| cannot("read"))? > 0 && line.ends_with(b"\n") {
             lines += 1;
-            match serde_json::from_str(&line)
+            match serde_json::from_slice(&line)
                 .with_context(|| format!("{}:{lines}: not a line of answers", path.display()))?
             {
                 Line::Model { model: other } if other != model => {
                     return Err(anyhow::anyhow!(
-                        "{} holds the answers of another model, --dtype or --weights",
+                        "{} holds the answers of another model, --dtype, --weights or --no-bos",
                         path.display()
                     ))
                     .help("name another file with --out, or remove this one");
                 }
                 Line::Model { .. } => {}
-                Line::Answer { task, question, answer } => drop(known.insert((task, question), answer)),
+                Line::Answer { id, answer, .. } => drop(known.insert(id, answer)),
             }
             whole += line.len() as u64;
             line.clear();
@@ -150,46 +202,54 @@ impl Answers {
         Ok(Answers { known, file: Some(file) })
     }
 
-    fn key(task: &Task, question: usize) -> (String, usize) {
-        (format!("{} {}", task.name, &task.hash[..16]), question)
+    /// The answer to a question, if it has as many choices: the file may be anybody's.
+    fn of(&self, id: &str, question: &Question) -> Option<&Answer> {
+        let n = question.choices.len();
+        self.known.get(id).filter(|a| [a.log_likelihood.len(), a.greedy.len(), a.tokens.len()] == [n; 3])
     }
 
-    fn of(&self, task: &Task, questions: std::ops::Range<usize>) -> Option<Vec<Answer>> {
-        let answers = questions.clone().map(|q| self.known.get(&Self::key(task, q)).cloned());
-        let answers: Option<Vec<Answer>> = answers.collect();
-        // As many choices as the question has, or the file is not ours.
-        answers.filter(|a| {
-            a.iter().zip(&task.questions[questions]).all(|(a, q)| a.log_likelihood.len() == q.choices.len())
-        })
-    }
-
-    fn add(&mut self, task: &Task, from: usize, new: &[Answer]) -> anyhow::Result<()> {
-        let Some(file) = &mut self.file else { return Ok(()) };
-        let mut lines = String::new();
-        for (q, answer) in new.iter().enumerate() {
-            let (task, question) = Self::key(task, from + q);
-            lines.push_str(&serde_json::to_string(&Line::Answer { task, question, answer: answer.clone() })?);
-            lines.push('\n');
+    fn add(&mut self, task: &str, question: usize, id: &str, answer: Answer) -> anyhow::Result<()> {
+        if let Some(file) = &mut self.file {
+            let line = Line::Answer { task: task.into(), question, id: id.into(), answer: answer.clone() };
+            let line = serde_json::to_string(&line)? + "\n";
+            file.write_all(line.as_bytes()).context("cannot write the answers")?;
         }
-        file.write_all(lines.as_bytes()).context("cannot write the answers")
+        self.known.insert(id.into(), answer);
+        Ok(())
     }
 }
 
+/// The figures of benchmarks of several tasks, in order of their first.
+fn groups(tasks: &[Task], given: &[Vec<Answer>]) -> Vec<TaskScores> {
+    let mut wholes: Vec<(Task, Vec<Answer>)> = vec![];
+    for (task, given) in tasks.iter().zip(given) {
+        let Some(group) = &task.group else { continue };
+        match wholes.iter_mut().find(|(whole, _)| whole.name == *group) {
+            Some((whole, answers)) => {
+                whole.questions.extend_from_slice(&task.questions);
+                answers.extend_from_slice(given);
+            }
+            None => wholes.push((Task { name: group.clone(), ..task.clone() }, given.clone())),
+        }
+    }
+    wholes.iter().map(|(whole, answers)| TaskScores::of(whole, answers)).collect()
+}
+
 fn table(report: &Report) -> String {
-    let percent = |m: wudao_infer::tasks::Mean| format!("{:.2} ± {:.2}", 100.0 * m.value, 100.0 * m.stderr);
-    let plain = |m: wudao_infer::tasks::Mean| format!("{:.3} ± {:.3}", m.value, m.stderr);
+    let percent = |m: Mean| format!("{:.2} ± {:.2}", 100.0 * m.value, 100.0 * m.stderr);
+    let plain = |m: Mean| format!("{:.3} ± {:.3}", m.value, m.stderr);
     let row = |s: &TaskScores| {
         let mark = |metric, text: String| if s.primary == metric { format!("{text} *") } else { text };
         vec![
             s.task.clone(),
             grouped(s.questions as u64),
-            mark(Metric::Acc, percent(s.acc)),
+            s.acc.map_or(String::new(), |m| mark(Metric::Acc, percent(m))),
             s.acc_norm.map_or(String::new(), |m| mark(Metric::AccNorm, percent(m))),
             mark(Metric::BitsPerByte, plain(s.bits_per_byte)),
             s.perplexity.map_or(String::new(), plain),
             if s.cut > 0 { grouped(s.cut as u64) } else { String::new() },
         ]
     };
-    let rows: Vec<_> = report.tasks.iter().map(row).collect();
+    let rows: Vec<_> = report.tasks.iter().chain(&report.groups).map(row).collect();
     columns(&["task", "questions", "acc %", "acc_norm %", "bits/byte", "perplexity", "cut"], &rows)
 }
