@@ -3,9 +3,9 @@
 //! With `--out` every answer goes to a file of JSON Lines as soon as it is there, and a run that was stopped goes on where
 //! it was. The first line says which model answered, so that no other model's answers are taken for its own.
 
-use super::Context;
 use super::eval::Args;
 use super::generate::open;
+use super::{Context, told};
 use crate::error::Advice;
 use crate::printer::{Unit, columns, duration, grouped};
 use crate::signals;
@@ -59,8 +59,10 @@ pub fn run(args: &Args, cx: &Context) -> anyhow::Result<()> {
         tasks.iter_mut().for_each(|task| task.questions.truncate(limit.get()));
     }
     let how = args.weights.options()?;
-    let checkpoint = open(cx, &args.model, &how)?;
-    let mut answers = Answers::open(args.out.as_deref(), &fingerprint(&checkpoint, &how))?;
+    let checkpoint = open(cx, &args.model, &how, args.weights.memory, |_| Ok(0))?;
+    // What reads all weights is asked for only where it is needed.
+    let model = args.out.as_ref().map(|_| fingerprint(&checkpoint, &how)).transpose()?;
+    let mut answers = Answers::open(args.out.as_deref(), &model.unwrap_or_default())?;
     let start = Instant::now();
     let stop = signals::stop_flag()?;
     let choices = |questions: &[Question]| questions.iter().map(|q| q.choices.len() as u64).sum::<u64>();
@@ -96,18 +98,19 @@ pub fn run(args: &Args, cx: &Context) -> anyhow::Result<()> {
     }
     cx.printer.answer(&table(&report))?;
     cx.printer.detail(format!("{} choices in {}", grouped(all), duration(report.seconds)));
+    checkpoint.weights.expert_reads().iter().for_each(|reads| cx.printer.status("Memory", told(reads)));
     Ok(())
 }
 
 /// What answers depend on besides the question.
-fn fingerprint(checkpoint: &Checkpoint<Cpu>, how: &WeightOptions) -> String {
+fn fingerprint(checkpoint: &Checkpoint<Cpu>, how: &WeightOptions) -> anyhow::Result<String> {
     let mut hash = Sha256::new();
     hash.update(checkpoint.config.to_json(how.operands));
     hash.update(checkpoint.tokenizer.hash());
-    for sum in checkpoint.weights.sums_of_squares(&checkpoint.device) {
+    for sum in checkpoint.weights.sums_of_squares(&checkpoint.device)? {
         hash.update(sum.to_le_bytes());
     }
-    hash.finalize()[..16].iter().map(|b| format!("{b:02x}")).collect()
+    Ok(hash.finalize()[..16].iter().map(|b| format!("{b:02x}")).collect())
 }
 
 impl Answers {
