@@ -162,6 +162,8 @@ pub trait Device: Clone + Send + Sync + 'static {
     fn packed_shape(w: &Self::Packed) -> [usize; 2];
     /// Bytes of memory that a packed matrix takes.
     fn packed_bytes(w: &Self::Packed) -> usize;
+    /// The same before it is packed.
+    fn bytes_to_pack(coding: Coding, shape: [usize; 2]) -> usize;
 
     /// Waits for all work; reports what went wrong on the machine since the last call.
     fn sync(&self) -> Result<(), Fault>;

@@ -138,6 +138,9 @@ impl Device for Meta {
     fn packed_bytes(w: &CountedMatrix) -> usize {
         w.bytes
     }
+    fn bytes_to_pack(coding: Coding, shape: [usize; 2]) -> usize {
+        packed_bytes(coding, shape)
+    }
     fn sync(&self) -> Result<(), Fault> {
         Ok(())
     }

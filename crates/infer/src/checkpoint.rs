@@ -6,7 +6,7 @@ use wudao_device::Device;
 use wudao_model::config::ConfigError;
 use wudao_model::gguf::{File, is_gguf};
 use wudao_model::model::Options;
-use wudao_model::weights::{self, Source, WeightsError};
+use wudao_model::weights::{self, Budget, Source, WeightsError};
 use wudao_model::{Config, Model, PackedWeights, WeightOptions};
 
 /// A model with its weights and its tokenizer, ready to read and write.
@@ -51,8 +51,13 @@ pub enum OpenError {
 }
 
 impl<D: Device> Checkpoint<D> {
-    /// Opens `dir`, a folder or a GGUF file, its weights to be kept as `how` says.
+    /// Opens `dir`, a folder or a GGUF file, its weights to be kept as `how` says, all in memory.
     pub fn open(device: &D, dir: &Path, how: &WeightOptions) -> Result<Self, OpenError> {
+        Self::open_within(device, dir, how, None)
+    }
+
+    /// As [`Checkpoint::open`], in so much memory: experts that find no room stay in their file until a token wants them.
+    pub fn open_within(device: &D, dir: &Path, how: &WeightOptions, budget: Option<Budget>) -> Result<Self, OpenError> {
         let source = Source::open(dir)?;
         let config = source.config().clone();
         let tokenizer = tokenizer(dir)?;
@@ -64,7 +69,10 @@ impl<D: Device> Checkpoint<D> {
         source.complete()?;
         let options = Options { dtype: how.operands, ..Options::default() };
         let model = Model::new(device, &config, config.max_position_embeddings, options)?;
-        let weights = weights::load_packed(device, &source, model.layout(), how)?;
+        let weights = match budget {
+            None => weights::load_packed(device, &source, model.layout(), how)?,
+            Some(budget) => weights::load_within(device, source, model.layout(), how, budget)?,
+        };
         Ok(Checkpoint { device: device.clone(), config, model, weights, tokenizer })
     }
 }

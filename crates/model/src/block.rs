@@ -128,6 +128,7 @@ impl<D: Device> Block<D> {
                 FeedForward::Sparse(Moe {
                     routing: m.routing(),
                     experts: m.num_experts,
+                    width: m.moe_intermediate_size,
                     layer: experts,
                     router,
                     correction,

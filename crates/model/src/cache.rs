@@ -29,6 +29,11 @@ impl<D: Device> KvCache<D> {
         KvCache { layers: (0..config.num_hidden_layers).map(|_| layer()).collect(), len: 0, capacity }
     }
 
+    /// Bytes of that.
+    pub fn bytes(config: &Config, capacity: usize, dtype: DType) -> usize {
+        2 * config.num_hidden_layers * capacity * config.cache_width() * dtype.size()
+    }
+
     /// Tokens held.
     pub fn len(&self) -> usize {
         self.len

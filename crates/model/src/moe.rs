@@ -17,6 +17,8 @@ pub(crate) struct Moe {
     pub routing: Routing,
     /// E.
     pub experts: usize,
+    /// F.
+    pub width: usize,
     /// Which of the sparse layers this is.
     pub layer: usize,
     pub router: ParamId,
@@ -93,20 +95,21 @@ impl<D: Device> Branch<D> for Moe {
         self.record(cx, &plan, scores_te.view(), stats_t2.view());
         let balance_e = self.balance(cx)?;
 
-        let rows_nd = plan.dispatch(cx, x_td, operands)?;
+        let mut rows_nd = plan.dispatch(cx, x_td, operands)?;
         let weight_n = plan.dispatch_slots(cx, weight_tk.view())?;
-        let (w_gate_up, w_down) =
-            (cx.weights.experts(self.layer, ExpertPart::GateUp), cx.weights.experts(self.layer, ExpertPart::Down));
-        let (n, [d, f]) = (plan.rows(), w_down[0].shape());
-        let mut gate_up = Tensor::new(dev, [n, 2 * f], operands);
-        dev.gemm_bands(Gemm::NT, &plan.bands, rows_nd.view(), &w_gate_up, gate_up.view_mut());
-        drop(rows_nd);
-        let mut act_nf = Tensor::new(dev, [n, f], operands);
-        dev.swiglu(gate_up.view(), Some(weight_n.view()), act_nf.view_mut());
-        let mut out_nd = Tensor::new(dev, [n, d], operands);
-        dev.gemm_bands(Gemm::NT, &plan.bands, act_nf.view(), &w_down, out_nd.view_mut());
-        drop(act_nf);
-        plan.combine(cx, out_nd, acc_y.reborrow())?;
+        let mut gate_up = Tensor::new(dev, [plan.rows(), 2 * self.width], operands);
+        cx.weights.in_turns(self.layer, &plan.bands, &mut |experts| {
+            let (rows, bands) = experts.rows();
+            let mut gate_up = gate_up.view_mut().rows(rows.clone());
+            let asked = rows_nd.view().rows(rows.clone());
+            dev.gemm_bands(Gemm::NT, &bands, asked, &experts.gate_up, gate_up.reborrow());
+            let mut act_nf = Tensor::new(dev, [rows.len(), self.width], operands);
+            dev.swiglu(gate_up.as_view(), Some(weight_n.view().rows(rows.clone())), act_nf.view_mut());
+            // What experts answer takes the place of what they were asked.
+            let answer = rows_nd.view_mut().rows(rows);
+            dev.gemm_bands(Gemm::NT, &bands, act_nf.view(), &experts.down, answer);
+        })?;
+        plan.combine(cx, rows_nd, acc_y.reborrow())?;
         let gated = self.shared_gate.as_ref().map(|gate| gate.forward(cx, x_td));
         let shared = self.shared.as_ref().map(|mlp| mlp.answer(cx, x_td, gated.as_ref().map(Gated::weight), acc_y));
         Ok(MoeSaved { scores_te, choice_tk, weight_tk, stats_t2, balance_e, plan, weight_n, gate_up, shared, gated })
@@ -126,7 +129,7 @@ impl<D: Device> Branch<D> for Moe {
         let (dev, operands, statistics) = (cx.device, x_td.dtype(), scores_te.dtype());
         let (w_gate_up, w_down) =
             (cx.weights.experts(self.layer, ExpertPart::GateUp), cx.weights.experts(self.layer, ExpertPart::Down));
-        let (bands, n, f) = (&plan.bands, plan.rows(), w_down[0].shape()[1]);
+        let (bands, n, f) = (&plan.bands, plan.rows(), self.width);
 
         let dout_nd = plan.dispatch(cx, dy, operands)?;
         let mut act_nf = Tensor::new(dev, [n, f], operands);

@@ -7,10 +7,12 @@
 //! With 4 bits the matrix that makes the logits has 8: its errors go straight into the answer. Files of that name commonly
 //! keep it in more bits too.
 
-use crate::store::{ExpertPart, Kind, Layout, Param, ParamId, Part, Weights};
+use crate::store::{ExpertPart, Kind, Layout, Param, ParamId, Part, Turn, Weights};
+use crate::weights::{ExpertReads, FileExperts, WeightsError};
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::Arc;
-use wudao_device::{Coding, DType, Device, Operand, QuantKind, Tensor, View};
+use wudao_device::{Coding, DType, Device, Fault, Operand, QuantKind, Tensor, View};
 
 /// How weights are kept for inference.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -50,6 +52,34 @@ impl WeightOptions {
             _ => plain,
         }
     }
+
+    /// The type of a parameter that is not packed.
+    fn unpacked(&self, kind: Kind) -> Option<DType> {
+        match kind {
+            Kind::Norm | Kind::Bias | Kind::Correction => Some(DType::F32),
+            Kind::Expansion => Some(self.operands),
+            _ => None,
+        }
+    }
+
+    /// Bytes that a parameter will take whose parts are in these blocks.
+    pub(crate) fn bytes<D: Device>(
+        &self,
+        param: &Param,
+        tied: bool,
+        blocks: impl IntoIterator<Item = Option<QuantKind>>,
+    ) -> usize {
+        match self.unpacked(param.kind) {
+            Some(dtype) => param.at.len() * dtype.size(),
+            None => D::bytes_to_pack(self.of(param, tied, common(blocks)), param.shape),
+        }
+    }
+
+    /// A matrix of these parts, packed.
+    pub(crate) fn pack<D: Device>(&self, device: &D, param: &Param, tied: bool, parts: &[Incoming]) -> D::Packed {
+        let coding = self.of(param, tied, common(parts.iter().map(|part| part.blocks)));
+        device.pack(coding, param.shape, &|i| row(param, parts, i, coding))
+    }
 }
 
 /// A tensor on its way into memory.
@@ -69,11 +99,17 @@ enum Held<D: Device> {
     Matrix(D::Packed),
 }
 
+/// Where the experts are.
+enum Experts<D: Device> {
+    /// By sparse layer and local expert: gate-up, down.
+    Memory(Vec<Vec<[D::Packed; 2]>>),
+    File(Box<FileExperts<D>>),
+}
+
 /// The parameters of a model, packed.
 pub struct PackedWeights<D: Device> {
     dense: Vec<Held<D>>,
-    /// By sparse layer and local expert: gate-up, down.
-    experts: Vec<Vec<[D::Packed; 2]>>,
+    experts: Experts<D>,
 }
 
 impl<D: Device> PackedWeights<D> {
@@ -84,49 +120,72 @@ impl<D: Device> PackedWeights<D> {
         options: &WeightOptions,
         mut open: impl FnMut(&Param, &Part) -> Result<Incoming<'a>, E>,
     ) -> Result<Self, E> {
-        let tied = layout.head.is_none();
-        let mut parts = |param: &Param| -> Result<Vec<Incoming<'a>>, E> {
-            param.parts.iter().map(|part| open(param, part)).collect()
-        };
-        let pack = |param: &Param, parts: &[Incoming<'a>]| {
-            let coding = options.of(param, tied, common(parts));
-            device.pack(coding, param.shape, &|i| row(param, parts, i, coding))
-        };
+        let dense = Self::dense(device, layout, options, &mut open)?;
+        let mut pack = |param: &Param| Ok(options.pack(device, param, false, &opened(param, &mut open)?));
+        let mut experts: Vec<Vec<[D::Packed; 2]>> = vec![];
+        for (layer, _, [gate_up, down]) in layout.experts() {
+            experts.resize_with(layer + 1, Vec::new);
+            experts[layer].push([pack(gate_up)?, pack(down)?]);
+        }
+        Ok(PackedWeights { dense, experts: Experts::Memory(experts) })
+    }
+
+    /// Packs all but the experts, which stay where they are.
+    pub(crate) fn beside(experts: FileExperts<D>) -> Result<Self, WeightsError> {
+        let experts = Box::new(experts);
+        let FileExperts { device, source, layout, options, .. } = &*experts;
+        let dense = Self::dense(device, layout, options, &mut |param: &Param, part: &Part| {
+            Ok::<_, WeightsError>(source.tensor(&part.name, &part.shape)?.incoming(param.shape[1]))
+        })?;
+        Ok(PackedWeights { dense, experts: Experts::File(experts) })
+    }
+
+    fn dense<'a, E>(
+        device: &D,
+        layout: &Layout,
+        options: &WeightOptions,
+        open: &mut impl FnMut(&Param, &Part) -> Result<Incoming<'a>, E>,
+    ) -> Result<Vec<Held<D>>, E> {
         let mut dense = vec![];
         for (_, param) in layout.dense() {
-            let parts = parts(param)?;
-            dense.push(match param.kind {
-                Kind::Norm | Kind::Bias | Kind::Correction | Kind::Expansion => {
-                    let dtype = if param.kind == Kind::Expansion { options.operands } else { DType::F32 };
+            let parts = opened(param, open)?;
+            dense.push(match options.unpacked(param.kind) {
+                Some(dtype) => {
                     let mut plain = Tensor::new(device, param.shape, dtype);
                     let rows = (0..param.shape[0]).map(|i| row(param, &parts, i, Coding::plain(dtype)));
                     let bytes: Vec<u8> = rows.flat_map(|row| row.into_owned()).collect();
                     device.copy_from_host(&bytes, plain.view_mut());
                     Held::Plain(plain)
                 }
-                _ => Held::Matrix(pack(param, &parts)),
+                None => Held::Matrix(options.pack(device, param, layout.head.is_none(), &parts)),
             });
         }
-        let mut experts: Vec<Vec<[D::Packed; 2]>> = vec![];
-        for (layer, _, [gate_up, down]) in layout.experts() {
-            experts.resize_with(layer + 1, Vec::new);
-            let gate_up = pack(gate_up, &parts(gate_up)?);
-            experts[layer].push([gate_up, pack(down, &parts(down)?)]);
-        }
-        Ok(PackedWeights { dense, experts })
+        Ok(dense)
     }
 
-    /// Bytes of memory that they take.
+    /// Bytes of memory that they take; where experts stay in their file, at most.
     pub fn bytes(&self) -> usize {
         let dense = self.dense.iter().map(|held| match held {
             Held::Plain(x) => x.view().len() * x.dtype().size(),
             Held::Matrix(w) => D::packed_bytes(w),
         });
-        dense.chain(self.experts.iter().flatten().flatten().map(D::packed_bytes)).sum()
+        let experts = match &self.experts {
+            Experts::Memory(experts) => experts.iter().flatten().flatten().map(D::packed_bytes).sum(),
+            Experts::File(experts) => experts.room(),
+        };
+        dense.sum::<usize>() + experts
     }
 
-    /// The sum of squares of every parameter, in a fixed order: what tells one model from another.
-    pub fn sums_of_squares(&self, device: &D) -> Vec<f64> {
+    /// What was asked of experts that stay in their file; `None` if all are in memory.
+    pub fn expert_reads(&self) -> Option<ExpertReads> {
+        match &self.experts {
+            Experts::Memory(_) => None,
+            Experts::File(experts) => Some(experts.reads()),
+        }
+    }
+
+    /// The sum of squares of every parameter, in a fixed order: what tells one model from another. Reads all of them.
+    pub fn sums_of_squares(&self, device: &D) -> Result<Vec<f64>, Fault> {
         const ROWS: usize = 1024;
         let of_matrix = |w: &D::Packed| {
             let [n, k] = D::packed_shape(w);
@@ -142,7 +201,12 @@ impl<D: Device> PackedWeights<D> {
             Held::Plain(x) => device.sum_of_squares(x.view()),
             Held::Matrix(w) => of_matrix(w),
         });
-        dense.chain(self.experts.iter().flatten().flatten().map(of_matrix)).collect()
+        let mut sums: Vec<f64> = dense.collect();
+        match &self.experts {
+            Experts::Memory(experts) => sums.extend(experts.iter().flatten().flatten().map(of_matrix)),
+            Experts::File(experts) => experts.each(|pair| sums.extend(pair.iter().map(of_matrix)))?,
+        }
+        Ok(sums)
     }
 
     /// The matrices that a token meets, were each of `top_k` experts a sparse layer: their bytes. Not the embedding, of which
@@ -155,14 +219,25 @@ impl<D: Device> PackedWeights<D> {
             _ => 0,
         });
         let pair = |pair: &[D::Packed; 2]| pair.iter().map(D::packed_bytes).sum::<usize>();
-        let experts = self.experts.iter().filter_map(|experts| Some(top_k * pair(experts.first()?)));
-        dense.chain(experts).sum()
+        let experts = match &self.experts {
+            Experts::Memory(experts) => experts.iter().filter_map(|layer| layer.first()).map(pair).sum(),
+            Experts::File(experts) => experts.sizes().sum::<usize>(),
+        };
+        dense.sum::<usize>() + top_k * experts
     }
 }
 
+/// The tensors of a parameter.
+fn opened<'a, E>(
+    param: &Param,
+    open: &mut impl FnMut(&Param, &Part) -> Result<Incoming<'a>, E>,
+) -> Result<Vec<Incoming<'a>>, E> {
+    param.parts.iter().map(|part| open(param, part)).collect()
+}
+
 /// The blocks that all parts lie in; of different ones those that lose nothing.
-fn common(parts: &[Incoming]) -> Option<QuantKind> {
-    let kinds: Option<Vec<QuantKind>> = parts.iter().map(|part| part.blocks).collect();
+fn common(parts: impl IntoIterator<Item = Option<QuantKind>>) -> Option<QuantKind> {
+    let kinds: Option<Vec<QuantKind>> = parts.into_iter().collect();
     let kinds = kinds?;
     let (&first, rest) = kinds.split_first()?;
     Some(if rest.iter().all(|&kind| kind == first) { first } else { QuantKind::Int8 })
@@ -191,6 +266,20 @@ impl<D: Device> Weights<D> for PackedWeights<D> {
         }
     }
     fn experts(&self, layer: usize, part: ExpertPart) -> Vec<Operand<'_, D>> {
-        self.experts[layer].iter().map(|pair| Operand::Packed(&pair[part as usize])).collect()
+        match &self.experts {
+            Experts::Memory(experts) => {
+                experts[layer].iter().map(|pair| Operand::Packed(&pair[part as usize])).collect()
+            }
+            Experts::File(_) => panic!("experts in a file are asked for all at once"),
+        }
+    }
+    fn in_turns(&self, layer: usize, bands: &[Range<usize>], f: &mut dyn FnMut(&Turn<D>)) -> Result<(), Fault> {
+        match &self.experts {
+            Experts::Memory(_) => {
+                f(&Turn::all(self, layer, bands));
+                Ok(())
+            }
+            Experts::File(experts) => experts.in_turns(layer, bands, f),
+        }
     }
 }

@@ -309,14 +309,18 @@ pub(crate) fn frequencies(config: &Config) -> Vec<f64> {
 pub(crate) fn rope_table<D: Device>(device: &D, config: &Config, positions: usize, dtype: DType) -> Tensor<D> {
     let (r, frequency) = (config.rotary_dim(), frequencies(config));
     let by = config.rope_scaling.as_ref().map_or(1.0, RopeScaling::attention_factor);
-    let mut wide = Vec::with_capacity(positions * r);
-    for p in 0..positions {
-        wide.extend(frequency.iter().map(|f| by * (p as f64 * f).cos()));
-        wide.extend(frequency.iter().map(|f| by * (p as f64 * f).sin()));
+    let mut table = Tensor::new(device, [positions, r], dtype);
+    // In pieces: of a long context the table is large enough.
+    for from in (0..positions).step_by(1024) {
+        let piece = from..(from + 1024).min(positions);
+        let mut wide = Vec::with_capacity(piece.len() * r);
+        for p in piece.clone() {
+            wide.extend(frequency.iter().map(|f| by * (p as f64 * f).cos()));
+            wide.extend(frequency.iter().map(|f| by * (p as f64 * f).sin()));
+        }
+        let wide = Tensor::from_host(device, [piece.len(), r], &wide);
+        device.copy(wide.view(), table.view_mut().rows(piece));
     }
-    let wide = Tensor::from_host(device, [positions, r], &wide);
-    let mut table = Tensor::new(device, wide.shape(), dtype);
-    device.copy(wide.view(), table.view_mut());
     table
 }
 

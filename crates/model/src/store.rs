@@ -2,8 +2,8 @@
 //!
 //! A [`Layout`] is the table; a [`Store`] is memory in that layout. Weights, gradients and each optimizer moment are
 //! stores of one layout, so clipping, reducing and saving are one loop each. The dense part is flat. An expert is an
-//! addressable block of its own, (layer, expert): later an expert may live on disk until a token wants it, so nothing may
-//! assume that all experts are one array.
+//! addressable block of its own, (layer, expert): it may live in a file until a token wants it, so nothing may assume that
+//! all experts are one array, nor, in a forward pass, that all are in memory ([`Weights::in_turns`]).
 //!
 //! A parameter may be several Hugging Face tensors stacked by rows (`q_proj`, `k_proj`, `v_proj` become one fused
 //! projection, one GEMM): [`Part`]s name them. Parts are what files hold and what Muon treats as matrices.
@@ -11,7 +11,7 @@
 use crate::config::{Config, Family, MlaConfig};
 use std::ops::Range;
 use std::sync::Arc;
-use wudao_device::{DType, Device, Operand, Tensor, View, ViewMut};
+use wudao_device::{DType, Device, Fault, Operand, Tensor, View, ViewMut};
 
 /// What a parameter is, hence how it begins, decays and is updated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -351,6 +351,11 @@ impl Layout {
         self.experts.iter().enumerate().flat_map(|(l, es)| es.iter().enumerate().map(move |(e, p)| (l, e, p)))
     }
 
+    /// One of them.
+    pub(crate) fn expert(&self, layer: usize, expert: usize) -> &[Param; 2] {
+        &self.experts[layer][expert]
+    }
+
     /// The tensors of all parameters on this rank.
     pub fn parts(&self) -> impl Iterator<Item = &Part> {
         let experts = self.experts().flat_map(|(.., pair)| pair);
@@ -396,8 +401,37 @@ pub trait Weights<D: Device>: Send + Sync {
     fn exact(&self, id: ParamId) -> Operand<'_, D>;
     /// A matrix, for products.
     fn operand(&self, id: ParamId) -> Operand<'_, D>;
-    /// One matrix of every local expert of a sparse layer, for products.
+    /// One matrix of every local expert of a sparse layer, for products. Panics if they are not all in memory: a forward
+    /// pass asks for them [in turns](Weights::in_turns).
     fn experts(&self, layer: usize, part: ExpertPart) -> Vec<Operand<'_, D>>;
+    /// Gives `f` the local experts of a sparse layer, at least those that have rows: all at once, or in order as many at a
+    /// time as there is memory for. `bands` are the rows of each.
+    fn in_turns(&self, layer: usize, bands: &[Range<usize>], f: &mut dyn FnMut(&Turn<D>)) -> Result<(), Fault>;
+}
+
+/// Experts that are in memory at once, in their order.
+pub struct Turn<'a, D: Device> {
+    /// The rows of each, without gaps.
+    pub bands: Vec<Range<usize>>,
+    /// [`ExpertPart::GateUp`] of each.
+    pub gate_up: Vec<Operand<'a, D>>,
+    /// [`ExpertPart::Down`] of each.
+    pub down: Vec<Operand<'a, D>>,
+}
+
+impl<'a, D: Device> Turn<'a, D> {
+    /// All experts of a layer, in memory.
+    pub fn all(weights: &'a impl Weights<D>, layer: usize, bands: &[Range<usize>]) -> Self {
+        let [gate_up, down] = [ExpertPart::GateUp, ExpertPart::Down].map(|part| weights.experts(layer, part));
+        Turn { bands: bands.to_vec(), gate_up, down }
+    }
+
+    /// The rows of all, and within them those of each.
+    pub fn rows(&self) -> (Range<usize>, Vec<Range<usize>>) {
+        let start = self.bands.first().map_or(0, |band| band.start);
+        let end = self.bands.last().map_or(0, |band| band.end);
+        (start..end, self.bands.iter().map(|band| band.start - start..band.end - start).collect())
+    }
 }
 
 impl<D: Device> Weights<D> for Store<D> {
@@ -412,6 +446,10 @@ impl<D: Device> Weights<D> for Store<D> {
     }
     fn experts(&self, layer: usize, part: ExpertPart) -> Vec<Operand<'_, D>> {
         Store::experts(self, layer, part).into_iter().map(Operand::from).collect()
+    }
+    fn in_turns(&self, layer: usize, bands: &[Range<usize>], f: &mut dyn FnMut(&Turn<D>)) -> Result<(), Fault> {
+        f(&Turn::all(self, layer, bands));
+        Ok(())
     }
 }
 

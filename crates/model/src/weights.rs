@@ -10,13 +10,18 @@
 //! a file that another process cuts short while it is being read.
 
 mod convert;
+mod experts;
 mod format;
+mod mapped;
 mod read;
 mod snapshot;
 mod source;
 mod upcycle;
 mod write;
 
+pub(crate) use experts::FileExperts;
+pub use experts::{Budget, ExpertReads, load_within};
+pub(crate) use mapped::Mapped;
 pub use read::{TensorInfo, load, load_from, load_into, load_packed, load_some, read_config, tensors};
 /// The types that a folder's weights can be written in, and more.
 pub use safetensors::Dtype;

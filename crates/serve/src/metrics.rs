@@ -95,6 +95,8 @@ const GAUGES: &[Row<usize>] = &[
     ("wudao_sequences_waiting", "Completions that wait for their turn.", |s| s.waiting),
     ("wudao_cache_used_tokens", "Tokens whose keys and values running completions hold.", |s| s.cache_used),
     ("wudao_cache_tokens", "Tokens whose keys and values there is room for.", |s| s.cache_total),
+    ("wudao_experts_held_bytes", "Experts in memory, where others stay in their file.", |s| s.experts.held),
+    ("wudao_experts_room_bytes", "Room for experts in memory, where others stay in their file.", |s| s.experts.room),
 ];
 
 const COUNTERS: &[Row<u64>] = &[
@@ -105,6 +107,10 @@ const COUNTERS: &[Row<u64>] = &[
     ("wudao_preemptions_total", "Times a completion gave its memory back.", |s| s.counters.preemptions),
     ("wudao_guessed_tokens_total", "Tokens guessed.", |s| s.counters.guessed),
     ("wudao_guessed_tokens_right_total", "Guesses that came true.", |s| s.counters.guessed_right),
+    ("wudao_experts_wanted_total", "Experts wanted, where they stay in their file.", |s| s.experts.wanted),
+    ("wudao_experts_found_total", "Of these, found in memory.", |s| s.experts.found),
+    ("wudao_experts_read_bytes_total", "Bytes of the others, read from the file.", |s| s.experts.bytes),
+    ("wudao_experts_read_milliseconds_total", "Milliseconds that this took.", |s| (1e3 * s.experts.seconds) as u64),
 ];
 
 const HISTOGRAMS: &[HistogramRow] = &[

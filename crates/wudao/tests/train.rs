@@ -228,6 +228,19 @@ fn generate_prints_the_completion_alone() {
     let second: serde_json::Value = serde_json::from_str(lines.lines().nth(1).unwrap()).unwrap();
     assert_eq!(second["completion"].as_str().unwrap().trim_end(), greedy.trim_end());
 
+    // Experts may stay in their file, and are told of.
+    let small = |code: i32, size: &str| {
+        let arguments = [&base[..], &["--prompt", "In the", "--temperature", "0", "--memory", size]].concat();
+        if code == 0 { ok(&arguments) } else { fails(code, &arguments) }
+    };
+    let err = small(1, "1K").err;
+    let least = err.split("give it ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap_or_else(|| panic!("{err}"));
+    let ended = small(0, least);
+    assert_eq!(ended.out, greedy);
+    assert!(ended.err.contains("read from the file"), "{}", ended.err);
+    assert_eq!(small(0, "1G").out, greedy);
+    assert!(small(2, "much").err.contains("900M"));
+
     fails(2, &[&base[..], &["--prompt", "x", "--top-p", "2"]].concat());
     fails(2, &base);
     let long = "明月".repeat(2000);

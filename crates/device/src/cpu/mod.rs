@@ -300,6 +300,9 @@ impl Device for Cpu {
     fn packed_bytes(w: &Packed) -> usize {
         packed_bytes(w.coding(), w.shape())
     }
+    fn bytes_to_pack(coding: Coding, shape: [usize; 2]) -> usize {
+        packed_bytes(coding, shape)
+    }
     fn sync(&self) -> Result<(), Fault> {
         Ok(())
     }

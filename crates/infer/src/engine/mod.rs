@@ -22,9 +22,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use worker::Room;
 use wudao_data::tokenizer::Tokenizer;
-use wudao_device::{DType, Device};
-use wudao_model::Config;
+use wudao_device::{DType, Device, Meta};
+use wudao_model::{Config, PagedCache};
 
 /// One completion to make.
 #[derive(Clone, Debug, PartialEq)]
@@ -142,6 +143,18 @@ pub struct EngineOptions {
     pub guesses: usize,
     /// Keep what was read of a prompt for others that begin with the same tokens.
     pub prefix_cache: bool,
+}
+
+impl EngineOptions {
+    /// Bytes that keys and values of a model will take: at most [`EngineOptions::cache_bytes`].
+    pub fn bytes_for(&self, config: &Config, operands: DType) -> Result<usize, EngineError> {
+        Ok(Room::of(config, operands, self)?.pages * self.page_bytes(config, operands))
+    }
+
+    /// Bytes of a page of keys and values.
+    pub fn page_bytes(&self, config: &Config, operands: DType) -> usize {
+        PagedCache::<Meta>::page_bytes(config, self.cache_dtype.unwrap_or(operands))
+    }
 }
 
 impl Default for EngineOptions {

@@ -2,6 +2,7 @@
 
 use crate::generate::Stop;
 use std::time::Duration;
+use wudao_model::weights::ExpertReads;
 
 /// What an engine does now, and what it has done.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
@@ -18,6 +19,8 @@ pub struct Status {
     pub cache_total: usize,
     /// What has been done.
     pub counters: Counters,
+    /// Experts that stay in their file.
+    pub experts: ExpertReads,
 }
 
 /// Counts since the start.

@@ -4,6 +4,8 @@ use super::*;
 use crate::testing::{checkpoint, engine};
 use std::sync::mpsc;
 use wudao_device::{Cpu, DType};
+use wudao_model::WeightOptions;
+use wudao_model::weights::{self, Budget, ExpertReads};
 
 fn request(prompt: Vec<u32>, max_tokens: usize) -> Request {
     Request { prompt, max_tokens, ignore_eos: true, ..Request::default() }
@@ -236,6 +238,29 @@ fn everyone_is_told_what_they_are_told_alone() {
             assert_eq!(counters.preemptions > 0, room <= 20, "{options:?}");
         }
     }
+}
+
+/// Nor does anybody notice that experts stay in their file, but who looks at the status.
+#[test]
+fn experts_in_a_file_say_what_those_in_memory_say() {
+    let (own, dir) = (checkpoint(true, DType::F32), tempfile::tempdir().unwrap());
+    let store = own.model.init(&own.device, 3);
+    weights::save(&own.device, dir.path(), &own.config, &store, DType::F32, 1 << 30).unwrap();
+    own.tokenizer.save(dir.path()).unwrap();
+    let how = WeightOptions::plain(DType::F32);
+    // Room for some of 16 experts, of three matrices of 24 × 32.
+    let bytes = own.weights.bytes() - 11 * 3 * 24 * 32 * 4;
+    let own = Engine::start(own, EngineOptions::default()).unwrap();
+    let open = |bytes| Checkpoint::open_within(&Cpu::new(2), dir.path(), &how, Some(Budget { bytes, beside: 0 }));
+    let engine = Engine::start(open(bytes).unwrap(), EngineOptions::default()).unwrap();
+    for r in crowd(4, 8, own.config().vocab_size) {
+        assert_eq!(told(ask(&engine, r.clone())), told(ask(&own, r)));
+    }
+    let experts = at_rest(&engine).experts;
+    assert!(experts.found > 0 && experts.found < experts.wanted && experts.bytes > 0, "{experts:?}");
+    assert!(experts.held > 0 && experts.held <= experts.room, "{experts:?}");
+    assert_eq!(at_rest(&own).experts, ExpertReads::default());
+    assert!(open(1000).is_err_and(|error| error.to_string().contains("at least")));
 }
 
 /// Guesses change how many steps it takes, and nothing else.

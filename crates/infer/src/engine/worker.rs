@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use wudao_comm::Solo;
 use wudao_data::tokenizer::Tokenizer;
 use wudao_device::{DType, Device, Fault, PAGE, View};
-use wudao_model::{Cx, Model, PackedWeights, Packing, PagedCache, Step};
+use wudao_model::{Config, Cx, Model, PackedWeights, Packing, PagedCache, Step};
 
 /// How long reading prompts may keep those waiting who write, about: the pace of the last steps may not be that of the next,
 /// which stand further on, and the answers take their time too.
@@ -69,20 +69,20 @@ impl Drop for Gone<'_> {
     }
 }
 
-impl<D: Device> Worker<D> {
-    /// With `options.context` 0, it becomes what fits.
-    pub fn new(
-        device: D,
-        model: Model<D>,
-        weights: PackedWeights<D>,
-        options: &mut EngineOptions,
-    ) -> Result<Self, EngineError> {
-        let (config, operands) = (model.config(), model.dtype());
+/// What a cache of keys and values has room for.
+pub(super) struct Room {
+    /// Tokens of one sequence.
+    context: usize,
+    pub pages: usize,
+}
+
+impl Room {
+    pub fn of(config: &Config, operands: DType, options: &EngineOptions) -> Result<Room, EngineError> {
         let dtype = options.cache_dtype.unwrap_or(operands);
         if dtype != operands && (operands, dtype) != (DType::F32, DType::Bf16) {
             return Err(EngineError::CacheType { asked: dtype, model: operands });
         }
-        let (bytes, limit) = (PagedCache::<D>::page_bytes(config, dtype), config.max_position_embeddings);
+        let (bytes, limit) = (options.page_bytes(config, operands), config.max_position_embeddings);
         let fit = options.cache_bytes / bytes;
         let context = if options.context == 0 { limit.min(fit.max(1) * PAGE) } else { options.context };
         let needed = context.div_ceil(PAGE);
@@ -94,11 +94,24 @@ impl<D: Device> Worker<D> {
                 needed: needed * bytes,
             });
         }
-        options.context = context;
         // More than all sequences could hold is good for prefixes alone.
         let most = needed.saturating_mul(options.batch).saturating_mul(if options.prefix_cache { 4 } else { 1 });
-        let count = fit.min(most);
-        let cache = PagedCache::new(&device, config, count, dtype);
+        Ok(Room { context, pages: fit.min(most) })
+    }
+}
+
+impl<D: Device> Worker<D> {
+    /// With `options.context` 0, it becomes what fits.
+    pub fn new(
+        device: D,
+        model: Model<D>,
+        weights: PackedWeights<D>,
+        options: &mut EngineOptions,
+    ) -> Result<Self, EngineError> {
+        let dtype = options.cache_dtype.unwrap_or(model.dtype());
+        let Room { context, pages: count } = Room::of(model.config(), model.dtype(), options)?;
+        options.context = context;
+        let cache = PagedCache::new(&device, model.config(), count, dtype);
         let status = Status { cache_total: count * PAGE, ..Status::default() };
         let pages = Pages::new(count);
         Ok(Worker { device, model, weights, cache, pages, pace: 0.0, options: options.clone(), status })
@@ -143,6 +156,7 @@ impl<D: Device> Worker<D> {
         self.status.waiting = work.queue.len() + work.paused.len();
         self.status.cache_used = self.pages.held() * PAGE;
         self.status.cache_peak = self.status.cache_peak.max(self.status.cache_used);
+        self.status.experts = self.weights.expert_reads().unwrap_or_default();
         lock(&shared.status).clone_from(&self.status);
     }
 

@@ -6,7 +6,7 @@ use super::names::{Place, architecture, place};
 use super::types::TensorType;
 use super::value::{Reader, Value};
 use crate::config::{Config, Family};
-use crate::weights::WeightsError;
+use crate::weights::{Mapped, WeightsError};
 use memmap2::Mmap;
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -106,6 +106,11 @@ impl File {
         }
         let bytes = &self.bytes(tensor)[expert.unwrap_or(0) * rows * row_bytes..][..rows * row_bytes];
         Ok(Rows { kind: tensor.kind, bytes, rows, columns, row_bytes, paired })
+    }
+
+    /// Where rows of this file are in it.
+    pub(crate) fn mapped<'a>(&'a self, rows: &Rows<'a>) -> Mapped<'a> {
+        Mapped::new(&self.map, rows.bytes)
     }
 
     /// Refuses a file with a tensor that the model has not. What is missing is told by [`File::part`].

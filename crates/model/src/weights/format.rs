@@ -2,6 +2,7 @@
 //! every tensor), and the tensors' bytes without a gap.
 
 use super::WeightsError;
+use super::mapped::Mapped;
 use super::write::{Hashed, Written};
 use memmap2::Mmap;
 use safetensors::tensor::{Metadata, TensorInfo};
@@ -113,20 +114,8 @@ impl Opened {
         self.header.info(name)
     }
 
-    /// Lets the pages of a tensor leave memory, where the system can be told so: whoever reads it again finds it in the file.
-    pub fn forget(&self, info: &TensorInfo) {
-        #[cfg(unix)]
-        {
-            let (from, to) = info.data_offsets;
-            // SAFETY: the mapping is of a file and never written, so what is let go comes back as it was.
-            let told = unsafe {
-                self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, self.start + from, to - from)
-            };
-            // Nothing depends on it.
-            let _ = told;
-        }
-        #[cfg(not(unix))]
-        let _ = info;
+    pub fn mapped(&self, info: &TensorInfo) -> Mapped<'_> {
+        Mapped::new(&self.map, self.bytes(info))
     }
 
     pub fn bytes(&self, info: &TensorInfo) -> &[u8] {

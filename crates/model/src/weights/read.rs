@@ -253,6 +253,11 @@ impl Files {
         Ok(Files { path: path.into(), files, by_name })
     }
 
+    /// The folder.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     fn names(&self) -> impl Iterator<Item = &String> {
         self.by_name.keys()
     }

@@ -2,6 +2,7 @@
 
 use super::convert::{convert, dequantize, encode};
 use super::format::Opened;
+use super::mapped::Mapped;
 use super::read::Files;
 use super::write::expected;
 use super::{WeightsError, read_config};
@@ -58,6 +59,14 @@ impl Source {
         &self.config
     }
 
+    /// The folder or the file.
+    pub fn path(&self) -> &Path {
+        match &self.files {
+            Kind::Folder(files) => files.path(),
+            Kind::Gguf(file) => file.path(),
+        }
+    }
+
     /// The GGUF file, if it is one: its vocabulary, and blocks as they lie there.
     pub fn gguf(&self) -> Option<&gguf::File> {
         if let Kind::Gguf(file) = &self.files { Some(file) } else { None }
@@ -79,7 +88,7 @@ impl Source {
             Kind::Folder(files) => files.elements(name, shape),
             Kind::Gguf(file) => {
                 let rows = file.part(&self.config, name, shape)?;
-                Ok(Elements { shape: rows.shape(), coded: Coded::Gguf(rows), place: None })
+                Ok(Elements { shape: rows.shape(), coded: Coded::Gguf(rows), mapped: file.mapped(&rows) })
             }
         }
     }
@@ -90,9 +99,7 @@ struct Packing<'a>(Elements<'a>);
 
 impl Drop for Packing<'_> {
     fn drop(&mut self) {
-        if let Some((file, info)) = self.0.place {
-            file.forget(info);
-        }
+        self.0.mapped.forget();
     }
 }
 
@@ -100,8 +107,7 @@ impl Drop for Packing<'_> {
 pub struct Elements<'a> {
     shape: [usize; 2],
     coded: Coded<'a>,
-    /// Where they are in a safetensors file.
-    place: Option<(&'a Opened, &'a TensorInfo)>,
+    mapped: Mapped<'a>,
 }
 
 enum Coded<'a> {
@@ -114,12 +120,12 @@ enum Coded<'a> {
 impl<'a> Elements<'a> {
     pub(super) fn plain(shape: &[usize], file: &'a Opened, info: &'a TensorInfo) -> Self {
         let coded = Coded::Plain(file.bytes(info), info.dtype);
-        Elements { shape: gguf::rows_and_columns(shape), coded, place: Some((file, info)) }
+        Elements { shape: gguf::rows_and_columns(shape), coded, mapped: file.mapped(info) }
     }
 
     pub(super) fn scaled(shape: &[usize], file: &'a Opened, info: &'a TensorInfo, scales: Vec<f64>) -> Self {
         let coded = Coded::Scaled(file.bytes(info), scales);
-        Elements { shape: gguf::rows_and_columns(shape), coded, place: Some((file, info)) }
+        Elements { shape: gguf::rows_and_columns(shape), coded, mapped: file.mapped(info) }
     }
 
     /// Rows and columns; the elements of a vector are rows.
@@ -132,13 +138,18 @@ impl<'a> Elements<'a> {
         if let Coded::Plain(_, dtype) = self.coded { Some(dtype) } else { None }
     }
 
+    /// Where they are in the file.
+    pub(super) fn mapped(&self) -> Mapped<'a> {
+        self.mapped
+    }
+
     /// The blocks of a GGUF file, in which they need not be decoded.
     pub fn blocks(&self) -> Option<gguf::Rows<'a>> {
         if let Coded::Gguf(rows) = &self.coded { Some(*rows) } else { None }
     }
 
     /// For packing, as rows of so many columns.
-    pub(super) fn incoming(self, columns: usize) -> Incoming<'a> {
+    pub(crate) fn incoming(self, columns: usize) -> Incoming<'a> {
         let blocks = self.blocks().and_then(|rows| rows.kind().quant());
         let packing = Packing(self);
         let row = move |i: usize, coding: Coding| packing.0.row(i, columns, coding);

@@ -9,7 +9,7 @@ use super::generate::open;
 use super::texts::{self, TextArgs};
 use super::tokenizer::language;
 use super::train::verify;
-use super::{Context, WeightArgs};
+use super::{Context, WeightArgs, told};
 use crate::error::Advice;
 use crate::printer::{Unit, columns, duration, grouped};
 use crate::settings::{self, EvalSettings, SettingsArgs};
@@ -134,7 +134,7 @@ pub fn run(args: Args, cx: &Context) -> anyhow::Result<()> {
     }
     let own = [("eval.seq_len", "--seq-len", args.seq_len.map(|n| n.to_string()))];
     let settings: EvalSettings = settings::resolve(&args.settings, &own, &cx.environment)?.section("eval")?;
-    let checkpoint = open(cx, &args.model, &args.weights.options()?)?;
+    let checkpoint = open(cx, &args.model, &args.weights.options()?, args.weights.memory, |_| Ok(0))?;
     let sources = read(&args, &checkpoint, cx)?;
     let start = Instant::now();
     let (seq_len, tally) = score(&checkpoint, &sources, &settings, cx)?;
@@ -144,6 +144,7 @@ pub fn run(args: Args, cx: &Context) -> anyhow::Result<()> {
     }
     cx.printer.answer(&table(&report))?;
     cx.printer.detail(format!("windows of {seq_len} tokens, {}", duration(report.seconds)));
+    checkpoint.weights.expert_reads().iter().for_each(|reads| cx.printer.status("Memory", told(reads)));
     Ok(())
 }
 

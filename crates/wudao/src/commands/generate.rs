@@ -3,9 +3,9 @@
 //! The completion alone goes to standard output, as it is written. With several prompts, or for a program, `--json` gives
 //! one object a line.
 
-use super::{Context, WeightArgs};
+use super::{Context, WeightArgs, told};
 use crate::error::{Advice, Usage};
-use crate::printer::duration;
+use crate::printer::{bytes, duration};
 use crate::settings::{self, GenerateSettings, SettingsArgs};
 use crate::signals;
 use anyhow::Context as _;
@@ -14,9 +14,10 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
-use wudao_device::Cpu;
+use wudao_device::{Cpu, DType};
 use wudao_infer::{Checkpoint, Completion, Generation, Stop};
-use wudao_model::WeightOptions;
+use wudao_model::weights::{Budget, read_config};
+use wudao_model::{Config, KvCache, WeightOptions};
 
 /// Arguments of `wudao generate`.
 #[derive(clap::Args, Debug)]
@@ -107,7 +108,14 @@ pub fn run(args: Args, cx: &Context) -> anyhow::Result<()> {
         (None, Some(path)) => prompts(&path)?,
         (None, None) => unreachable!("the parser asks for one of the two"),
     };
-    let checkpoint = open(cx, &args.model, &args.weights.options()?)?;
+    let weights = args.weights.options()?;
+    // A token is at least a byte, but for the few that may be put before a text.
+    let longest = prompts.iter().map(String::len).max().unwrap_or(0) + 8 + how.max_tokens;
+    let beside = |config: &Config| {
+        let tokens = longest.min(config.max_position_embeddings);
+        Ok(KvCache::<Cpu>::bytes(config, tokens, weights.operands))
+    };
+    let checkpoint = open(cx, &args.model, &weights, args.weights.memory, beside)?;
     let stop = signals::stop_flag()?;
     for (number, prompt) in prompts.iter().enumerate() {
         if prompts.len() > 1 && !args.json {
@@ -132,6 +140,7 @@ pub fn run(args: Args, cx: &Context) -> anyhow::Result<()> {
             break;
         }
     }
+    checkpoint.weights.expert_reads().iter().for_each(|reads| cx.printer.status("Memory", told(reads)));
     Ok(())
 }
 
@@ -160,14 +169,31 @@ fn report(cx: &Context, prompt: &str, completion: &Completion, seconds: f64, jso
     Ok(())
 }
 
-/// Opens a checkpoint folder, the newest checkpoint of a run, or a GGUF file.
-pub fn open(cx: &Context, path: &Path, how: &WeightOptions) -> anyhow::Result<Checkpoint<Cpu>> {
+/// Opens a checkpoint folder, the newest checkpoint of a run, or a GGUF file, in so much memory, of which `beside` is for
+/// keys and values.
+pub fn open(
+    cx: &Context,
+    path: &Path,
+    how: &WeightOptions,
+    memory: Option<usize>,
+    beside: impl FnOnce(&Config) -> anyhow::Result<usize>,
+) -> anyhow::Result<Checkpoint<Cpu>> {
     let dir = super::train::checkpoint_of(path)?;
     if dir != path {
         cx.printer.detail(format!("checkpoint {}", dir.display()));
     }
-    Checkpoint::open(&cx.cpu_for(how.operands), &dir, how)
-        .help(format!("`wudao inspect {}` says what is there", path.display()))
+    let budget = memory.map(|all| {
+        let config = read_config(&dir)?;
+        let positions = config.max_position_embeddings * config.rotary_dim() * DType::F32.size();
+        anyhow::Ok(Budget { bytes: all, beside: positions.saturating_add(beside(&config)?) })
+    });
+    let checkpoint = Checkpoint::open_within(&cx.cpu_for(how.operands), &dir, how, budget.transpose()?)
+        .help(format!("`wudao inspect {}` says what is there", path.display()))?;
+    if let Some(reads) = checkpoint.weights.expert_reads() {
+        let room = bytes(reads.room as u64);
+        cx.printer.status("Memory", format!("room for {room} of experts; the others stay in their file"));
+    }
+    Ok(checkpoint)
 }
 
 /// The prompts of a file.

@@ -18,10 +18,11 @@ pub mod upcycle;
 
 use crate::cli::{Cli, Command};
 use crate::error::Usage;
-use crate::printer::Printer;
+use crate::printer::{Printer, bytes, duration, grouped};
 use crate::settings;
 use wudao_device::{Coding, Cpu, DType, QuantKind};
 use wudao_model::WeightOptions;
+use wudao_model::weights::ExpertReads;
 
 /// What every command has at hand.
 pub struct Context<'a> {
@@ -108,6 +109,29 @@ pub struct WeightArgs {
     /// Bits of weights: fewer take less memory, and are read sooner [default: as --dtype].
     #[arg(long, value_enum, value_name = "CODING")]
     pub weights: Option<Weights>,
+    /// Memory for weights, keys and values, such as 900M or 2G; experts that find no room stay in their file until a token
+    /// wants them [default: all are in memory].
+    #[arg(long, value_name = "SIZE", value_parser = memory)]
+    pub memory: Option<usize>,
+}
+
+/// `900M`, `1.5G`, `2GiB`: bytes, in powers of 1024.
+fn memory(text: &str) -> Result<usize, String> {
+    let wrong = || format!("\"{text}\" is not a size: write 900M, 1.5G or 2G");
+    let lower = text.trim().to_ascii_lowercase();
+    let number = lower.trim_end_matches("ib").trim_end_matches('b').trim_end_matches(['k', 'm', 'g', 't']);
+    let exponent = match lower[number.len()..].trim_end_matches("ib").trim_end_matches('b') {
+        "" => 0,
+        "k" => 1,
+        "m" => 2,
+        "g" => 3,
+        "t" => 4,
+        _ => return Err(wrong()),
+    };
+    let number: f64 = number.trim().parse().map_err(|_| wrong())?;
+    let bytes = number * 1024f64.powi(exponent);
+    // Beyond 2^53 nobody has so much.
+    if (1.0..9e15).contains(&bytes) { Ok(bytes as usize) } else { Err(wrong()) }
 }
 
 impl WeightArgs {
@@ -131,6 +155,17 @@ fn weight_options(dtype: Option<DType>, weights: Option<Weights>) -> Result<Weig
         }
         (_, Some(operands)) => Ok(WeightOptions { operands, ..options }),
     }
+}
+
+/// What was asked of experts that stay in their file.
+pub fn told(reads: &ExpertReads) -> String {
+    let share = 100.0 * reads.found as f64 / reads.wanted.max(1) as f64;
+    format!(
+        "experts: {share:.1} % of {} were in memory, {} read from the file in {}",
+        grouped(reads.wanted),
+        bytes(reads.bytes),
+        duration(reads.seconds)
+    )
 }
 
 /// Does what the command line says.
@@ -160,5 +195,22 @@ pub fn run(cli: Cli, printer: &Printer, environment: Vec<(String, String)>) -> a
         Command::Convert(args) => convert::run(args, &cx),
         Command::Bench(command) => bench::run(command, &cx),
         Command::Completions(args) => completions::run(args, &cx),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_in_powers_of_1024() {
+        for (text, bytes) in
+            [("1", 1), ("12k", 12 << 10), ("900M", 900 << 20), ("1.5G", 3 << 29), ("2GiB", 2 << 30), ("1 tb", 1 << 40)]
+        {
+            assert_eq!(memory(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "G", "-1G", "0", "2X", "1kk", "nan", "inf", "1e300", "9000T"] {
+            assert!(memory(text).is_err_and(|error| error.contains("900M")), "{text}");
+        }
     }
 }

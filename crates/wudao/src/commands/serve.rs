@@ -14,7 +14,7 @@ use std::time::Duration;
 use wudao_device::DType;
 use wudao_infer::Engine;
 use wudao_infer::engine::EngineOptions;
-use wudao_model::WeightOptions;
+use wudao_model::{Config, WeightOptions};
 use wudao_serve::{ApiKeys, Options, Served, Tls};
 
 /// Arguments of `wudao serve`.
@@ -112,7 +112,7 @@ pub fn run(args: Args, cx: &Context) -> anyhow::Result<()> {
     let engine = engine_options(&args);
     let stop = signals::stop_flag()?;
     let weights = args.weights.options()?;
-    let models = args.models.iter().map(|model| open(cx, model, &weights, &engine));
+    let models = args.models.iter().map(|model| open(cx, model, &weights, args.weights.memory, &engine));
     let models = models.collect::<anyhow::Result<Vec<_>>>()?;
     for model in &models {
         let chat = if model.template.is_some() { "" } else { ", without a chat template: it can only continue texts" };
@@ -136,7 +136,13 @@ pub fn run(args: Args, cx: &Context) -> anyhow::Result<()> {
 }
 
 /// Opens one model, however it is kept.
-fn open(cx: &Context, model: &str, weights: &WeightOptions, engine: &EngineOptions) -> anyhow::Result<Served> {
+fn open(
+    cx: &Context,
+    model: &str,
+    weights: &WeightOptions,
+    memory: Option<usize>,
+    engine: &EngineOptions,
+) -> anyhow::Result<Served> {
     let (name, path) = match model.split_once('=') {
         Some((name, path)) if !Path::new(model).exists() => (Some(name), Path::new(path)),
         _ => (None, Path::new(model)),
@@ -147,10 +153,12 @@ fn open(cx: &Context, model: &str, weights: &WeightOptions, engine: &EngineOptio
         None => default_name(path),
     };
     let dir = super::train::checkpoint_of(path)?;
-    let checkpoint = super::generate::open(cx, path, weights)?;
+    let help = format!("--cache is {}; --context and --batch ask for less", bytes(engine.cache_bytes as u64));
+    let beside = |config: &Config| engine.bytes_for(config, weights.operands).help(help.clone());
+    let checkpoint = super::generate::open(cx, path, weights, memory, beside)?;
     let engine = Engine::start(checkpoint, engine.clone())
         .with_context(|| format!("cannot serve {}", path.display()))
-        .help(format!("--cache is {}; --context and --batch ask for less", bytes(engine.cache_bytes as u64)))?;
+        .help(help)?;
     Ok(Served::new(name, engine).with_folder(&dir)?)
 }
 

@@ -4,9 +4,9 @@
 //! on where it was. The first line says which model answered, so that no other model's answers are taken for its own; an answer
 //! belongs to what was asked, not to the file where it stood, so a task may grow or move.
 
-use super::Context;
 use super::eval::Args;
 use super::generate::open;
+use super::{Context, told};
 use crate::error::Advice;
 use crate::printer::{Unit, columns, duration, grouped};
 use crate::signals;
@@ -32,7 +32,7 @@ const POSITIONS: usize = 2048;
 struct Report {
     model: PathBuf,
     /// What answers depend on besides the questions, as the first line of `--out` has it.
-    fingerprint: String,
+    fingerprint: Option<String>,
     /// Whether every context began with the begin-of-document token.
     bos: bool,
     tasks: Vec<TaskScores>,
@@ -45,9 +45,11 @@ struct Report {
 pub fn run(args: &Args, cx: &Context) -> anyhow::Result<()> {
     let tasks = read(args)?;
     let how = args.weights.options()?;
-    let checkpoint = open(cx, &args.model, &how)?;
-    let fingerprint = fingerprint(&checkpoint, &how, args.no_bos);
-    let mut answers = Answers::open(args.out.as_deref(), &fingerprint)?;
+    let checkpoint = open(cx, &args.model, &how, args.weights.memory, |_| Ok(0))?;
+    // It reads all weights: only where it is needed.
+    let wanted = args.out.is_some() || args.json;
+    let fingerprint = wanted.then(|| fingerprint(&checkpoint, &how, args.no_bos)).transpose()?;
+    let mut answers = Answers::open(args.out.as_deref(), fingerprint.as_deref().unwrap_or_default())?;
     let start = Instant::now();
     let given = ask(&tasks, &checkpoint, &mut answers, args, cx)?;
     let report = Report {
@@ -64,6 +66,7 @@ pub fn run(args: &Args, cx: &Context) -> anyhow::Result<()> {
     cx.printer.answer(&table(&report))?;
     let choices = tasks.iter().map(|task| choices(&task.questions)).sum();
     cx.printer.detail(format!("{} choices in {}", grouped(choices), duration(report.seconds)));
+    checkpoint.weights.expert_reads().iter().for_each(|reads| cx.printer.status("Memory", told(reads)));
     Ok(())
 }
 
@@ -138,15 +141,15 @@ fn in_the_file(error: JudgeError, missing: &[usize]) -> JudgeError {
 }
 
 /// What answers depend on besides the question.
-fn fingerprint(checkpoint: &Checkpoint<Cpu>, how: &WeightOptions, no_bos: bool) -> String {
+fn fingerprint(checkpoint: &Checkpoint<Cpu>, how: &WeightOptions, no_bos: bool) -> anyhow::Result<String> {
     let mut hash = Sha256::new();
     hash.update(checkpoint.config.to_json(how.operands));
     hash.update(checkpoint.tokenizer.hash());
     hash.update([u8::from(no_bos)]);
-    for sum in checkpoint.weights.sums_of_squares(&checkpoint.device) {
+    for sum in checkpoint.weights.sums_of_squares(&checkpoint.device)? {
         hash.update(sum.to_le_bytes());
     }
-    hash.finalize()[..16].iter().map(|b| format!("{b:02x}")).collect()
+    Ok(hash.finalize()[..16].iter().map(|b| format!("{b:02x}")).collect())
 }
 
 /// A line of the file of answers.

@@ -5,6 +5,7 @@
 //! client's long prompt is read. Everything goes through the engine that `wudao serve` runs, sampling included, at
 //! temperature 0. Nothing is kept between requests.
 
+use super::super::{memory, told};
 use super::{Context, Shape, WeightArg, dtype_name, median, process_bytes, weights_name};
 use crate::printer::{Unit, columns};
 use anyhow::Context as _;
@@ -17,7 +18,8 @@ use wudao_device::{Cpu, PAGE};
 use wudao_infer::engine::{EngineOptions, Event, Request};
 use wudao_infer::{Checkpoint, Engine, Sampling};
 use wudao_model::model::Options;
-use wudao_model::{Model, PagedCache};
+use wudao_model::weights::ExpertReads;
+use wudao_model::{Config, Model};
 
 /// Arguments of `wudao bench infer`.
 #[derive(clap::Args, Debug)]
@@ -39,6 +41,9 @@ pub struct Args {
     /// Tokens of the prompt that keeps a stream waiting.
     #[arg(long, value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1..))]
     long_prompt: u32,
+    /// Memory for weights, keys and values, as of `wudao serve`; needs a checkpoint.
+    #[arg(long, value_name = "SIZE", value_parser = memory, requires = "model")]
+    memory: Option<usize>,
     /// Measurements of each; the median counts.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     tries: u32,
@@ -62,6 +67,9 @@ struct Answer {
     /// How weights are kept, and what they take.
     weights: &'static str,
     weight_mb: f64,
+    /// What was asked of experts that stay in their file, the first try not counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    experts: Option<ExpertReads>,
     /// Most resident memory of the process, and the keys and values in it.
     peak_rss_mb: Option<f64>,
     cache_mb: f64,
@@ -134,10 +142,15 @@ impl Stream {
     }
 }
 
-fn checkpoint(args: &Args, cx: &Context) -> anyhow::Result<(Option<String>, &'static str, Checkpoint<Cpu>)> {
+fn checkpoint(
+    args: &Args,
+    engine: &EngineOptions,
+    cx: &Context,
+) -> anyhow::Result<(Option<String>, &'static str, Checkpoint<Cpu>)> {
     if let Some(path) = &args.model {
         let how = args.weights.options(&args.shape, None)?;
-        let checkpoint = super::super::generate::open(cx, path, &how)?;
+        let beside = |config: &Config| Ok(engine.bytes_for(config, how.operands)?);
+        let checkpoint = super::super::generate::open(cx, path, &how, args.memory, beside)?;
         return Ok((Some(path.display().to_string()), weights_name(&how), checkpoint));
     }
     let mut measured = args.shape.resolve(&[], cx)?;
@@ -155,12 +168,14 @@ fn checkpoint(args: &Args, cx: &Context) -> anyhow::Result<(Option<String>, &'st
 }
 
 fn answer(args: &Args, cx: &Context) -> anyhow::Result<Answer> {
-    let (model, weights, checkpoint) = checkpoint(args, cx)?;
-    let (dtype, weight_bytes) = (checkpoint.model.dtype(), checkpoint.weights.bytes());
-    let page_bytes = PagedCache::<Cpu>::page_bytes(&checkpoint.config, dtype);
     let most = args.clients.iter().copied().fold(2, u32::max) as usize;
     let options = EngineOptions { batch: most, queue: most, prefix_cache: false, ..EngineOptions::default() };
+    let (model, weights, checkpoint) = checkpoint(args, &options, cx)?;
+    let (dtype, weight_bytes) = (checkpoint.model.dtype(), checkpoint.weights.bytes());
+    let page_bytes = options.page_bytes(&checkpoint.config, dtype);
+    let in_file = checkpoint.weights.expert_reads().is_some();
     let engine = Engine::start(checkpoint, options)?;
+    let mut warm = ExpertReads::default();
     let progress = cx.printer.progress("Measuring", Some(u64::from(args.tries)), Unit::Items);
     let (mut prompt, mut stream, mut gap, mut long) = (vec![], vec![], vec![], vec![]);
     let mut parallel: Vec<[Vec<f64>; 4]> = args.clients.iter().map(|_| Default::default()).collect();
@@ -191,6 +206,8 @@ fn answer(args: &Args, cx: &Context) -> anyhow::Result<Answer> {
         if keep {
             gap.push(1e3 * worst);
             long.push(f64::from(args.long_prompt) / seconds);
+        } else {
+            warm = engine.status().experts;
         }
         progress.set(u64::from(attempt));
     }
@@ -201,8 +218,17 @@ fn answer(args: &Args, cx: &Context) -> anyhow::Result<Answer> {
         first_token_ms: median(first),
         first_token_ms_max: median(worst),
     });
+    let experts = engine.status().experts;
+    let since = ExpertReads {
+        wanted: experts.wanted - warm.wanted,
+        found: experts.found - warm.found,
+        bytes: experts.bytes - warm.bytes,
+        seconds: experts.seconds - warm.seconds,
+        ..experts
+    };
     Ok(Answer {
         model,
+        experts: in_file.then_some(since),
         dtype: dtype_name(dtype),
         weights,
         weight_mb: weight_bytes as f64 / 1e6,
@@ -269,7 +295,9 @@ impl Answer {
         let (weights, cache) = (self.weight_mb, self.cache_mb);
         let memory =
             format!("\nweights in {} {weights:.0} MB, keys and values {cache:.0} MB, process {rss}\n", self.weights);
-        Ok(cx.printer.answer(&memory)?)
+        cx.printer.answer(&memory)?;
+        self.experts.iter().try_for_each(|reads| cx.printer.answer(&format!("{}\n", told(reads))))?;
+        Ok(())
     }
 }
 
@@ -290,6 +318,7 @@ mod tests {
             tokens: 9,
             clients,
             long_prompt: 300,
+            memory: None,
             tries: 1,
             json: true,
             shape,
