@@ -173,35 +173,49 @@ fn compute<'a, A: Number>(call: &Call<'a, A>, task: &Task, dqkv: &Scattered<A>, 
                 }
             }
         }
-        match task.aside {
-            None => {
-                for rows in pieces(0..n, FETCH) {
-                    let to = dqkv.rows((first + rows.start) * width + h * dim, [rows.len(), dim], width);
-                    fetch_rows(to, [rows.len(), dim], width);
-                    for i in rows {
-                        // SAFETY: each (row, head) of a chunk belongs to one task.
-                        let to = unsafe { dqkv.run((first + i) * width + h * dim, dim) };
-                        scaled(factor, &dq[i * dim..][..dim], to);
-                    }
-                }
-            }
-            Some(at) => {
-                for (i, dq) in dq.chunks_exact(dim).enumerate() {
-                    // SAFETY: as above.
-                    unsafe { aside.run(at + i * wide + h * dim, dim) }.copy_from_slice(dq);
-                }
-            }
-        }
+        put_queries(call, task, h, dq, dqkv, aside);
     }
     scale(factor, dk);
-    for (sums, head) in [(&*dk, key_head(&heads, task.kv)), (&*dv, value_head(&heads, task.kv))] {
-        for (keys, sums) in pieces(0..n_keys, nr).zip(sums.chunks_exact(dim * nr)) {
-            let at = (first + keys.start) * width + head * dim;
-            // SAFETY: each (key, head) belongs to one task.
-            unsafe { A::put_turned(micro, sums, [dim, keys.len()], dqkv.rows(at, [keys.len(), dim], width), width) };
-            let next = keys.end..(keys.end + nr).min(n_keys);
-            fetch_rows(dqkv.rows(at + nr * width, [next.len(), dim], width), [next.len(), dim], width);
+    put_keys(call, task, key_head(&heads, task.kv), dk, dqkv);
+    put_keys(call, task, value_head(&heads, task.kv), dv, dqkv);
+}
+
+/// Writes a head's gradient of queries, or what this chunk adds to it.
+fn put_queries<A: Number>(
+    call: &Call<A>,
+    task: &Task,
+    h: usize,
+    dq: &[A::Real],
+    dqkv: &Scattered<A>,
+    aside: &Scattered<A::Real>,
+) {
+    let (width, dim, wide) = (call.heads.width(), call.heads.dim, call.heads.q * call.heads.dim);
+    let factor = A::Real::of(call.scale);
+    for (i, dq) in dq.chunks_exact(dim).enumerate() {
+        let row = task.keys.start + i;
+        if let Some(at) = task.aside {
+            // SAFETY: each (row, head) of a chunk belongs to one task.
+            unsafe { aside.run(at + i * wide + h * dim, dim) }.copy_from_slice(dq);
+            continue;
         }
+        if i % FETCH == 0 {
+            let rows = [FETCH.min(task.segment.end - row), dim];
+            fetch_rows(dqkv.rows(row * width + h * dim, rows, width), rows, width);
+        }
+        // SAFETY: as above.
+        scaled(factor, dq, unsafe { dqkv.run(row * width + h * dim, dim) });
+    }
+}
+
+/// Writes a gradient of keys or values from its sums.
+fn put_keys<A: Number>(call: &Call<A>, task: &Task, head: usize, sums: &[A::Real], dqkv: &Scattered<A>) {
+    let (micro, width, dim) = (call.cx.micro, call.heads.width(), call.heads.dim);
+    let address = |keys: &Range<usize>| dqkv.rows(keys.start * width + head * dim, [keys.len(), dim], width);
+    for (keys, sums) in pieces(task.keys.clone(), micro.cols()).zip(sums.chunks_exact(dim * micro.cols())) {
+        // SAFETY: each (key, head) belongs to one task.
+        unsafe { A::put_turned(micro, sums, [dim, keys.len()], address(&keys), width) };
+        let next = keys.end..(keys.end + micro.cols()).min(task.keys.end);
+        fetch_rows(address(&next), [next.len(), dim], width);
     }
 }
 

@@ -126,8 +126,10 @@ pub(super) fn compute<A: Number>(cx: Context<A>, task: &Task<A>, to: &Output<A>)
             unsafe { A::put_turned(micro, sums, [dim, tile.len()], out, to.pitch * dim) };
             for (l, row) in tile.enumerate() {
                 let log = running.max[l] * A::Real::of(LN_2) + running.sum[l].ln();
-                // SAFETY: as above.
-                to.lse.inspect(|lse| unsafe { lse.run(to.first + h + row * to.pitch, 1)[0] = log });
+                if let Some(lse) = to.lse {
+                    // SAFETY: as above.
+                    unsafe { lse.run(to.first + h + row * to.pitch, 1)[0] = log };
+                }
             }
         }
     }

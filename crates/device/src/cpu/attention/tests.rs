@@ -3,6 +3,7 @@
 use crate::check::{Random, assert_close, assert_gradient};
 use crate::cpu::testing::{cpu, dot, down, fresh, up};
 use crate::{Cpu, DType, Device, Element, Heads, PAGE, Paged, Tensor};
+use half::bf16;
 use proptest::prelude::*;
 
 fn run(cpu: &Cpu, heads: Heads, scale: f64, segments: &[u32], qkv: &[f64]) -> (Tensor<Cpu>, Tensor<Cpu>) {
@@ -109,6 +110,39 @@ proptest! {
         );
         prop_assert!(out[mine.start * wide..mine.end * wide] == alone[..]);
         prop_assert!(d[mine.start * width..mine.end * width] == dalone[..]);
+    }
+}
+
+/// In bf16, where a matrix unit may multiply: with whole blocks and without, and columns that do not fill its tiles.
+#[test]
+fn segments_are_alone_in_bf16() {
+    let (cpu, mut r) = (cpu(), Random(9));
+    for (before, t, dim) in [(0, 1, 64), (3, 33, 40), (70, 130, 64), (129, 300, 128)] {
+        let heads = Heads { q: 4, kv: 2, dim };
+        let (width, wide, all) = (heads.width(), heads.q * dim, before + t + 17);
+        let mut values =
+            |n: usize| -> Vec<bf16> { r.values(n).iter().map(|&x| bf16::from_f32(2.0 * x as f32)).collect() };
+        let (qkv, dout) = (values(all * width), values(all * wide));
+        let both = |segments: &[u32], qkv: &[bf16], dout: &[bf16]| {
+            let n = qkv.len() / width;
+            let new = |columns, dtype| Tensor::<Cpu>::new(&cpu, [n, columns], dtype);
+            let (mut out, mut d, mut lse) = (new(wide, DType::Bf16), new(width, DType::Bf16), new(heads.q, DType::F32));
+            let qkv = Tensor::from_host(&cpu, [n, width], qkv);
+            let dout = Tensor::from_host(&cpu, [n, wide], dout);
+            cpu.attention(heads, 0.2, segments, qkv.view(), out.view_mut(), lse.view_mut());
+            let (o, l) = (out.view(), lse.view());
+            cpu.attention_backward(heads, 0.2, segments, qkv.view(), o, l, dout.view(), d.view_mut());
+            (down(&cpu, &out), down(&cpu, &d))
+        };
+        let cuts = [0, before, before + t, all].map(|at| at as u32);
+        let (out, d) = both(&cuts, &qkv, &dout);
+        let mine = before..before + t;
+        let columns = |columns: usize| mine.start * columns..mine.end * columns;
+        let (alone, dalone) = both(&[0, t as u32], &qkv[columns(width)], &dout[columns(wide)]);
+        assert!(
+            out[columns(wide)] == alone[..] && d[columns(width)] == dalone[..],
+            "{t} rows after {before}, dim {dim}"
+        );
     }
 }
 
