@@ -41,7 +41,39 @@ fn main() -> Result {
     gguf(scratch.path(), &config, &tokenizer)?;
     settings()?;
     server()?;
+    tasks()?;
     run(&config)
+}
+
+/// A byte that says what follows, then lines or a table.
+fn tasks() -> Result {
+    let request = |doc: u64, idx: u64| {
+        let request = serde_json::json!({"context": "a", "continuation": " b"});
+        serde_json::json!({"request": request, "doc_id": doc, "idx": idx, "label": 1})
+    };
+    seed("task", "requests", format!("0{}\n{}\n{}\n", request(0, 0), request(0, 1), request(1_000_000, 0)))?;
+    let choices = serde_json::json!({"context": POEM, "choices": ["a", "b"], "label": 1});
+    seed("task", "choices", format!("0{choices}\n\n{choices}"))?;
+    seed("task", "texts", format!("0{}", serde_json::json!({"text": POEM})))?;
+    let mut table = b"1".to_vec();
+    table.extend(mmlu()?);
+    seed("task", "mmlu", table)
+}
+
+fn mmlu() -> Result<Vec<u8>> {
+    use arrow_array::builder::{ListBuilder, StringBuilder};
+    use arrow_array::{ArrayRef, Int64Array, RecordBatch, StringArray};
+    let mut choices = ListBuilder::new(StringBuilder::new());
+    (0..2).for_each(|_| choices.append_value(["a", "b", "c", POEM].map(Some)));
+    let columns: [(&str, ArrayRef); 3] = [
+        ("question", Arc::new(StringArray::from(vec![POEM, "1 + 1?"]))),
+        ("choices", Arc::new(choices.finish())),
+        ("answer", Arc::new(Int64Array::from(vec![3, 0]))),
+    ];
+    let batch = RecordBatch::try_from_iter(columns)?;
+    let mut writer = arrow_ipc::writer::StreamWriter::try_new(vec![], &batch.schema())?;
+    writer.write(&batch)?;
+    Ok(writer.into_inner()?)
 }
 
 fn server() -> Result {

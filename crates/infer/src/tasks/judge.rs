@@ -78,6 +78,9 @@ impl<D: Device> Checkpoint<D> {
             open.push(Open::new(&encoded));
             queue.extend(encoded.sequences);
         }
+        if queue.is_empty() {
+            return Ok(());
+        }
         let longest = queue.iter().map(|s: &Sequence| s.inputs.len()).max().unwrap_or(0);
         let mut reader = Reader::new(self, longest, options.positions.max(1));
         while !queue.is_empty() {

@@ -33,23 +33,28 @@ struct Row {
     answer: usize,
 }
 
-/// The tables of `dir`, if it is a subject's folder.
-pub(super) fn tables(dir: &Path) -> Option<[PathBuf; 2]> {
+/// The files of a table, in order.
+pub(super) type Table = Vec<PathBuf>;
+
+/// The tables `dev` and `test` of `dir`, if it is a subject's folder.
+pub(super) fn tables(dir: &Path) -> Option<[Table; 2]> {
     let table = |split: &str| {
         let files = std::fs::read_dir(dir.join(split)).ok()?;
-        let mut tables = files.flatten().map(|f| f.path()).filter(|p| p.extension().is_some_and(|e| e == "arrow"));
-        tables.next()
+        let files = files.flatten().map(|f| f.path()).filter(|p| p.extension().is_some_and(|e| e == "arrow"));
+        let mut files: Table = files.collect();
+        files.sort();
+        (!files.is_empty()).then_some(files)
     };
     Some([table("dev")?, table("test")?])
 }
 
 /// The task of a subject.
-pub(super) fn read(dir: &Path, [dev, test]: &[PathBuf; 2], shots: Option<usize>) -> Result<Task, TaskError> {
+pub(super) fn read(dir: &Path, [dev, test]: &[Table; 2], shots: Option<usize>) -> Result<Task, TaskError> {
     let subject = dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let (examples, rows) = (rows(dev)?, rows(test)?);
+    let (examples, rows) = (all_rows(dev)?, all_rows(test)?);
     let shots = shots.unwrap_or(SHOTS);
     if shots > examples.len() {
-        return Err(TaskError::Shots { path: dev.clone(), asked: shots, most: examples.len() });
+        return Err(TaskError::Shots { path: dir.join("dev"), asked: shots, most: examples.len() });
     }
     let about = subject.replace('_', " ");
     let mut before = format!("The following are multiple choice questions (with answers) about {about}.\n\n");
@@ -75,6 +80,11 @@ impl Row {
         let [a, b, c, d] = &self.choices;
         format!("{}\nA. {a}\nB. {b}\nC. {c}\nD. {d}\nAnswer:", self.question.trim())
     }
+}
+
+fn all_rows(table: &Table) -> Result<Vec<Row>, TaskError> {
+    let files: Vec<Vec<Row>> = table.iter().map(|path| rows(path)).collect::<Result<_, _>>()?;
+    Ok(files.into_iter().flatten().collect())
 }
 
 fn rows(path: &Path) -> Result<Vec<Row>, TaskError> {

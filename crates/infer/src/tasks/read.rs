@@ -98,7 +98,7 @@ pub(super) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> TaskError + '_ {
 /// What a task may be.
 enum Found {
     Lines(PathBuf),
-    Mmlu(PathBuf, [PathBuf; 2]),
+    Mmlu(PathBuf, [mmlu::Table; 2]),
 }
 
 impl Found {

@@ -240,7 +240,11 @@ fn groups(tasks: &[Task], given: &[Vec<Answer>]) -> Vec<TaskScores> {
 
 fn table(report: &Report) -> String {
     let percent = |m: Mean| format!("{:.2} ± {:.2}", 100.0 * m.value, 100.0 * m.stderr);
-    let plain = |m: Mean| format!("{:.3} ± {:.3}", m.value, m.stderr);
+    // Of a model that knows nothing, a perplexity can have a hundred digits.
+    let plain = |m: Mean| match m.value {
+        ..1e6 => format!("{:.3} ± {:.3}", m.value, m.stderr),
+        _ => format!("{:.2e} ± {:.1e}", m.value, m.stderr),
+    };
     let row = |s: &TaskScores| {
         let mark = |metric, text: String| if s.primary == metric { format!("{text} *") } else { text };
         vec![
