@@ -228,6 +228,18 @@ fn generate_prints_the_completion_alone() {
     let second: serde_json::Value = serde_json::from_str(lines.lines().nth(1).unwrap()).unwrap();
     assert_eq!(second["completion"].as_str().unwrap().trim_end(), greedy.trim_end());
 
+    let formed = with(&["--prompt", "明月", "--regex", "[ab]{3}床", "--json"]).out;
+    let formed: serde_json::Value = serde_json::from_str(&formed).unwrap();
+    let written = formed["completion"].as_str().unwrap().strip_suffix('床').unwrap().to_owned();
+    assert!(written.len() == 3 && written.bytes().all(|byte| b"ab".contains(&byte)), "{written}");
+    assert_eq!(formed["stop"], "end_of_text");
+    let schema = dir.path().join("schema.json");
+    std::fs::write(&schema, "{\"enum\": [7]}").unwrap();
+    assert_eq!(with(&["--prompt", "明月", "--schema", text(&schema)]).out, "7\n");
+    std::fs::write(&schema, "{\"not\": {}}").unwrap();
+    let ended = fails(2, &[&base[..], &["--prompt", "x", "--schema", text(&schema)]].concat());
+    assert!(ended.err.contains("#/not"), "{}", ended.err);
+
     fails(2, &[&base[..], &["--prompt", "x", "--top-p", "2"]].concat());
     fails(2, &base);
     let long = "明月".repeat(2000);
