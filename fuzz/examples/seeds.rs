@@ -95,7 +95,14 @@ fn server() -> Result {
         ("responses", serde_json::json!({"input": [{"role": "user", "content": "a"},
             {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}], "instructions": POEM})),
         ("embedding", serde_json::json!({"input": ["a", "b"], "encoding_format": "base64"})),
+        ("form", serde_json::json!({"messages": [{"role": "user", "content": "x"}], "structured_outputs": {"json": null},
+            "response_format": {"type": "json_schema", "json_schema": {"name": "p", "strict": true, "schema": {
+                "type": "object", "additionalProperties": false, "required": ["a"],
+                "properties": {"a": {"$ref": "#/$defs/a~1b"}, "b": {"items": {"anyOf": [{"const": 1.0}, {"$ref": "#k"}]}}},
+                "$defs": {"a/b": {"type": "string", "format": "date"}, "k": {"$anchor": "k", "enum": [{"x": [1]}]}}}}}})),
     ] {
+        let mut request = request;
+        request.sort_all_objects();
         seed("request", name, request.to_string())?;
     }
     seed("request", "answer", "<think>hm</think> yes <tool_call>{\"name\": \"f\", \"arguments\": {}}</tool_call>")

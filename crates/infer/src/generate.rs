@@ -1,6 +1,7 @@
 //! Continues a prompt, token by token, over a cache of keys and values.
 
 use crate::checkpoint::Checkpoint;
+use crate::constraint::{Constraint, ConstraintError, Form, Vocabulary};
 use crate::sampler::{Sampler, Sampling, SamplingError};
 use crate::text::Text;
 use wudao_comm::Solo;
@@ -17,6 +18,8 @@ pub struct Generation {
     pub sampling: Sampling,
     /// Ends the completion where one of these begins; the string itself is not part of it.
     pub stop: Vec<String>,
+    /// The form that the completion must have (see [`Checkpoint::constrain`]).
+    pub constraint: Option<Constraint>,
 }
 
 /// Why a completion ended.
@@ -57,6 +60,9 @@ pub enum GenerateError {
     /// The prompt cannot be encoded.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
+    /// The completion cannot have its form.
+    #[error(transparent)]
+    Constraint(#[from] ConstraintError),
     /// The machine failed.
     #[error(transparent)]
     Device(#[from] Fault),
@@ -71,6 +77,11 @@ pub enum GenerateError {
 }
 
 impl<D: Device> Checkpoint<D> {
+    /// Compiles a form for [`Generation::constraint`].
+    pub fn constrain(&self, form: &Form) -> Result<Constraint, ConstraintError> {
+        Vocabulary::new(&self.tokenizer)?.compile(form)
+    }
+
     /// Continues `prompt`, giving `emit` each piece of text as it is certain; `emit` answers whether to go on.
     pub fn generate(
         &self,
@@ -87,6 +98,7 @@ impl<D: Device> Checkpoint<D> {
         let capacity = limit.min(ids.len() + how.max_tokens);
         let mut cache = KvCache::new(&self.device, &self.config, capacity, self.model.dtype());
         let mut sampler = Sampler::new(how.sampling.clone());
+        let mut guide = how.constraint.as_ref().map(Constraint::guide);
         let mut text = Text::new(&self.tokenizer, true, how.stop.clone());
         let prompt_tokens = ids.len();
         let mut history = ids;
@@ -101,13 +113,24 @@ impl<D: Device> Checkpoint<D> {
             let logits = self.decode(&mut cache, &history[next..])?;
             let mut logits: Vec<f32> = logits.into_iter().map(|x| x as f32).collect();
             next = history.len();
-            let id = sampler.sample(&mut logits, &history, prompt_tokens);
+            let mut sample = |logits: &mut [f32]| sampler.sample(logits, &history, prompt_tokens);
+            let id = match &mut guide {
+                Some(guide) => guide.draw(&mut logits, &self.config.eos_token_id, sample)?,
+                None => Some(sample(&mut logits)),
+            };
+            let Some(id) = id else { break Stop::EndOfText };
             history.push(id);
             if self.config.eos_token_id.contains(&id) {
                 break Stop::EndOfText;
             }
             if let Some(stop) = text.push(id, emit) {
                 break stop;
+            }
+            if let Some(guide) = &mut guide {
+                guide.take(id)?;
+                if guide.finished()? {
+                    break Stop::EndOfText;
+                }
             }
         };
         let (text, stop) = text.finish(stop, emit);

@@ -77,7 +77,7 @@ fn a_real_file_speaks_as_in_llama_cpp() {
         }
         let greedy = numbers(&case["greedy"]);
         let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
-        let how = Generation { sampling, max_tokens: greedy.len(), stop: vec![] };
+        let how = Generation { sampling, max_tokens: greedy.len(), stop: vec![], constraint: None };
         let completion = checkpoint.generate(prompt, &how, &mut |_| true).unwrap();
         assert_eq!(completion.tokens, greedy, "{prompt}: {}", completion.text);
     }

@@ -308,7 +308,7 @@ impl Config {
         if let Some(m) = &self.moe {
             moe::write(self.family, m, &mut keys);
         }
-        pretty(&keys)
+        pretty(keys)
     }
 
     /// The `generation_config.json` of a checkpoint.
@@ -325,7 +325,7 @@ impl Config {
         if let Some(id) = self.pad_token_id {
             keys.insert("pad_token_id", json!(id));
         }
-        pretty(&keys)
+        pretty(keys)
     }
 
     /// Refuses what the family has no spelling for.
@@ -416,9 +416,16 @@ impl Config {
     }
 }
 
-fn pretty(keys: &BTreeMap<&str, Value>) -> String {
+/// As `save_pretty` writes it: keys sorted, inner ones too.
+fn pretty(keys: BTreeMap<&str, Value>) -> String {
+    let keys: BTreeMap<&str, Value> = (keys.into_iter())
+        .map(|(key, mut value)| {
+            value.sort_all_objects();
+            (key, value)
+        })
+        .collect();
     // Maps of strings to values have no way to fail.
-    serde_json::to_string_pretty(keys).expect("JSON from JSON values") + "\n"
+    serde_json::to_string_pretty(&keys).expect("JSON from JSON values") + "\n"
 }
 
 /// Weights of 8 bits that we make wide again when they are read: e4m3, a scale for each block of 128 × 128. Whatever is

@@ -71,6 +71,9 @@ pub fn refuse(rest: &Rest, fields: &[&str]) -> Result<(), ApiError> {
         Value::Object(map) => map.is_empty(),
     };
     match fields.iter().find(|&&field| rest.get(field).is_some_and(|value| !idle(value))) {
+        Some(field) if field.starts_with("guided_") => {
+            Err(ApiError::unsupported(field, "its name is \"structured_outputs\" today, with vLLM and here"))
+        }
         Some(field) => {
             Err(ApiError::unsupported(field, "this server does not support it, and it would change the answer"))
         }

@@ -1,15 +1,18 @@
 //! A chat on its way to the engine: from messages to tokens, whichever route they came by.
 
 use crate::error::ApiError;
+use crate::form::{self, behind_thought, refusal};
 use crate::prompt::blocking;
 use crate::served::Served;
-use crate::split::Splitter;
+use crate::split::{Splitter, THINK};
 use crate::tools::Tools;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use utoipa::ToSchema;
+use wudao_infer::Engine;
 use wudao_infer::chat::{Chat, ChatError, Value};
+use wudao_infer::constraint::{Constraint, Form};
 
 /// A message of a chat.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
@@ -164,6 +167,8 @@ pub struct Conversation {
     pub variables: BTreeMap<String, Value>,
     /// Leave the answer's beginning to the model.
     pub no_generation_prompt: bool,
+    /// The form of the answer.
+    pub form: Option<form::Asked>,
 }
 
 /// A conversation in tokens.
@@ -173,6 +178,8 @@ pub struct Asked {
     pub ids: Vec<u32>,
     /// At the beginning of the answer.
     pub splitter: Splitter,
+    /// The form of the answer.
+    pub constraint: Option<Constraint>,
 }
 
 impl Conversation {
@@ -184,10 +191,10 @@ impl Conversation {
         let model = model.clone();
         blocking(move || {
             let Some(template) = &model.template else { return Err(ApiError::no_chat_template(&model.name)) };
-            let tools = self.tools.any();
+            let mut tools = self.tools;
             let chat = Chat {
                 messages: self.messages,
-                tools: self.tools.offered,
+                tools: std::mem::take(&mut tools.offered),
                 add_generation_prompt: !self.no_generation_prompt,
                 variables: self.variables,
                 ..Chat::default()
@@ -196,17 +203,43 @@ impl Conversation {
                 ChatError::Refused(_) => ApiError::invalid_field("messages", error),
                 error => ApiError::invalid(error.to_string()),
             })?;
-            let mut splitter = Splitter::new(&text, tools);
-            if let Some(forced) = self.tools.forced {
+            let mut splitter = Splitter::new(&text, tools.any());
+            let thinks = template.source().contains(THINK);
+            let wrap = |form| behind_thought(form, &splitter, &text, thinks);
+            let constraint = match &self.form {
+                _ if tools.forced.is_some() => called(&model.engine, &tools, |loose| tools.forced_form(loose))?,
+                Some(asked) if tools.any() => {
+                    let either = |loose| wrap(Form::Any(vec![asked.form.clone(), tools.calls_form(loose)]));
+                    match called(&model.engine, &tools, either) {
+                        Ok(Some(constraint)) => Some(constraint),
+                        // It is the answer's form that cannot be kept, or else a strict function's.
+                        Ok(None) => Some(asked.with(wrap).compile(&model.engine)?),
+                        Err(error) => return asked.with(wrap).compile(&model.engine).and(Err(error)),
+                    }
+                }
+                Some(asked) => Some(asked.with(wrap).compile(&model.engine)?),
+                None if tools.strict() => called(&model.engine, &tools, |loose| wrap(tools.mixed_form(loose)))?,
+                None => None,
+            };
+            if let Some(forced) = tools.forced {
                 if splitter.thinking() {
                     text.push_str("\n</think>\n\n");
                 }
                 text.push_str(&forced);
                 splitter = Splitter::forced(&forced);
             }
-            Ok(Asked { ids: model.encode_plain(&text)?, splitter })
+            Ok(Asked { ids: model.encode_plain(&text)?, splitter, constraint })
         })
         .await
+    }
+}
+
+/// The form of calls, with as many schemas in it as can be kept. Only of strict functions must they be.
+fn called(engine: &Engine, tools: &Tools, form: impl Fn(bool) -> Form) -> Result<Option<Constraint>, ApiError> {
+    match engine.constrain(&form(false)).or_else(|_| engine.constrain(&form(true))) {
+        Ok(constraint) => Ok(Some(constraint)),
+        Err(error) if tools.strict() => Err(refusal("tools", &error)),
+        Err(_) => Ok(None),
     }
 }
 

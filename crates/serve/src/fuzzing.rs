@@ -2,10 +2,12 @@
 
 use crate::body::{parse, refuse};
 use crate::conversation::Message;
+use crate::form::Asked;
 use crate::routes;
 use crate::split::Splitter;
 use crate::tools::Tools;
 use wudao_infer::chat::{Chat, ChatTemplate};
+use wudao_infer::constraint::{Form, check_schema};
 
 /// Reads bytes as each kind of request. Whatever they are, it ends, in a request or in an error with words.
 pub fn request(json: &[u8], template: &ChatTemplate) {
@@ -16,6 +18,12 @@ pub fn request(json: &[u8], template: &ChatTemplate) {
         }
     }
     if let Ok(request) = parse::<routes::ChatRequest>(json) {
+        let structured = request.structured_outputs.as_ref();
+        if let Ok(Some(asked)) = Asked::read("response_format", request.response_format.as_ref(), structured)
+            && let Form::Json(schema) = asked.form
+        {
+            let _ = check_schema(&schema);
+        }
         let tools = Tools::read(request.tools.unwrap_or_default(), request.tool_choice, request.parallel_tool_calls);
         let messages = request.messages.into_iter().map(Message::value).collect::<Result<Vec<_>, _>>();
         if let (Ok(tools), Ok(messages)) = (tools, messages) {

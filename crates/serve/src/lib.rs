@@ -13,6 +13,7 @@ mod admission;
 mod body;
 mod conversation;
 mod error;
+mod form;
 mod job;
 mod metrics;
 mod options;

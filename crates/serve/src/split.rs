@@ -7,8 +7,10 @@
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-const THINK: &str = "<think>";
-const THOUGHT: &str = "</think>";
+/// Begins a thought.
+pub const THINK: &str = "<think>";
+/// Ends a thought.
+pub const THOUGHT: &str = "</think>";
 /// Begins a call.
 pub const CALL: &str = "<tool_call>";
 /// Ends a call.

@@ -125,10 +125,11 @@ impl<F: Frames> Streaming<F> {
                         return Some(": still here\n\n".into());
                     };
                     let mut next = first;
-                    for _ in 0..AT_ONCE {
+                    for taken in 1..=AT_ONCE {
                         let Some((number, event)) = next else { break };
                         self.take(number, event, &mut out);
-                        if self.state == State::Over {
+                        // What is taken off the stream must be said: of the last nothing more may be taken.
+                        if self.state == State::Over || taken == AT_ONCE {
                             break;
                         }
                         next = self.events.next().now_or_never().flatten();
@@ -200,6 +201,14 @@ mod tests {
         assert!(text.starts_with("data: begin\n\n") && text.ends_with("data: end\n\n"), "{text}");
         assert_eq!(text.matches("event: named\ndata: token\n\n").count(), 12);
         assert!(text.contains("done 0") && text.contains("done 1"));
+
+        // More than is written at once, all of it there before anybody reads.
+        let late = job(&engine, 2 * AT_ONCE + 9);
+        while engine.status().counters.completion_tokens < 12 + 2 * AT_ONCE as u64 + 9 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let body = respond(vec![late], Plain).into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(String::from_utf8_lossy(&body).matches("data: token").count(), 2 * AT_ONCE + 9);
     }
 
     #[tokio::test]

@@ -241,6 +241,18 @@ fn generate_prints_the_completion_alone() {
     assert_eq!(small(0, "1G").out, greedy);
     assert!(small(2, "much").err.contains("900M"));
 
+    let formed = with(&["--prompt", "明月", "--regex", "[ab]{3}床", "--json"]).out;
+    let formed: serde_json::Value = serde_json::from_str(&formed).unwrap();
+    let written = formed["completion"].as_str().unwrap().strip_suffix('床').unwrap().to_owned();
+    assert!(written.len() == 3 && written.bytes().all(|byte| b"ab".contains(&byte)), "{written}");
+    assert_eq!(formed["stop"], "end_of_text");
+    let schema = dir.path().join("schema.json");
+    std::fs::write(&schema, "{\"enum\": [7]}").unwrap();
+    assert_eq!(with(&["--prompt", "明月", "--schema", text(&schema)]).out, "7\n");
+    std::fs::write(&schema, "{\"not\": {}}").unwrap();
+    let ended = fails(2, &[&base[..], &["--prompt", "x", "--schema", text(&schema)]].concat());
+    assert!(ended.err.contains("#/not"), "{}", ended.err);
+
     fails(2, &[&base[..], &["--prompt", "x", "--top-p", "2"]].concat());
     fails(2, &base);
     let long = "明月".repeat(2000);

@@ -173,11 +173,12 @@ impl Report {
     pub(super) fn lasting(&self) -> serde_json::Value {
         let mut value = serde_json::to_value(self).unwrap_or_default();
         if let Some(fields) = value.as_object_mut() {
-            fields.remove("timing");
-            fields.remove("plan");
+            fields.shift_remove("timing");
+            fields.shift_remove("plan");
             let counts = fields.get("problems").and_then(|p| p.get("counts")).cloned().unwrap_or_default();
             fields.insert("problems".to_string(), counts);
         }
+        value.sort_all_objects();
         value
     }
 }

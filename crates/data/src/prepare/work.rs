@@ -43,7 +43,7 @@ impl Plan {
             (TokenizerChoice::File(_), Some(tokenizer)) => json!({ "sha256": tokenizer.hash() }),
             (choice, _) => json!({ "choice": choice, "bytes": options.tokenizer_bytes }),
         };
-        let value = json!({
+        let mut value = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "sources": options.sources,
             "input files": files,
@@ -56,6 +56,8 @@ impl Plan {
             "validation": options.validation,
             "shard_tokens": options.shard_tokens,
         });
+        // Its hash names the work, whatever the order of the fields.
+        value.sort_all_objects();
         Plan { value, repeatable: !inputs.iter().any(|s| s.input.origin == Origin::Stdin) }
     }
 
@@ -69,7 +71,7 @@ impl Plan {
         let mut rules = self.value.clone();
         if let Some(fields) = rules.as_object_mut() {
             for other in ["version", "sources", "input files", "tokenizer"] {
-                fields.remove(other);
+                fields.shift_remove(other);
             }
         }
         rules

@@ -225,6 +225,27 @@ impl Tokenizer {
         self.pieces.get(id)
     }
 
+    /// Whether the text of any ids is what [`Tokenizer::token_bytes`] gives for each, one after the other, but for a space at
+    /// its beginning (see [`Tokenizer::trims_space`]). Byte-level tokenizers do; with others each id is tried.
+    pub fn joins_bytes(&self) -> bool {
+        if self.pieces.are_text() {
+            return true;
+        }
+        let Some(before) = self.id("a") else { return false };
+        (0..self.pieces.len() as u32).filter(|&id| !self.is_special(id)).all(|id| {
+            // A byte of a character shows only with the others.
+            let Some(Ok(text)) = self.pieces.get(id).map(std::str::from_utf8) else { return true };
+            foreign::decode(&self.inner, &[before, id]).strip_prefix('a') == Some(text)
+        })
+    }
+
+    /// Whether a space at the beginning of a text is not written.
+    pub fn trims_space(&self) -> bool {
+        let spaced = |&id: &u32| self.pieces.get(id).is_some_and(|piece| piece.len() > 1 && piece[0] == b' ');
+        let first = (0..self.pieces.len() as u32).filter(|&id| !self.is_special(id)).find(spaced);
+        !self.pieces.are_text() && first.is_some_and(|id| !foreign::decode(&self.inner, &[id]).starts_with(' '))
+    }
+
     /// The id of a token by its spelling in the file, such as `<|endoftext|>`.
     pub fn id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)

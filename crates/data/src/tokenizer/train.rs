@@ -132,7 +132,7 @@ fn config() -> Vec<u8> {
         {{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}\
         {% endfor %}\
         {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
-    let config = serde_json::json!({
+    let mut config = serde_json::json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": SPECIAL_TOKENS[0],
         "eos_token": SPECIAL_TOKENS[0],
@@ -141,6 +141,7 @@ fn config() -> Vec<u8> {
         "model_max_length": 1_000_000_000_u64,
         "chat_template": template,
     });
+    config.sort_all_objects();
     let mut bytes = serde_json::to_vec_pretty(&config).expect("a JSON value can be written");
     bytes.push(b'\n');
     bytes

@@ -137,8 +137,12 @@ impl Vocabulary {
     /// The tokenizer. `name` is for messages: the file that the vocabulary came from.
     pub fn tokenizer(&self, name: &str) -> Result<Tokenizer, TokenizerError> {
         let json = self.json().map_err(|reason| TokenizerError::Malformed { name: name.into(), reason })?;
-        let bytes = |value: &Value| serde_json::to_vec(value).expect("JSON of strings and numbers");
-        Tokenizer::parse(bytes(&json), Some(bytes(&self.config())), name)
+        // The hash is of these bytes: they must not depend on the order in which they were put together.
+        let bytes = |mut value: Value| {
+            value.sort_all_objects();
+            serde_json::to_vec(&value).expect("JSON of strings and numbers")
+        };
+        Tokenizer::parse(bytes(json), Some(bytes(self.config())), name)
     }
 
     fn token(&self, id: Option<u32>) -> Option<&str> {

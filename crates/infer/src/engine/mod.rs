@@ -15,11 +15,12 @@ pub use crate::sampler::Logprob;
 pub use status::{Counters, Histogram, Status};
 
 use crate::checkpoint::Checkpoint;
+use crate::constraint::{Constraint, ConstraintError, Form, Vocabulary};
 use crate::generate::Stop;
 use crate::sampler::{Sampling, SamplingError};
 use sequence::{Slot, Waiting};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use worker::Room;
@@ -42,6 +43,9 @@ pub struct Request {
     pub stop_tokens: Vec<u32>,
     /// Write on after the model has ended the text.
     pub ignore_eos: bool,
+    /// The form that the completion must have (see [`Engine::constrain`]). It ends only where it is whole, and there also
+    /// without a token that ends it, if nothing could follow.
+    pub constraint: Option<Constraint>,
     /// With each token its log probability, and this many of the likeliest.
     pub logprobs: Option<usize>,
     /// The same of every token of the prompt, in one [`Event::Prompt`].
@@ -61,6 +65,7 @@ impl Default for Request {
             stop: Vec::new(),
             stop_tokens: Vec::new(),
             ignore_eos: false,
+            constraint: None,
             logprobs: None,
             prompt_logprobs: None,
             skip_special: true,
@@ -302,6 +307,8 @@ struct Embed {
 struct Shared {
     config: Config,
     tokenizer: Tokenizer,
+    /// Made for the first constraint.
+    vocabulary: OnceLock<Result<Vocabulary, ConstraintError>>,
     options: EngineOptions,
     /// Requests that wait or run.
     taken: Arc<AtomicUsize>,
@@ -367,6 +374,7 @@ impl Engine {
         let shared = Arc::new(Shared {
             config,
             tokenizer,
+            vocabulary: OnceLock::new(),
             options,
             taken: Arc::default(),
             inbox: Mutex::new(Inbox { requests: vec![], embeds: vec![], closed: None, gone: false }),
@@ -386,6 +394,8 @@ impl Engine {
     pub fn submit(&self, request: Request, sink: Sink) -> Result<Ticket, Rejected> {
         request.sampling.check()?;
         self.check(&request.prompt, request.max_tokens.min(1))?;
+        // Here, for on the thread everybody would wait for it.
+        let guide = request.constraint.as_ref().map(Constraint::guide);
         let mut inbox = self.open()?;
         let EngineOptions { queue, batch, .. } = self.shared().options;
         let slot = Slot::take(&self.shared().taken, queue.saturating_add(batch));
@@ -393,6 +403,7 @@ impl Engine {
         let cancelled = Arc::new(AtomicBool::new(false));
         inbox.requests.push(Waiting {
             request,
+            guide,
             sink,
             cancelled: cancelled.clone(),
             since: Instant::now(),
@@ -401,6 +412,12 @@ impl Engine {
         drop(inbox);
         self.shared().bell.notify_all();
         Ok(Ticket { cancelled, detached: false })
+    }
+
+    /// Compiles a form for [`Request::constraint`], in a few milliseconds mostly, the first time a tenth of a second more.
+    pub fn constrain(&self, form: &Form) -> Result<Constraint, ConstraintError> {
+        let Shared { vocabulary, tokenizer, .. } = self.shared();
+        vocabulary.get_or_init(|| Vocabulary::new(tokenizer)).as_ref().map_err(Clone::clone)?.compile(form)
     }
 
     /// One vector for a text: its final hidden states, pooled, not scaled to a length.

@@ -68,6 +68,7 @@ mod tests {
     fn waiting(client: u64, mark: usize, cancelled: bool) -> Waiting {
         Waiting {
             request: Request { client, max_tokens: mark, ..Request::default() },
+            guide: None,
             sink: Box::new(|_| true),
             cancelled: Arc::new(AtomicBool::new(cancelled)),
             since: Instant::now(),

@@ -4,6 +4,7 @@
 
 use super::status::Counters;
 use super::{Event, Request, Sink, Usage};
+use crate::constraint::{ConstraintError, Guide};
 use crate::generate::Stop;
 use crate::sampler::{Logprob, Sampler, log_probabilities};
 use crate::text::Text;
@@ -15,6 +16,7 @@ use wudao_data::tokenizer::Tokenizer;
 /// A request that nobody has taken up.
 pub(super) struct Waiting {
     pub request: Request,
+    pub guide: Option<Guide>,
     pub sink: Sink,
     pub cancelled: Arc<AtomicBool>,
     pub since: Instant,
@@ -44,6 +46,21 @@ impl Waiting {
     }
 }
 
+/// Why a sequence is over.
+#[derive(Clone, Debug)]
+pub(super) enum Over {
+    /// It has ended.
+    Stop(Stop),
+    /// It cannot go on.
+    Failed(String),
+}
+
+impl From<ConstraintError> for Over {
+    fn from(error: ConstraintError) -> Over {
+        Over::Failed(error.to_string())
+    }
+}
+
 /// A request that is read or written.
 pub(super) struct Sequence<'t> {
     /// Prompt and completion.
@@ -57,6 +74,8 @@ pub(super) struct Sequence<'t> {
     /// Tokens of prompt and completion that end it, and what that is called.
     limit: (usize, Stop),
     request: Request,
+    /// Follows the completion, if it must have a form.
+    guide: Option<Guide>,
     sampler: Sampler,
     text: Text<'t>,
     sink: Sink,
@@ -70,7 +89,7 @@ pub(super) struct Sequence<'t> {
 impl<'t> Sequence<'t> {
     /// Takes a request up. `context` is the most tokens of prompt and completion.
     pub fn new(waiting: Waiting, tokenizer: &'t Tokenizer, context: usize) -> Self {
-        let Waiting { mut request, sink, cancelled, since, slot } = waiting;
+        let Waiting { mut request, guide, sink, cancelled, since, slot } = waiting;
         let ids = std::mem::take(&mut request.prompt);
         let wanted = ids.len().saturating_add(request.max_tokens);
         let limit = if wanted > context { (context, Stop::Context) } else { (wanted, Stop::MaxTokens) };
@@ -83,6 +102,7 @@ impl<'t> Sequence<'t> {
             text: Text::new(tokenizer, request.skip_special, std::mem::take(&mut request.stop)),
             ids,
             request,
+            guide,
             sink,
             cancelled,
             since,
@@ -101,6 +121,16 @@ impl<'t> Sequence<'t> {
         (self.limit.0 - 1).saturating_sub(self.ids.len())
     }
 
+    /// Forgets guesses of which the form allows not even the first. The others show when they are drawn: a form says what
+    /// may follow a text, not what may follow a guess.
+    pub fn sift(&mut self, guess: &mut Vec<u32>) {
+        if let (Some(guide), Some(&first)) = (&mut self.guide, guess.first())
+            && !guide.allows(first).unwrap_or(false)
+        {
+            guess.clear();
+        }
+    }
+
     /// Time since it came.
     pub fn age(&self) -> Duration {
         self.since.elapsed()
@@ -116,14 +146,17 @@ impl<'t> Sequence<'t> {
 
     /// Takes the logits after the token at `position`: scores the token that follows in the prompt, or writes the next.
     /// Why the sequence is over, if it is.
-    pub fn take(&mut self, position: usize, logits: &mut [f32], eos: &[u32], counters: &mut Counters) -> Option<Stop> {
+    pub fn take(&mut self, position: usize, logits: &mut [f32], eos: &[u32], counters: &mut Counters) -> Option<Over> {
         if position + 1 < self.ids.len() {
             if let (Some(scores), Some(top)) = (&mut self.scores, self.request.prompt_logprobs) {
                 scores.push(Some(log_probabilities(logits, self.ids[position + 1], top)));
             }
             return None;
         }
-        self.write(logits, eos, counters)
+        match self.write(logits, eos, counters) {
+            Ok(stop) => stop.map(Over::Stop),
+            Err(error) => Some(error.into()),
+        }
     }
 
     /// False if nobody reads any more: then the sink is not called again.
@@ -138,17 +171,23 @@ impl<'t> Sequence<'t> {
         goes_on
     }
 
-    fn write(&mut self, logits: &mut [f32], eos: &[u32], counters: &mut Counters) -> Option<Stop> {
+    fn write(
+        &mut self,
+        logits: &mut [f32],
+        eos: &[u32],
+        counters: &mut Counters,
+    ) -> Result<Option<Stop>, ConstraintError> {
         if let Some(scores) = self.scores.take()
             && !self.tell(Event::Prompt(scores))
         {
-            return Some(Stop::Reader);
+            return Ok(Some(Stop::Reader));
         }
         if self.ids.len() >= self.limit.0 {
-            return Some(self.limit.1);
+            return Ok(Some(self.limit.1));
         }
         let before = self.request.logprobs.map(|_| logits.to_vec());
-        let id = self.sampler.sample(logits, &self.ids, self.prompt);
+        let eos = if self.request.ignore_eos { &[] } else { eos };
+        let Some(id) = self.draw(logits, eos)? else { return Ok(Some(Stop::EndOfText)) };
         let logprob = before.zip(self.request.logprobs).map(|(logits, top)| log_probabilities(&logits, id, top));
         self.ids.push(id);
         let now = Instant::now();
@@ -163,17 +202,30 @@ impl<'t> Sequence<'t> {
             text.push_str(piece);
             true
         };
-        let own = self.request.stop_tokens.contains(&id);
-        let stop = if own || eos.contains(&id) && !self.request.ignore_eos {
+        let stop = if self.request.stop_tokens.contains(&id) || eos.contains(&id) {
             Some(Stop::EndOfText)
         } else {
-            self.text.push(id, &mut emit).or((self.ids.len() >= self.limit.0).then_some(self.limit.1))
+            let whole = match &mut self.guide {
+                Some(guide) => guide.take(id).and_then(|()| guide.finished())?,
+                None => false,
+            };
+            let limit = (self.ids.len() >= self.limit.0).then_some(self.limit.1);
+            self.text.push(id, &mut emit).or(whole.then_some(Stop::EndOfText)).or(limit)
         };
         let stop = stop.map(|stop| self.text.finish(stop, &mut emit).1);
         if !self.tell(Event::Token { id, text, logprob }) {
-            return Some(Stop::Reader);
+            return Ok(Some(Stop::Reader));
         }
-        stop
+        Ok(stop)
+    }
+
+    /// The next token, or none where the text is whole before it has begun.
+    fn draw(&mut self, logits: &mut [f32], eos: &[u32]) -> Result<Option<u32>, ConstraintError> {
+        let mut sample = |logits: &mut [f32]| self.sampler.sample(logits, &self.ids, self.prompt);
+        match &mut self.guide {
+            None => Ok(Some(sample(logits))),
+            Some(guide) => guide.draw(logits, &[&self.request.stop_tokens, eos].concat(), sample),
+        }
     }
 
     /// Tokens read and written.

@@ -55,7 +55,7 @@ fn a_completion_is_that_of_generate() {
     let prompt = "the lazy fox";
     for sparse in [false, true] {
         let own = checkpoint(sparse, DType::F32);
-        let how = crate::Generation { max_tokens: 40, sampling: Sampling::default(), stop: vec![] };
+        let how = crate::Generation { max_tokens: 40, sampling: Sampling::default(), stop: vec![], constraint: None };
         let expected = own.generate(prompt, &how, &mut |_| true).unwrap();
         let mut ids_in: Vec<u32> = own.config.end_of_text().into_iter().collect();
         ids_in.extend(own.tokenizer.encode(prompt).unwrap());
@@ -380,4 +380,80 @@ proptest::proptest! {
         proptest::prop_assert!(finished <= counters.max_tokens + counters.context);
         proptest::prop_assert_eq!(other.shared().taken.load(Ordering::Acquire), 0);
     }
+}
+
+/// A form is kept, and keeping it changes nothing for others, nor others for it: not the company, nor guesses, nor having been
+/// thrown out.
+#[test]
+fn forms_are_kept_in_any_company() {
+    let limits = |room| {
+        let config = crate::testing::config(true, 320);
+        EngineOptions { context: 13 * wudao_device::PAGE, cache_bytes: pages(&config, room), ..Default::default() }
+    };
+    let forms = [
+        Form::Regex("([0-9]{2},){1,20}床".into()),
+        Form::Json(serde_json::json!({"type": "array", "items": {"enum": ["a", "b"]}, "minItems": 1, "maxItems": 9})),
+        Form::Lark("start: \"<\" start \">\" | /[a-z]/".into()),
+    ];
+    let requests = |engine: &Engine| -> Vec<Request> {
+        let constraints: Vec<_> = forms.iter().map(|form| engine.constrain(form).unwrap()).collect();
+        let mut crowd = crowd(11, 18, engine.config().vocab_size);
+        for (i, request) in crowd.iter_mut().enumerate().filter(|(i, _)| i % 4 > 0) {
+            request.constraint = Some(constraints[i % 4 - 1].clone());
+            request.prompt = [5, 6, 7, 8].repeat(1 + i);
+            (request.max_tokens, request.ignore_eos) = (60, i % 2 == 0);
+        }
+        crowd
+    };
+    let one = engine(EngineOptions { batch: 1, prefix_cache: false, ..limits(1000) });
+    let alone: Vec<_> = requests(&one).into_iter().map(|request| ask(&one, request)).collect();
+    let mut whole = 0;
+    for (i, events) in alone.iter().enumerate().filter(|(i, _)| i % 4 > 0) {
+        let (text, stop) = (text(events), done(events).0);
+        if stop != Stop::EndOfText {
+            continue;
+        }
+        whole += 1;
+        match i % 4 {
+            1 => {
+                let numbers = text.strip_suffix(",床").unwrap();
+                assert!(numbers.split(',').all(|n| n.len() == 2 && n.bytes().all(|b| b.is_ascii_digit())), "{text}");
+            }
+            2 => {
+                let list: Vec<String> = serde_json::from_str(&text).unwrap();
+                assert!((1..=9).contains(&list.len()) && list.iter().all(|item| item == "a" || item == "b"), "{text}");
+            }
+            _ => {
+                let inner = text.trim_matches(['<', '>']);
+                let depth = text.len() / 2;
+                assert_eq!(text, format!("{}{inner}{}", "<".repeat(depth), ">".repeat(depth)));
+                assert!(inner.len() == 1 && inner.as_bytes()[0].is_ascii_lowercase(), "{text}");
+            }
+        }
+    }
+    assert!(whole > 4, "{whole} came to their end");
+    for (batch, guesses, room) in [(16, 0, 1000), (7, 5, 1000), (18, 3, 14)] {
+        let together = engine(EngineOptions { batch, guesses, ..limits(room) });
+        let streams: Vec<_> = requests(&together).into_iter().map(|request| start(&together, request)).collect();
+        for ((_ticket, rx), alone) in streams.into_iter().zip(&alone) {
+            assert_eq!(&told(rx.into_iter().collect()), alone, "{batch} {guesses} {room}");
+        }
+        let counters = at_rest(&together).counters;
+        assert_eq!((counters.failed, counters.preemptions > 0), (0, room < 100));
+        assert!(guesses == 0 || counters.guessed_right > 0);
+    }
+}
+
+#[test]
+fn a_form_may_name_special_tokens_or_be_empty() {
+    let engine = engine(EngineOptions::default());
+    let constraint = engine.constrain(&Form::Lark("start: <|im_start|> \"a\"".into())).unwrap();
+    let events = ask(&engine, Request { constraint: Some(constraint), ..request(vec![3], 9) });
+    let im_start = engine.tokenizer().id("<|im_start|>").unwrap();
+    assert_eq!((ids(&events)[0], text(&events), done(&events).0), (im_start, "a".into(), Stop::EndOfText));
+    let empty = engine.constrain(&Form::Text(String::new())).unwrap();
+    let events = ask(&engine, Request { constraint: Some(empty), ..request(vec![3], 9) });
+    assert_eq!((ids(&events).len(), done(&events).0), (0, Stop::EndOfText));
+    assert!(engine.constrain(&Form::Regex("(".into())).is_err());
+    assert_eq!(at_rest(&engine).counters.failed, 0);
 }

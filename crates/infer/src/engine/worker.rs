@@ -11,7 +11,7 @@
 use super::draft::guess;
 use super::pages::{Content, Pages};
 use super::queue::Queue;
-use super::sequence::Sequence;
+use super::sequence::{Over, Sequence};
 use super::{Embed, EngineError, EngineOptions, Pooling, Shared, Status, lock};
 use crate::generate::Stop;
 use std::sync::PoisonError;
@@ -52,7 +52,7 @@ struct Running<'t> {
     /// Pages that are known, and the content of the last of them.
     known: (usize, Content),
     /// Why it is over.
-    stop: Option<Stop>,
+    over: Option<Over>,
 }
 
 /// Says that the thread has ended, however it did.
@@ -208,7 +208,7 @@ impl<D: Device> Worker<D> {
                     None => return,
                 },
             };
-            let mut next = Running { sequence, pages: vec![], read: 0, guess: vec![], known: (0, 0), stop: None };
+            let mut next = Running { sequence, pages: vec![], read: 0, guess: vec![], known: (0, 0), over: None };
             if self.options.prefix_cache {
                 // The logits that it wants must be computed, at least those of the last token.
                 let usable = &next.sequence.ids[..next.sequence.wants_logits_from()];
@@ -241,6 +241,7 @@ impl<D: Device> Worker<D> {
             let left = r.left();
             let n = if left == 1 {
                 r.guess = guess(&r.sequence.ids, most.min(r.sequence.room())).to_vec();
+                r.sequence.sift(&mut r.guess);
                 1 + r.guess.len()
             } else {
                 r.guess.clear();
@@ -317,8 +318,8 @@ impl<D: Device> Worker<D> {
                 let r = &mut work.running[i];
                 // What follows a wrong guess is void.
                 let (fed, at, _) = &spans[i];
-                if r.stop.is_none() && r.sequence.ids.get(position) == fed.get(position - at.start) {
-                    r.stop = r.sequence.take(position, row, eos, &mut self.status.counters);
+                if r.over.is_none() && r.sequence.ids.get(position) == fed.get(position - at.start) {
+                    r.over = r.sequence.take(position, row, eos, &mut self.status.counters);
                 }
             }
         }
@@ -333,9 +334,16 @@ impl<D: Device> Worker<D> {
                 r.publish(&mut self.pages);
             }
         }
-        for over in work.running.extract_if(.., |r| r.stop.is_some()) {
-            let stop = over.stop.unwrap_or(Stop::Reader);
-            self.finish(over, stop);
+        for mut r in work.running.extract_if(.., |r| r.over.is_some()) {
+            match r.over.take() {
+                Some(Over::Failed(why)) => {
+                    self.pages.release(&r.pages);
+                    self.status.counters.failed += 1;
+                    r.sequence.fail(&why);
+                }
+                Some(Over::Stop(stop)) => self.finish(r, stop),
+                None => self.finish(r, Stop::Reader),
+            }
         }
         Ok(())
     }

@@ -6,6 +6,7 @@ use super::{App, Asker, answer};
 use crate::body::{Json, Rest, refuse};
 use crate::conversation::{Conversation, Message};
 use crate::error::{ApiError, ErrorBody};
+use crate::form::{self, ResponseFormat, StructuredOutputs};
 use crate::job::{Job, Written, finish_reason};
 use crate::sampling::{Stops, StreamOptions, new_id, with_sampling};
 use crate::served::Served;
@@ -42,7 +43,6 @@ pub const REFUSED: &[&str] = &[
     "allowed_token_ids",
     "bad_words",
     "logits_processors",
-    "structured_outputs",
     "guided_json",
     "guided_regex",
     "guided_choice",
@@ -90,6 +90,8 @@ with_sampling! {
         pub parallel_tool_calls: Option<bool>,
         /// The form of the answer.
         pub response_format: Option<ResponseFormat>,
+        /// The same, with more to choose from.
+        pub structured_outputs: Option<StructuredOutputs>,
         /// Kinds of answers; only `text` is possible.
         pub modalities: Option<Vec<String>>,
         /// How hard to think, for templates that know it.
@@ -102,24 +104,6 @@ with_sampling! {
         #[serde(flatten)]
         #[schema(ignore)]
         pub rest: Rest,
-    }
-}
-
-/// The form of an answer.
-#[derive(Clone, Debug, Deserialize, ToSchema)]
-pub struct ResponseFormat {
-    /// `text`.
-    #[serde(rename = "type")]
-    pub kind: String,
-}
-
-impl ResponseFormat {
-    /// Refuses what cannot be promised.
-    pub fn check(&self, field: &str) -> Result<(), ApiError> {
-        match self.kind.as_str() {
-            "text" => Ok(()),
-            _ => Err(ApiError::unsupported(field, "this server promises no other form of an answer than \"text\"")),
-        }
     }
 }
 
@@ -267,9 +251,8 @@ pub async fn chat_completions(
     if request.modalities.as_ref().is_some_and(|kinds| kinds.iter().any(|kind| kind != "text")) {
         return Err(ApiError::unsupported("modalities", "only \"text\" is possible"));
     }
-    if let Some(format) = &request.response_format {
-        format.check("response_format")?;
-    }
+    let form =
+        form::Asked::read("response_format", request.response_format.as_ref(), request.structured_outputs.as_ref())?;
     if request.top_logprobs.is_some_and(|top| top > MAX_TOP || top > 0 && !request.logprobs) {
         let message = format!("must be at most {MAX_TOP}, and needs \"logprobs\": true");
         return Err(ApiError::invalid_field("top_logprobs", message));
@@ -292,8 +275,10 @@ pub async fn chat_completions(
         tools,
         variables,
         no_generation_prompt: request.add_generation_prompt == Some(false),
+        form,
     };
     let asked = conversation.encode(&model).await?;
+    let base = Request { constraint: asked.constraint, ..base };
     let jobs = (0..n).map(|number| Job::start(&model.engine, numbered(&base, &asked.ids, number), request.stream));
     let jobs: Vec<Job> = jobs.collect::<Result<_, _>>()?;
     let head = Head { model, id: new_id("chatcmpl"), created: now(), logprobs: request.logprobs };

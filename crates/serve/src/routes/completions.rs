@@ -4,8 +4,9 @@ use super::logprobs::{Lists, MAX_TOP};
 use super::{App, Asker, answer};
 use crate::body::{Json, Rest, refuse};
 use crate::error::{ApiError, ErrorBody};
+use crate::form::{self, ResponseFormat, StructuredOutputs};
 use crate::job::{Job, Written, finish_reason};
-use crate::prompt::{Encoded, Prompt};
+use crate::prompt::{Encoded, Prompt, blocking};
 use crate::sampling::{Stops, StreamOptions, new_id, with_sampling};
 use crate::served::Served;
 use crate::sse::{self, Frame, Frames};
@@ -32,8 +33,6 @@ const REFUSED: &[&str] = &[
     "allowed_token_ids",
     "bad_words",
     "logits_processors",
-    "response_format",
-    "structured_outputs",
     "guided_json",
     "guided_regex",
     "guided_choice",
@@ -73,6 +72,10 @@ with_sampling! {
         pub stream: bool,
         /// Options of that.
         pub stream_options: Option<StreamOptions>,
+        /// The form of the completion.
+        pub response_format: Option<ResponseFormat>,
+        /// The same, with more to choose from.
+        pub structured_outputs: Option<StructuredOutputs>,
         #[serde(flatten)]
         #[schema(ignore)]
         pub rest: Rest,
@@ -175,6 +178,8 @@ pub async fn completions(
     if request.logprobs.is_some_and(|top| top > MAX_TOP) {
         return Err(ApiError::invalid_field("logprobs", format!("must be at most {MAX_TOP}")));
     }
+    let form =
+        form::Asked::read("response_format", request.response_format.as_ref(), request.structured_outputs.as_ref())?;
     let max_tokens = app.max_tokens(request.max_tokens, Some(DEFAULT_TOKENS), model.engine.context())?;
     let base = Request {
         max_tokens,
@@ -183,8 +188,12 @@ pub async fn completions(
         client: asker.0,
         ..request.draw().request(request.stop.clone())?
     };
-    let base = with_ends(base, &model);
+    let mut base = with_ends(base, &model);
     let prompts = request.prompt.encode(&model).await?;
+    if let Some(form) = form {
+        let engine = model.engine.clone();
+        base.constraint = Some(blocking(move || form.compile(&engine)).await?);
+    }
     let jobs: Vec<Job> = prompts
         .iter()
         .flat_map(|prompt| (0..made).map(move |number| (prompt, number)))

@@ -13,7 +13,9 @@ fn read(out: &Path) -> Vec<Value> {
 }
 
 fn keys(value: &Value) -> Vec<&str> {
-    value.as_object().unwrap().keys().map(String::as_str).collect()
+    let mut keys: Vec<&str> = value.as_object().unwrap().keys().map(String::as_str).collect();
+    keys.sort_unstable();
+    keys
 }
 
 /// Other programs read these: a key that is renamed breaks them.

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 use wudao_device::{Cpu, DType};
+use wudao_infer::constraint::Form;
 use wudao_infer::{Checkpoint, Completion, Generation, Stop};
 use wudao_model::weights::{Budget, read_config};
 use wudao_model::{Config, KvCache, WeightOptions};
@@ -23,7 +24,8 @@ use wudao_model::{Config, KvCache, WeightOptions};
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:\n  \
     wudao generate --model runs/quickstart --prompt '话说天下大势' --max-tokens 100\n  \
-    wudao generate --model runs/quickstart --prompts-file prompts.txt --temperature 0 --json")]
+    wudao generate --model runs/quickstart --prompts-file prompts.txt --temperature 0 --json\n  \
+    wudao generate --model runs/quickstart --prompt '{\"place\":' --regex '\"[^\"]{1,20}\"'")]
 #[command(group(clap::ArgGroup::new("source").required(true).args(["prompt", "prompts_file"])))]
 pub struct Args {
     /// A checkpoint, a run folder (its newest checkpoint), or a GGUF file.
@@ -61,6 +63,15 @@ pub struct Args {
     /// End where this string begins; may be given several times.
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
+    /// Write JSON that fits the JSON Schema in this file.
+    #[arg(long, value_name = "FILE", group = "form")]
+    schema: Option<PathBuf>,
+    /// Write what this regular expression matches as a whole.
+    #[arg(long, value_name = "EXPRESSION", group = "form", allow_hyphen_values = true)]
+    regex: Option<String>,
+    /// Write what the grammar in this file accepts, in llguidance's kind of Lark.
+    #[arg(long, value_name = "FILE", group = "form")]
+    grammar: Option<PathBuf>,
     /// One JSON object a line: prompt, completion, tokens, why it ended.
     #[arg(long)]
     json: bool,
@@ -96,7 +107,8 @@ pub fn run(args: Args, cx: &Context) -> anyhow::Result<()> {
         // Not through the words of a list: a stop string may hold a comma.
         how.stop = args.stop;
     }
-    let how = Generation::from(how);
+    let mut how = Generation::from(how);
+    let form = form(args.schema.as_deref(), args.regex, args.grammar.as_deref())?;
     how.sampling.check().map_err(|error| Usage(error.to_string()))?;
     let prompts = match (args.prompt, args.prompts_file) {
         (Some(dash), _) if dash == "-" => {
@@ -116,6 +128,10 @@ pub fn run(args: Args, cx: &Context) -> anyhow::Result<()> {
         Ok(KvCache::<Cpu>::bytes(config, tokens, weights.operands))
     };
     let checkpoint = open(cx, &args.model, &weights, args.weights.memory, beside)?;
+    if let Some(form) = form {
+        let constraint = checkpoint.constrain(&form);
+        how.constraint = Some(constraint.map_err(|error| Usage(format!("the text cannot have this form: {error}")))?);
+    }
     let stop = signals::stop_flag()?;
     for (number, prompt) in prompts.iter().enumerate() {
         if prompts.len() > 1 && !args.json {
@@ -142,6 +158,20 @@ pub fn run(args: Args, cx: &Context) -> anyhow::Result<()> {
     }
     checkpoint.weights.expert_reads().iter().for_each(|reads| cx.printer.status("Memory", told(reads)));
     Ok(())
+}
+
+/// The form that the texts must have; the parser lets one be named.
+fn form(schema: Option<&Path>, regex: Option<String>, grammar: Option<&Path>) -> anyhow::Result<Option<Form>> {
+    let read = |path: &Path| std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
+    Ok(match (schema, regex, grammar) {
+        (Some(path), ..) => {
+            let schema = serde_json::from_str(&read(path)?);
+            Some(Form::Json(schema.with_context(|| format!("{} is no JSON", path.display()))?))
+        }
+        (None, Some(regex), _) => Some(Form::Regex(regex)),
+        (None, None, Some(path)) => Some(Form::Lark(read(path)?)),
+        (None, None, None) => None,
+    })
 }
 
 fn report(cx: &Context, prompt: &str, completion: &Completion, seconds: f64, json: bool) -> anyhow::Result<()> {

@@ -173,7 +173,7 @@ impl From<GenerateSettings> for wudao_infer::Generation {
         let GenerateSettings { max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, stop } = s;
         let rest = wudao_infer::Sampling::default();
         let sampling = wudao_infer::Sampling { temperature, top_k, top_p, min_p, repetition_penalty, seed, ..rest };
-        wudao_infer::Generation { max_tokens, sampling, stop }
+        wudao_infer::Generation { max_tokens, sampling, stop, constraint: None }
     }
 }
 

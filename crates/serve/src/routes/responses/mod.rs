@@ -8,12 +8,13 @@ mod making;
 
 pub use making::ResponseObject;
 
-use super::chat::{REFUSED, ResponseFormat};
+use super::chat::REFUSED;
 use super::completions::{now, with_ends};
 use super::{App, Asker, answer};
 use crate::body::{Json, Rest, refuse};
 use crate::conversation::{Content, Conversation, Message, PastCall, PastFunction, Role};
 use crate::error::{ApiError, ErrorBody};
+use crate::form::{self, ResponseFormat};
 use crate::job::Job;
 use crate::sampling::Draw;
 use crate::sse::{self, Frame, Frames};
@@ -31,8 +32,15 @@ use wudao_infer::chat::Value;
 use wudao_infer::engine::{Event, Request};
 
 /// What would change the answer and is not done here, beside what chats refuse.
-const REFUSED_TOO: &[&str] =
-    &["previous_response_id", "conversation", "background", "prompt", "max_tool_calls", "top_logprobs"];
+const REFUSED_TOO: &[&str] = &[
+    "previous_response_id",
+    "conversation",
+    "background",
+    "prompt",
+    "max_tool_calls",
+    "top_logprobs",
+    "structured_outputs",
+];
 
 /// Something to answer.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
@@ -137,9 +145,8 @@ pub async fn responses(
     if request.truncation.as_ref().is_some_and(|how| how != "disabled") {
         return Err(ApiError::unsupported("truncation", "too long an input is an error here, never cut"));
     }
-    if let Some(format) = request.text.as_ref().and_then(|text| text.format.as_ref()) {
-        format.check("text.format")?;
-    }
+    let format = request.text.as_ref().and_then(|text| text.format.as_ref());
+    let form = form::Asked::read("text.format", format, None)?;
     let model = app.models.find(request.model.as_deref())?.clone();
     let echo = echo(&request);
     let draw = Draw {
@@ -161,8 +168,9 @@ pub async fn responses(
     variables.extend(effort.map(|effort| ("reasoning_effort".to_owned(), Value::from(effort))));
     let messages = messages(request.instructions, request.input)?;
     let messages = messages.into_iter().map(Message::value).collect::<Result<_, _>>()?;
-    let asked = Conversation { messages, tools, variables, no_generation_prompt: false }.encode(&model).await?;
-    let mut job = Job::start(&model.engine, Request { prompt: asked.ids, ..base }, request.stream)?;
+    let asked = Conversation { messages, tools, variables, no_generation_prompt: false, form }.encode(&model).await?;
+    let mut job =
+        Job::start(&model.engine, Request { prompt: asked.ids, constraint: asked.constraint, ..base }, request.stream)?;
     let response = ResponseObject::new(model.name.clone(), now(), echo);
     let mut making = Making::new(response, asked.splitter, single);
     if request.stream {
@@ -183,6 +191,7 @@ pub async fn responses(
 
 /// What an answer repeats of its request.
 fn echo(request: &ResponsesRequest) -> serde_json::Map<String, serde_json::Value> {
+    let format = request.text.as_ref().and_then(|text| text.format.as_ref());
     let value = json!({
         "error": null,
         "instructions": request.instructions,
@@ -193,7 +202,7 @@ fn echo(request: &ResponsesRequest) -> serde_json::Map<String, serde_json::Value
         "reasoning": {"effort": request.reasoning.as_ref().and_then(|how| how.effort.clone()), "summary": null},
         "store": false,
         "temperature": request.temperature.unwrap_or(1.0),
-        "text": {"format": {"type": "text"}},
+        "text": {"format": format.map_or_else(|| json!({"type": "text"}), |format| json!(format))},
         "tool_choice": request.tool_choice.clone().unwrap_or_else(|| Value::from("auto")),
         "tools": request.tools.clone().unwrap_or_default(),
         "top_p": request.top_p.unwrap_or(1.0),
@@ -211,7 +220,8 @@ fn chat_tool(tool: Value) -> Result<Value, ApiError> {
     if get("function").is_some() || get("type").is_none_or(|kind| kind.as_str() != Some("function")) {
         return Ok(tool);
     }
-    let fields = ["name", "description", "parameters"].into_iter().filter_map(|name| Some((name, get(name)?)));
+    let fields =
+        ["name", "description", "parameters", "strict"].into_iter().filter_map(|name| Some((name, get(name)?)));
     Ok(Value::from_pairs([("type", Value::from("function")), ("function", Value::from_pairs(fields))]))
 }
 

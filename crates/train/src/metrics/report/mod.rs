@@ -43,7 +43,8 @@ pub fn report(out: &Path) -> Result<PathBuf, ReportError> {
     let record = out.join(METRICS);
     let history = History::read(&record).map_err(at(&record))?;
     let run = std::fs::read(out.join(RUN)).ok();
-    let run = run.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or(Value::Null);
+    let mut run = run.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or(Value::Null);
+    run.sort_all_objects();
     let absolute = std::path::absolute(out).unwrap_or_else(|_| out.to_owned());
     let name = absolute.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let path = out.join(REPORT);

@@ -25,7 +25,8 @@ pub fn page(name: &str, history: &History, run: &Value) -> String {
     let config: Option<Config> = run.get("model").and_then(|config| serde_json::from_value(config.clone()).ok());
     let clip = run.pointer("/settings/grad_clip").and_then(Value::as_f64).unwrap_or(0.0);
     let charts = charts(history, clip);
-    let data: serde_json::Map<String, Value> = charts.iter().map(|c| (c.id.to_owned(), c.data())).collect();
+    let mut data: Value = charts.iter().map(|c| (c.id.to_owned(), c.data())).collect();
+    data.sort_all_objects();
 
     let mut html = format!(
         "<!DOCTYPE html>\n<html lang=\"en\" data-ui=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n\
@@ -59,7 +60,7 @@ pub fn page(name: &str, history: &History, run: &Value) -> String {
     let _ = write!(
         html,
         "</main>\n<script type=\"application/json\" id=\"data\">{}</script>\n<script>\n{SCRIPT}</script>\n</body>\n</html>\n",
-        script(&Value::Object(data))
+        script(&data)
     );
     html
 }
