@@ -71,6 +71,13 @@ impl Heads {
 /// Tokens of a page of a cache of keys and values.
 pub const PAGE: usize = 16;
 
+/// Elements of a page of the keys (or of the values) of so many heads: all their numbers. In [`DType::I8`] each row of a head
+/// is as many codes and one scale of 4 bytes, so that its largest number has the code 127; zero has the code 0.
+pub const fn page_len(heads: usize, dim: usize, dtype: DType) -> usize {
+    let scale = if matches!(dtype, DType::I8) { 4 } else { 0 };
+    PAGE * heads * (dim + scale)
+}
+
 /// One sequence's part in a call of [`Device::attention_paged`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Paged<'a> {
@@ -297,8 +304,8 @@ pub trait Device: Clone + Send + Sync + 'static {
     /// Cached attention of several sequences at once, over pages of [`PAGE`] tokens that lie anywhere in a pool: token i of
     /// a sequence is in its page `i / PAGE`. As [`Device::attention_cached`] for each, but a row's bits depend on its own
     /// query, keys and values alone: not on the cuts into calls, nor on the pages' places. `k_pages` and `v_pages` are
-    /// `[pages, PAGE·kv·dim]`, A or narrower; how a page is laid out is the device's own affair. No two sequences write
-    /// the same page. All rows of `qkv` belong to a sequence, in order.
+    /// `[pages, `[`page_len`]`]`, A or narrower, or `I8`; how a page is laid out is the device's own affair. No two sequences
+    /// write the same page. All rows of `qkv` belong to a sequence, in order.
     #[allow(clippy::too_many_arguments)]
     fn attention_paged(
         &self,

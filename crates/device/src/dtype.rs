@@ -12,6 +12,8 @@ pub enum DType {
     Bf16,
     /// Unsigned 32-bit integer: ids and indices.
     U32,
+    /// Codes of 8 bits of keys and values in a cache, and their scales ([`crate::page_len`]): no other kernel knows them.
+    I8,
 }
 
 impl DType {
@@ -21,6 +23,7 @@ impl DType {
             DType::F64 => 8,
             DType::F32 | DType::U32 => 4,
             DType::Bf16 => 2,
+            DType::I8 => 1,
         }
     }
 }
@@ -41,4 +44,7 @@ impl Element for half::bf16 {
 }
 impl Element for u32 {
     const DTYPE: DType = DType::U32;
+}
+impl Element for i8 {
+    const DTYPE: DType = DType::I8;
 }

@@ -138,7 +138,7 @@ impl<'a, D: Device> View<'a, D> {
             DType::F64 => self.to_host::<f64>(device),
             DType::F32 => self.to_host::<f32>(device).into_iter().map(f64::from).collect(),
             DType::Bf16 => self.to_host::<half::bf16>(device).into_iter().map(f64::from).collect(),
-            DType::U32 => panic!("not a floating-point tensor"),
+            DType::U32 | DType::I8 => panic!("not a floating-point tensor"),
         }
     }
 }

@@ -5,7 +5,7 @@
 use crate::Config;
 use crate::layer::Packing;
 use std::ops::Range;
-use wudao_device::{DType, Device, PAGE, Paged, Tensor};
+use wudao_device::{DType, Device, Paged, Tensor, page_len};
 
 /// One layer's keys and values, `[capacity, G·C]` each; or, with latent attention, `[capacity, R + rank]` each, what both
 /// are made from.
@@ -57,22 +57,25 @@ impl<D: Device> KvCache<D> {
 
 /// A pool of pages for the keys and values of any sequences.
 pub struct PagedCache<D: Device> {
-    /// Each `[pages, PAGE·width]`, laid out as the device likes.
+    /// Each `[pages, `[`page_len`]`]`, laid out as the device likes.
     pub(crate) layers: Vec<LayerCache<D>>,
     pages: usize,
 }
 
 impl<D: Device> PagedCache<D> {
-    /// Room for `pages` pages of [`PAGE`] tokens, in `dtype`: that of the model's operands, or a narrower one.
+    /// Room for `pages` pages of [`PAGE`](wudao_device::PAGE) tokens, in `dtype`: that of the model's operands, a narrower
+    /// one, or [`DType::I8`].
     pub fn new(device: &D, config: &Config, pages: usize, dtype: DType) -> Self {
-        let shape = [pages, PAGE * config.cache_width()];
+        let (heads, dim) = config.cache_heads();
+        let shape = [pages, page_len(heads, dim, dtype)];
         let layer = || LayerCache { k: Tensor::new(device, shape, dtype), v: Tensor::new(device, shape, dtype) };
         PagedCache { layers: (0..config.num_hidden_layers).map(|_| layer()).collect(), pages }
     }
 
     /// Bytes of a page of all layers.
     pub fn page_bytes(config: &Config, dtype: DType) -> usize {
-        2 * config.num_hidden_layers * PAGE * config.cache_width() * dtype.size()
+        let (heads, dim) = config.cache_heads();
+        2 * config.num_hidden_layers * page_len(heads, dim, dtype) * dtype.size()
     }
 
     /// Pages there are.

@@ -245,9 +245,15 @@ impl Config {
     /// Numbers that a cache keeps of a token's keys in one layer, and as many of its values: the keys themselves, or their
     /// latent and what is rotated.
     pub fn cache_width(&self) -> usize {
+        let (heads, dim) = self.cache_heads();
+        heads * dim
+    }
+
+    /// The same as heads and the width of each.
+    pub fn cache_heads(&self) -> (usize, usize) {
         match &self.mla {
-            Some(m) => m.kv_lora_rank + m.qk_rope_head_dim,
-            None => self.num_key_value_heads * self.head_dim,
+            Some(m) => (1, m.kv_lora_rank + m.qk_rope_head_dim),
+            None => (self.num_key_value_heads, self.head_dim),
         }
     }
 

@@ -232,7 +232,7 @@ impl Config {
         self.to_json_as(match dtype {
             DType::Bf16 => "bfloat16",
             DType::F64 => "float64",
-            DType::F32 | DType::U32 => "float32",
+            DType::F32 | DType::U32 | DType::I8 => "float32",
         })
     }
 

@@ -95,6 +95,7 @@ const GAUGES: &[Row<usize>] = &[
     ("wudao_sequences_waiting", "Completions that wait for their turn.", |s| s.waiting),
     ("wudao_cache_used_tokens", "Tokens whose keys and values running completions hold.", |s| s.cache_used),
     ("wudao_cache_tokens", "Tokens whose keys and values there is room for.", |s| s.cache_total),
+    ("wudao_cache_token_bytes", "Bytes of a token's keys and values.", |s| s.cache_token_bytes),
     ("wudao_experts_held_bytes", "Experts in memory, where others stay in their file.", |s| s.experts.held),
     ("wudao_experts_room_bytes", "Room for experts in memory, where others stay in their file.", |s| s.experts.room),
 ];

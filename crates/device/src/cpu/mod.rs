@@ -32,7 +32,7 @@ mod tiles;
 
 use crate::{
     AdamW, Coding, DType, Device, Element, Fault, Gemm, Heads, IGNORE, Operand, PAGE, Paged, Routing, Score, View,
-    ViewMut,
+    ViewMut, page_len,
 };
 use attention::Context;
 use gemm::{Data, Mat, MatMut};
@@ -199,6 +199,8 @@ macro_rules! by_cache {
             (DType::F32, DType::F32) => by_cache!(@ f32, f32, $A, $T => $body),
             (DType::F32, DType::Bf16) => by_cache!(@ f32, bf16, $A, $T => $body),
             (DType::Bf16, DType::Bf16) => by_cache!(@ bf16, bf16, $A, $T => $body),
+            (DType::F32, DType::I8) => by_cache!(@ f32, i8, $A, $T => $body),
+            (DType::Bf16, DType::I8) => by_cache!(@ bf16, i8, $A, $T => $body),
             (a, t) => panic!("no cache of {t:?} for keys and values in {a:?}"),
         }
     };
@@ -314,6 +316,7 @@ impl Device for Cpu {
             DType::F64 => elementwise::fill(&self.pool, c, slice_mut(y)),
             DType::Bf16 => elementwise::fill(&self.pool, real::nearest(c), slice_mut(y)),
             DType::U32 => elementwise::fill(&self.pool, c as u32, slice_mut(y)),
+            DType::I8 => elementwise::fill(&self.pool, c as i8, slice_mut(y)),
         }
     }
     fn copy(&self, x: View<Self>, y: ViewMut<Self>) {
@@ -563,7 +566,8 @@ impl Device for Cpu {
         out: ViewMut<Self>,
     ) {
         timed!(self, attention_paged);
-        let (n, page, count) = (qkv.shape()[0], PAGE * heads.kv * heads.dim, k_pages.shape()[0]);
+        let (n, count) = (qkv.shape()[0], k_pages.shape()[0]);
+        let page = page_len(heads.kv, heads.dim, k_pages.dtype());
         check_heads(&heads);
         check_pages(sequences, n, count);
         shapes!(qkv: [n, heads.width()], k_pages: [count, page], v_pages: [count, page], out: [n, heads.q * heads.dim]);

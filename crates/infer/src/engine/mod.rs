@@ -139,7 +139,8 @@ pub struct EngineOptions {
     pub queue: usize,
     /// Bytes of memory for keys and values of all sequences.
     pub cache_bytes: usize,
-    /// Type of keys and values in memory: that of the model's operands, or [`DType::Bf16`], of half the size beside f32.
+    /// Type of keys and values in memory: that of the model's operands, or [`DType::Bf16`], of half the size beside f32, or
+    /// [`DType::I8`], of about a quarter.
     pub cache_dtype: Option<DType>,
     /// Most tokens of prompts that one step reads.
     pub prefill_chunk: usize,
@@ -195,7 +196,7 @@ pub enum EngineError {
         option: &'static str,
     },
     /// Keys and values cannot be kept so.
-    #[error("keys and values of a model in {model:?} cannot be kept in {asked:?}, only in {model:?} or (f32) Bf16")]
+    #[error("keys and values of a model in {model:?} cannot be kept in {asked:?}, only in {model:?}, I8 or (f32) Bf16")]
     CacheType {
         /// As asked for.
         asked: DType,

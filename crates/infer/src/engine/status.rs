@@ -17,6 +17,8 @@ pub struct Status {
     pub cache_peak: usize,
     /// Tokens there is room for.
     pub cache_total: usize,
+    /// Bytes of a token's keys and values.
+    pub cache_token_bytes: usize,
     /// What has been done.
     pub counters: Counters,
     /// Experts that stay in their file.

@@ -203,23 +203,22 @@ fn everyone_is_told_what_they_are_told_alone() {
         let requests = crowd(5, 24, one.config().vocab_size);
         let expected: Vec<_> = requests.iter().map(|r| ask(&one, r.clone())).collect();
         assert_eq!(one.status().counters.cached_tokens, 0);
-        let half = |batch| {
-            let cache_dtype = Some(DType::Bf16);
-            start(EngineOptions { cache_dtype, batch, prefix_cache: false, ..EngineOptions::default() })
-        };
-        let streams: Vec<_> = {
-            let engine = half(9);
-            requests
-                .iter()
-                .map(|r| self::start(&engine, r.clone()))
-                .collect::<Vec<_>>()
-                .into_iter()
-                .map(|(_ticket, rx)| rx.into_iter().collect::<Vec<_>>())
-                .collect()
-        };
-        let engine = half(1);
-        assert!(requests.iter().zip(&streams).all(|(r, told)| &ask(&engine, r.clone()) == told));
-        assert!(streams != expected, "keys of 8 bits change something");
+        for dtype in [DType::Bf16, DType::I8] {
+            let narrow = |batch| {
+                let (cache_dtype, prefix_cache) = (Some(dtype), batch > 1);
+                start(EngineOptions { cache_dtype, batch, prefix_cache, prefill_chunk: 9, ..EngineOptions::default() })
+            };
+            let engine = narrow(9);
+            let streams: Vec<_> = requests.iter().map(|r| self::start(&engine, r.clone())).collect();
+            let streams: Vec<_> = streams.into_iter().map(|(_ticket, rx)| told(rx.into_iter().collect())).collect();
+            assert!(engine.status().counters.cached_tokens > 0);
+            let engine = narrow(1);
+            assert!(requests.iter().zip(&streams).all(|(r, all)| &told(ask(&engine, r.clone())) == all), "{dtype:?}");
+            assert!(streams != expected, "keys of fewer bits change something");
+            // Two heads of 12 numbers in three layers.
+            let row = if dtype == DType::I8 { 12 + 4 } else { 2 * 12 };
+            assert_eq!(engine.status().cache_token_bytes, 2 * 3 * 2 * row);
+        }
         for (batch, prefill_chunk, prefix_cache, room) in
             [(16, 256, true, 1000), (5, 7, true, 20), (24, 64, false, 14), (3, 1, false, 1000), (24, 1000, true, 13)]
         {

@@ -79,7 +79,8 @@ pub(super) struct Room {
 impl Room {
     pub fn of(config: &Config, operands: DType, options: &EngineOptions) -> Result<Room, EngineError> {
         let dtype = options.cache_dtype.unwrap_or(operands);
-        if dtype != operands && (operands, dtype) != (DType::F32, DType::Bf16) {
+        let coded = dtype == DType::I8 && operands != DType::F64;
+        if dtype != operands && !coded && (operands, dtype) != (DType::F32, DType::Bf16) {
             return Err(EngineError::CacheType { asked: dtype, model: operands });
         }
         let (bytes, limit) = (options.page_bytes(config, operands), config.max_position_embeddings);
@@ -112,7 +113,8 @@ impl<D: Device> Worker<D> {
         let Room { context, pages: count } = Room::of(model.config(), model.dtype(), options)?;
         options.context = context;
         let cache = PagedCache::new(&device, model.config(), count, dtype);
-        let status = Status { cache_total: count * PAGE, ..Status::default() };
+        let bytes = options.page_bytes(model.config(), model.dtype());
+        let status = Status { cache_total: count * PAGE, cache_token_bytes: bytes / PAGE, ..Status::default() };
         let pages = Pages::new(count);
         Ok(Worker { device, model, weights, cache, pages, pace: 0.0, options: options.clone(), status })
     }

@@ -16,6 +16,7 @@ pub(super) fn file_type(dtype: DType) -> Dtype {
         DType::F64 => Dtype::F64,
         DType::Bf16 => Dtype::BF16,
         DType::U32 => Dtype::U32,
+        DType::I8 => Dtype::I8,
     }
 }
 

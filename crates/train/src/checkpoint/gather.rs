@@ -33,6 +33,7 @@ fn tag(dtype: DType) -> u32 {
         DType::F64 => 1,
         DType::Bf16 => 2,
         DType::U32 => 3,
+        DType::I8 => 4,
     }
 }
 
@@ -70,7 +71,8 @@ fn unpack(mut words: &[u32]) -> Option<Snapshot> {
     };
     let mut tensors = vec![];
     while let Some(&[dtype, name, shape, high, low]) = take(5) {
-        let dtype = [DType::F32, DType::F64, DType::Bf16, DType::U32].into_iter().find(|&d| tag(d) == dtype)?;
+        let dtype =
+            [DType::F32, DType::F64, DType::Bf16, DType::U32, DType::I8].into_iter().find(|&d| tag(d) == dtype)?;
         let (name, length) = (name as usize, (high as usize) << 32 | low as usize);
         let shape = take(shape as usize)?.iter().map(|&n| n as usize).collect();
         let name = String::from_utf8(bytes(take(name.div_ceil(4))?, name)).ok()?;

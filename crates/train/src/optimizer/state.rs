@@ -40,6 +40,7 @@ fn file_type(dtype: DType) -> safetensors::Dtype {
         DType::F64 => safetensors::Dtype::F64,
         DType::Bf16 => safetensors::Dtype::BF16,
         DType::U32 => safetensors::Dtype::U32,
+        DType::I8 => safetensors::Dtype::I8,
     }
 }
 

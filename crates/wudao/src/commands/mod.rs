@@ -70,6 +70,27 @@ impl From<Dtype> for DType {
     }
 }
 
+/// Bits of keys and values in memory.
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CacheDtype {
+    /// 32 bits.
+    F32,
+    /// 16 bits.
+    Bf16,
+    /// 8 bits, and a scale for each head of a token.
+    Int8,
+}
+
+impl From<CacheDtype> for DType {
+    fn from(dtype: CacheDtype) -> DType {
+        match dtype {
+            CacheDtype::F32 => DType::F32,
+            CacheDtype::Bf16 => DType::Bf16,
+            CacheDtype::Int8 => DType::I8,
+        }
+    }
+}
+
 /// How weights are kept.
 #[derive(clap::ValueEnum, Clone, Copy, Debug)]
 pub enum Weights {

@@ -3,7 +3,7 @@
 //! What is said goes to standard error; standard output has the address alone, so that a program that starts a server on a free
 //! port (`--port 0`) can read where it is.
 
-use super::{Context, Dtype, WeightArgs};
+use super::{CacheDtype, Context, WeightArgs};
 use crate::error::{Advice, Usage};
 use crate::printer::bytes;
 use crate::signals;
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use wudao_device::DType;
 use wudao_infer::Engine;
-use wudao_infer::engine::EngineOptions;
+use wudao_infer::engine::{EngineOptions, Status};
 use wudao_model::{Config, WeightOptions};
 use wudao_serve::{ApiKeys, Options, Served, Tls};
 
@@ -94,7 +94,7 @@ pub struct Args {
     cache: NonZeroUsize,
     /// Bits of keys and values in memory [default: those of --dtype].
     #[arg(long, value_enum, help_heading = "Engine")]
-    cache_dtype: Option<Dtype>,
+    cache_dtype: Option<CacheDtype>,
     /// Most tokens of prompts that one step reads.
     #[arg(long, value_name = "N", default_value = "256", help_heading = "Engine")]
     prefill_chunk: NonZeroUsize,
@@ -116,9 +116,10 @@ pub fn run(args: Args, cx: &Context) -> anyhow::Result<()> {
     let models = models.collect::<anyhow::Result<Vec<_>>>()?;
     for model in &models {
         let chat = if model.template.is_some() { "" } else { ", without a chat template: it can only continue texts" };
-        let room = model.engine.status().cache_total;
-        let context = model.engine.context();
-        cx.printer.status("Model", format!("{}: {context} tokens of context, room for {room}{chat}", model.name));
+        let Status { cache_total: room, cache_token_bytes, .. } = model.engine.status();
+        let (context, each) = (model.engine.context(), bytes(cache_token_bytes as u64));
+        let text = format!("{}: {context} tokens of context, room for {room} of {each}{chat}", model.name);
+        cx.printer.status("Model", text);
     }
     if options.api_keys.is_none() && !options.is_local() {
         cx.printer.warn("everybody who reaches this address may ask: --api-keys FILE asks for keys");

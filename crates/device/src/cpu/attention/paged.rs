@@ -8,8 +8,10 @@
 //! and these are joined in order. The splits are what several threads can share of one row.
 //!
 //! For that a page of keys is stored transposed, `[kv, dim, PAGE]`, and needs no packing; a page of values is
-//! `[kv, PAGE, dim]`. A head's part of a page is one run of memory, read once for all query heads that share it. What is
-//! not here: the matrix instructions that the forward pass of training uses; a prompt's attention runs on plain vectors.
+//! `[kv, PAGE, dim]`. A head's part of a page is one run of memory, read once for all query heads that share it. Where
+//! numbers are codes of 8 bits, the scales of a head's rows follow its codes: a key's is multiplied with its score, a
+//! value's with its probability, so that the products know nothing of them. What is not here: the matrix instructions that
+//! the forward pass of training uses; a prompt's attention runs on plain vectors.
 
 mod tile;
 
@@ -58,10 +60,22 @@ struct Cache<'a, T> {
     column: usize,
 }
 
-impl<'a, T> Cache<'a, T> {
+impl<'a, T: Cached> Cache<'a, T> {
     #[inline(always)]
     fn page(&self, of: &'a [T], page: usize) -> &'a [T] {
         &of[self.pages[page] as usize * self.pitch + self.column..][..PAGE * self.dim]
+    }
+    /// The scales of so many pages of rows.
+    #[inline(always)]
+    fn scales(&self, of: &'a [T], first: usize, count: usize) -> [T::Real; KEYS] {
+        let mut all = [T::Real::ONE; KEYS];
+        for (i, scales) in all.chunks_exact_mut(PAGE).enumerate().take(count) {
+            let at = self.pages[first + i] as usize * self.pitch + self.column + PAGE * self.dim;
+            for (scale, bytes) in scales.iter_mut().zip(of[at..at + PAGE * T::SCALE].chunks_exact(T::SCALE.max(1))) {
+                *scale = T::scale(bytes);
+            }
+        }
+        all
     }
     #[inline(always)]
     fn value(&self, key: usize) -> &'a [T] {
@@ -81,7 +95,7 @@ pub(crate) fn attention_paged<A: Number, T: Cached<Real = <A as Stored>::Real>>(
     out: &mut [A],
 ) {
     let Heads { q, kv, dim } = heads;
-    let (group, part, pitch) = (q / kv, dim + 2, kv * PAGE * dim);
+    let (group, part, run) = (q / kv, dim + 2, PAGE * (dim + T::SCALE));
     store(cx, heads, sequences, qkv, (Scattered::new(&mut *k), Scattered::new(&mut *v)));
 
     let (k, v) = (&*k, &*v);
@@ -108,7 +122,7 @@ pub(crate) fn attention_paged<A: Number, T: Cached<Real = <A as Stored>::Real>>(
     let put =
         |row: usize, head: usize, state: &[A::Real]| finish(state, unsafe { out.run((row * q + head) * dim, dim) });
     let shared = Scattered::new(parts.slice());
-    let run = |i: usize| {
+    let work = |i: usize| {
         let task = &tasks[i];
         let s = &sequences[task.sequence];
         let pairs = task.rows.len() * group;
@@ -118,7 +132,7 @@ pub(crate) fn attention_paged<A: Number, T: Cached<Real = <A as Stored>::Real>>(
             let at = row * heads.width() + (task.kv * group + pair % group) * dim;
             query.iter_mut().zip(&qkv[at..]).for_each(|(y, &x)| *y = Stored::widen(x) * A::Real::of(scale * LOG2_E));
         }
-        let cache = Cache { k, v, pages: s.pages, dim, pitch, column: task.kv * PAGE * dim };
+        let cache = Cache { k, v, pages: s.pages, dim, pitch: kv * run, column: task.kv * run };
         let position = s.past + task.rows.start;
         let keys = |split: usize| split * SPLIT..((split + 1) * SPLIT).min(s.past + task.rows.end);
         let of_split = |split, states: &mut [A::Real]| {
@@ -142,9 +156,9 @@ pub(crate) fn attention_paged<A: Number, T: Cached<Real = <A as Stored>::Real>>(
     };
     let elements: usize = sequences.iter().map(|s| s.rows.len() * (s.past + s.rows.len()) * q * dim).sum();
     if elements < MANY {
-        (0..tasks.len()).for_each(run)
+        (0..tasks.len()).for_each(work)
     } else {
-        cx.pool.run(tasks.len(), run)
+        cx.pool.run(tasks.len(), work)
     }
 
     // What splits of their own gave, in order.
@@ -176,12 +190,16 @@ fn store<A: Number, T: Cached<Real = <A as Stored>::Real>>(
         let (s, h) = (&sequences[i / kv], i % kv);
         for (i, row) in qkv.chunks_exact(heads.width()).skip(s.rows.start).take(s.rows.len()).enumerate() {
             let (page, slot) = (s.pages[(s.past + i) / PAGE] as usize, (s.past + i) % PAGE);
-            let at = (page * kv + h) * PAGE * dim;
+            let run = PAGE * (dim + T::SCALE);
+            let at = (page * kv + h) * run;
             let (key, value) = (&row[(q + h) * dim..][..dim], &row[(q + kv + h) * dim..][..dim]);
             // SAFETY: a sequence's pages are its own where it writes, and each of its heads is one task's.
-            let (k, v) = unsafe { (k.run(at, PAGE * dim), v.run(at + slot * dim, dim)) };
-            k[slot..].iter_mut().step_by(PAGE).zip(key).for_each(|(y, &x)| *y = T::narrow(x.widen()));
-            v.iter_mut().zip(value).for_each(|(y, &x)| *y = T::narrow(x.widen()));
+            let (k, v) = unsafe { (k.run(at, run), v.run(at, run)) };
+            let ((k, k_scales), (v, v_scales)) = (k.split_at_mut(PAGE * dim), v.split_at_mut(PAGE * dim));
+            let factor = T::put_scale(key.iter().map(|x| x.widen()), &mut k_scales[slot * T::SCALE..]);
+            k[slot..].iter_mut().step_by(PAGE).zip(key).for_each(|(y, &x)| *y = T::narrow(x.widen() * factor));
+            let factor = T::put_scale(value.iter().map(|x| x.widen()), &mut v_scales[slot * T::SCALE..]);
+            v[slot * dim..].iter_mut().zip(value).for_each(|(y, &x)| *y = T::narrow(x.widen() * factor));
         }
     };
     let (tasks, elements) = (sequences.len() * kv, sequences.iter().map(|s| s.rows.len()).sum::<usize>() * kv * dim);
@@ -268,6 +286,12 @@ fn tile<A: Number, T: CachedAs<A>, S: Isa, const N: usize>(
             products::<A, T, S, N, 1>(cache, first + i, queries, &mut scores, i * PAGE);
         }
     }
+    if T::SCALE > 0 {
+        let scales = cache.scales(cache.k, first, count);
+        for row in scores.iter_mut() {
+            row.iter_mut().zip(&scales).for_each(|(x, &scale)| *x *= scale);
+        }
+    }
     for ((scores, &seen), state) in scores.iter_mut().zip(&seen).zip(states.chunks_exact_mut(part)) {
         scores[seen..].fill(A::Real::NEG_INFINITY);
         let old = state[0];
@@ -278,6 +302,12 @@ fn tile<A: Number, T: CachedAs<A>, S: Isa, const N: usize>(
         state[1] = S::fma(state[1], factor, sum(&scores[..]));
         if factor != A::Real::ONE {
             state[2..].iter_mut().for_each(|x| *x *= factor);
+        }
+    }
+    if T::SCALE > 0 {
+        let scales = cache.scales(cache.v, first, count);
+        for (row, &seen) in scores.iter_mut().zip(&seen) {
+            row[..seen].iter_mut().zip(&scales).for_each(|(x, &scale)| *x *= scale);
         }
     }
     let mut column = 0;

@@ -2,7 +2,7 @@
 
 use crate::check::{Random, assert_close, assert_gradient};
 use crate::cpu::testing::{cpu, dot, down, fresh, up};
-use crate::{Cpu, DType, Device, Element, Heads, PAGE, Paged, Tensor};
+use crate::{Cpu, DType, Device, Element, Heads, PAGE, Paged, Tensor, page_len};
 use half::bf16;
 use proptest::prelude::*;
 
@@ -189,7 +189,7 @@ fn paged<T: Element>(
 ) -> Vec<f64> {
     let (width, wide) = (heads.width(), heads.q * heads.dim);
     let (t, n) = (qkv.len() / width, other.len() / width);
-    let page = [64, PAGE * heads.kv * heads.dim];
+    let page = [64, page_len(heads.kv, heads.dim, cache)];
     let (mut k, mut v) = (Tensor::<Cpu>::new(cpu, page, cache), Tensor::<Cpu>::new(cpu, page, cache));
     let theirs: Vec<u32> = (0..64).filter(|p| !pages.contains(p)).collect();
     let mut all = Vec::with_capacity(t * wide);
@@ -236,10 +236,10 @@ proptest! {
         prop_assert!(one == paged(&Cpu::new(3), heads, &qkv, &steps, &other, &there, DType::F64));
         let narrow = |x: &[f64]| x.iter().map(|&x| x as f32).collect::<Vec<f32>>();
         let (qkv, other) = (narrow(&qkv), narrow(&other));
-        for cache in [DType::F32, DType::Bf16] {
+        for cache in [DType::F32, DType::Bf16, DType::I8] {
             let one = paged(&cpu, heads, &qkv, &whole, &[], &here, cache);
             prop_assert!(one == paged(&Cpu::new(3), heads, &qkv, &steps, &other, &there, cache));
-            let what = if cache == DType::F32 { "attention" } else { "attention order" };
+            let what = if cache == DType::Bf16 { "attention order" } else { "attention" };
             assert_close("paged", what, cache, &down(&cpu, &expected), &one);
         }
     }

@@ -5,7 +5,7 @@
 //! client's long prompt is read. Everything goes through the engine that `wudao serve` runs, sampling included, at
 //! temperature 0. Nothing is kept between requests.
 
-use super::super::{memory, told};
+use super::super::{CacheDtype, memory, told};
 use super::{Context, Shape, WeightArg, dtype_name, median, process_bytes, weights_name};
 use crate::printer::{Unit, columns};
 use anyhow::Context as _;
@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::sync::mpsc;
 use std::time::Instant;
 use wudao_data::tokenizer::{MIN_VOCAB_SIZE, Tokenizer, TrainOptions};
-use wudao_device::{Cpu, PAGE};
+use wudao_device::{Cpu, DType, PAGE};
 use wudao_infer::engine::{EngineOptions, Event, Request};
 use wudao_infer::{Checkpoint, Engine, Sampling};
 use wudao_model::model::Options;
@@ -44,6 +44,9 @@ pub struct Args {
     /// Memory for weights, keys and values, as of `wudao serve`; needs a checkpoint.
     #[arg(long, value_name = "SIZE", value_parser = memory, requires = "model")]
     memory: Option<usize>,
+    /// Bits of keys and values in memory [default: those of --dtype].
+    #[arg(long, value_enum)]
+    cache_dtype: Option<CacheDtype>,
     /// Measurements of each; the median counts.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     tries: u32,
@@ -73,6 +76,8 @@ struct Answer {
     /// Most resident memory of the process, and the keys and values in it.
     peak_rss_mb: Option<f64>,
     cache_mb: f64,
+    /// Of a token.
+    cache_token_bytes: usize,
     threads: usize,
     prompt: u32,
     tokens: u32,
@@ -169,7 +174,9 @@ fn checkpoint(
 
 fn answer(args: &Args, cx: &Context) -> anyhow::Result<Answer> {
     let most = args.clients.iter().copied().fold(2, u32::max) as usize;
-    let options = EngineOptions { batch: most, queue: most, prefix_cache: false, ..EngineOptions::default() };
+    let cache_dtype = args.cache_dtype.map(DType::from);
+    let options =
+        EngineOptions { batch: most, queue: most, cache_dtype, prefix_cache: false, ..EngineOptions::default() };
     let (model, weights, checkpoint) = checkpoint(args, &options, cx)?;
     let (dtype, weight_bytes) = (checkpoint.model.dtype(), checkpoint.weights.bytes());
     let page_bytes = options.page_bytes(&checkpoint.config, dtype);
@@ -233,6 +240,7 @@ fn answer(args: &Args, cx: &Context) -> anyhow::Result<Answer> {
         weights,
         weight_mb: weight_bytes as f64 / 1e6,
         peak_rss_mb: process_bytes().map(|bytes| bytes as f64 / 1e6),
+        cache_token_bytes: page_bytes / PAGE,
         cache_mb: (engine.status().cache_peak / PAGE * page_bytes) as f64 / 1e6,
         threads: cx.threads,
         prompt: args.prompt,
@@ -293,8 +301,10 @@ impl Answer {
         cx.printer.answer(&columns(&["engine", "tokens/s", ""], &rows))?;
         let rss = self.peak_rss_mb.map_or("unknown".into(), |mb| format!("{mb:.0} MB"));
         let (weights, cache) = (self.weight_mb, self.cache_mb);
-        let memory =
-            format!("\nweights in {} {weights:.0} MB, keys and values {cache:.0} MB, process {rss}\n", self.weights);
+        let memory = format!(
+            "\nweights in {} {weights:.0} MB, keys and values {cache:.0} MB ({} bytes a token), process {rss}\n",
+            self.weights, self.cache_token_bytes
+        );
         cx.printer.answer(&memory)?;
         self.experts.iter().try_for_each(|reads| cx.printer.answer(&format!("{}\n", told(reads))))?;
         Ok(())
@@ -319,6 +329,7 @@ mod tests {
             clients,
             long_prompt: 300,
             memory: None,
+            cache_dtype: Some(CacheDtype::Int8),
             tries: 1,
             json: true,
             shape,

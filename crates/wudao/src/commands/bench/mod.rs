@@ -184,6 +184,7 @@ fn dtype_name(dtype: DType) -> &'static str {
         DType::F32 => "f32",
         DType::Bf16 => "bf16",
         DType::U32 => "u32",
+        DType::I8 => "int8",
     }
 }
 

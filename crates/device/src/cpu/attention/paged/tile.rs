@@ -6,7 +6,7 @@
 //! has a fused multiply-add.
 
 use crate::PAGE;
-use crate::cpu::real::Stored;
+use crate::cpu::real::{Real, Stored};
 use crate::cpu::simd::Isa;
 use half::bf16;
 
@@ -24,6 +24,18 @@ pub(crate) struct Tile<T: Stored, const N: usize, const V: usize> {
 
 /// A type of keys and values in memory.
 pub(crate) trait Cached: Stored {
+    /// Elements of a row's scale, if it has one.
+    const SCALE: usize = 0;
+    /// Writes the scale of a row; what the row's numbers must be multiplied by to be narrowed.
+    #[inline(always)]
+    fn put_scale(_row: impl Iterator<Item = Self::Real>, _to: &mut [Self]) -> Self::Real {
+        Self::Real::ONE
+    }
+    /// The scale in its [`Cached::SCALE`] elements.
+    #[inline(always)]
+    fn scale(_from: &[Self]) -> Self::Real {
+        Self::Real::ONE
+    }
     /// # Safety
     /// All that the tile speaks of is there, and nobody else uses `c`.
     #[inline(always)]
@@ -58,8 +70,9 @@ unsafe fn plain<T: Stored, S: Isa, const N: usize, const V: usize>(tile: Tile<T,
 }
 
 macro_rules! cached {
-    ($($t:ident: $avx512:path, $avx2:path;)+) => {$(
+    ($($t:ident { $($scale:item)* }: $avx512:path, $avx2:path;)+) => {$(
         impl Cached for $t {
+            $($scale)*
             #[inline(always)]
             unsafe fn multiply<S: Isa, const N: usize, const V: usize>(tile: Tile<Self, N, V>) {
                 #[cfg(target_arch = "x86_64")]
@@ -81,8 +94,39 @@ macro_rules! cached {
     )+};
 }
 cached! {
-    f32: x86::f32_avx512::multiply, x86::f32_avx2::multiply;
-    bf16: x86::bf16_avx512::multiply, x86::bf16_avx2::multiply;
+    f32 {}: x86::f32_avx512::multiply, x86::f32_avx2::multiply;
+    bf16 {}: x86::bf16_avx512::multiply, x86::bf16_avx2::multiply;
+    i8 {
+        const SCALE: usize = size_of::<f32>();
+
+        /// The largest number's code is 127. What is not a number makes all of its row so.
+        #[inline(always)]
+        fn put_scale(row: impl Iterator<Item = f32>, to: &mut [i8]) -> f32 {
+            let largest = row.map(f32::abs).fold(0.0, |a: f32, x| if x > a || x.is_nan() { x } else { a });
+            let bytes = (largest / 127.0).to_le_bytes();
+            to.iter_mut().zip(bytes).for_each(|(to, byte)| *to = byte as i8);
+            if largest > 0.0 { 127.0 / largest } else { 0.0 }
+        }
+
+        #[inline(always)]
+        fn scale(from: &[i8]) -> f32 {
+            f32::from_le_bytes([from[0] as u8, from[1] as u8, from[2] as u8, from[3] as u8])
+        }
+    }: x86::i8_avx512::multiply, x86::i8_avx2::multiply;
+}
+
+/// A code, which a scale belongs to.
+impl Stored for i8 {
+    type Real = f32;
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from(self)
+    }
+    /// To the nearest code, ties to even. What is not a number is 0: its row's scale says so.
+    #[inline(always)]
+    fn narrow(x: f32) -> i8 {
+        x.round_ties_even() as i8
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -176,6 +220,38 @@ mod x86 {
         _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves)))
     }
 
+    /// # Safety
+    /// 16 codes are there.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn codes_512(x: *const i8) -> __m512 {
+        // SAFETY: the caller's promise.
+        let codes = unsafe { _mm_loadu_si128(x.cast()) };
+        _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes))
+    }
+
+    /// # Safety
+    /// 8 codes are there.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn codes_256(x: *const i8) -> __m256 {
+        // SAFETY: the caller's promise.
+        let codes = unsafe { _mm_loadl_epi64(x.cast()) };
+        _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes))
+    }
+
+    kernel!(
+        i8_avx512,
+        ["avx512f"],
+        i8,
+        16,
+        _mm512_set1_ps,
+        codes_512,
+        _mm512_fmadd_ps,
+        _mm512_loadu_ps,
+        _mm512_storeu_ps
+    );
+    kernel!(i8_avx2, ["avx2" "fma"], i8, 8, _mm256_set1_ps, codes_256, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_storeu_ps);
     kernel!(
         f32_avx512,
         ["avx512f"],
@@ -214,7 +290,7 @@ mod tests {
         for steps in [0, 1, 7, 16, 33] {
             let mut numbers = |n: usize| r.values(n).into_iter().map(|x| x as f32).collect::<Vec<f32>>();
             let (a, c, step) = (numbers(N * steps), numbers(N * V * PAGE), V * PAGE + 3);
-            let b: Vec<T> = numbers(step * steps + V * PAGE).into_iter().map(T::narrow).collect();
+            let b: Vec<T> = numbers(step * steps + V * PAGE).into_iter().map(|x| T::narrow(100.0 * x)).collect();
             let mut out = [c.clone(), c];
             for (way, c) in out.iter_mut().enumerate() {
                 let tile = Tile::<T, N, V> {
@@ -239,5 +315,29 @@ mod tests {
         both::<bf16, 4, 4>(4);
         both::<bf16, 1, 4>(5);
         both::<bf16, 2, 1>(6);
+        both::<i8, 4, 4>(7);
+        both::<i8, 2, 1>(8);
+        both::<i8, 1, 4>(9);
+    }
+
+    #[test]
+    fn a_row_of_codes_is_the_row_to_half_a_code() {
+        let mut r = Random(4);
+        for size in [1e-20f32, 1.0, 3e4] {
+            let row: Vec<f32> = r.values(70).into_iter().map(|x| size * x as f32).collect();
+            let mut scale = [0i8; 4];
+            let factor = i8::put_scale(row.iter().copied(), &mut scale);
+            let (scale, largest) = (<i8 as Cached>::scale(&scale), row.iter().fold(0.0f32, |a, x| a.max(x.abs())));
+            let codes: Vec<i8> = row.iter().map(|x| i8::narrow(x * factor)).collect();
+            assert_eq!(codes.iter().map(|c| c.unsigned_abs()).max(), Some(127));
+            for (&x, &code) in row.iter().zip(&codes) {
+                assert!((code.widen() * scale - x).abs() <= largest / 253.0, "{x} as {code} of {scale}");
+            }
+        }
+        let mut scale = [1i8; 4];
+        assert_eq!(i8::put_scale([0.0f32, -0.0].into_iter(), &mut scale), 0.0);
+        assert_eq!(<i8 as Cached>::scale(&scale), 0.0);
+        i8::put_scale([1.0, f32::NAN, 2.0].into_iter(), &mut scale);
+        assert!(<i8 as Cached>::scale(&scale).is_nan());
     }
 }
