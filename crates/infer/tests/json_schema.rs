@@ -7,9 +7,8 @@
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use wudao_data::tokenizer::Tokenizer;
-use wudao_infer::constraint::{Constraint, Form, Vocabulary};
-use wudao_infer::testing;
+use wudao_data::tokenizer::{Tokenizer, TrainOptions};
+use wudao_infer::constraint::{Constraint, FORMATS, Form, KEYWORDS, Vocabulary};
 
 /// One line of the suite.
 #[derive(serde::Deserialize)]
@@ -134,7 +133,8 @@ impl Suite {
 
 #[test]
 fn the_constraint_keeps_what_the_suite_asks() {
-    let tokenizer = testing::tokenizer();
+    // Some tokens of several bytes, and one for each byte.
+    let tokenizer = Tokenizer::train(["the quick brown {\"foo\": \"bar\"} jumps"], &TrainOptions::new(320)).unwrap();
     let vocabulary = Vocabulary::new(&tokenizer).unwrap();
     let mut suite = Suite { tokenizer, counts: BTreeMap::new(), differ: vec![] };
     let mut refused: BTreeMap<String, usize> = BTreeMap::new();
@@ -172,4 +172,15 @@ fn the_constraint_keeps_what_the_suite_asks() {
     }
     assert!(!total.contains_key("INVALID, ACCEPTED"), "{report}");
     insta::assert_snapshot!(report);
+}
+
+#[test]
+fn the_documentation_names_what_is_kept() {
+    for file in ["docs/serving.md", "docs/zh-CN/serving.md"] {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(file);
+        let text = std::fs::read_to_string(path).unwrap();
+        for word in KEYWORDS.iter().chain(FORMATS) {
+            assert!(text.contains(&format!("`{word}`")), "{file} does not name {word}");
+        }
+    }
 }

@@ -34,8 +34,8 @@ const MOST_NODES: usize = 1 << 22;
 /// so many that a thread's usual stack is too small. Memory that is not touched costs nothing.
 const STACK: usize = 512 << 20;
 
-/// A vocabulary as constraints see it: the bytes of each token, in a trie. Made once for a tokenizer, in a tenth of a second
-/// or two if it is large.
+/// A vocabulary as constraints see it: the bytes of each token, in a trie. Made once for a tokenizer, in a good part
+/// of a second if it is large.
 pub struct Vocabulary {
     factory: ParserFactory,
     /// Tokens that cannot begin a text.

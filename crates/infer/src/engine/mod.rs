@@ -415,7 +415,7 @@ impl Engine {
         Ok(Ticket { cancelled, detached: false })
     }
 
-    /// Compiles a form for [`Request::constraint`], in a few milliseconds mostly, the first time a tenth of a second more.
+    /// Compiles a form for [`Request::constraint`], mostly in a few milliseconds. The first makes the vocabulary, too.
     pub fn constrain(&self, form: &Form) -> Result<Constraint, ConstraintError> {
         let Shared { vocabulary, tokenizer, .. } = self.shared();
         vocabulary.get_or_init(|| Vocabulary::new(tokenizer)).as_ref().map_err(Clone::clone)?.compile(form)
