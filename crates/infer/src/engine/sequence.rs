@@ -101,6 +101,11 @@ impl<'t> Sequence<'t> {
         (self.limit.0 - 1).saturating_sub(self.ids.len())
     }
 
+    /// A copy of what draws the next token.
+    pub fn sampler(&self) -> Sampler {
+        self.sampler.clone()
+    }
+
     /// Time since it came.
     pub fn age(&self) -> Duration {
         self.since.elapsed()

@@ -3,10 +3,11 @@
 //! The completion alone goes to standard output, as it is written. With several prompts, or for a program, `--json` gives
 //! one object a line.
 
+use super::engine::{self, GuessArgs};
 use super::{Context, WeightArgs};
 use crate::error::{Advice, Usage};
 use crate::printer::duration;
-use crate::settings::{self, GenerateSettings, SettingsArgs};
+use crate::settings::{self, GenerateSettings, Resolved, SettingsArgs, SettingsError};
 use crate::signals;
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
@@ -15,14 +16,16 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 use wudao_device::Cpu;
-use wudao_infer::{Checkpoint, Completion, Generation, Stop};
+use wudao_infer::engine::{Counters, EngineOptions, Request};
+use wudao_infer::{Checkpoint, Completion, Engine, Generation, Stop};
 use wudao_model::WeightOptions;
 
 /// Arguments of `wudao generate`.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:\n  \
     wudao generate --model runs/quickstart --prompt '话说天下大势' --max-tokens 100\n  \
-    wudao generate --model runs/quickstart --prompts-file prompts.txt --temperature 0 --json")]
+    wudao generate --model runs/quickstart --prompts-file prompts.txt --temperature 0 --json\n  \
+    wudao generate --model large.gguf --draft small.gguf --prompt 'Once upon a time'")]
 #[command(group(clap::ArgGroup::new("source").required(true).args(["prompt", "prompts_file"])))]
 pub struct Args {
     /// A checkpoint, a run folder (its newest checkpoint), or a GGUF file.
@@ -36,7 +39,21 @@ pub struct Args {
     /// Several texts to continue: one a line, or in a .jsonl file one {"prompt": …} a line.
     #[arg(long, value_name = "FILE")]
     prompts_file: Option<PathBuf>,
-    /// Most tokens to write [default: 128].
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    guess: GuessArgs,
+    /// One JSON object a line: prompt, completion, tokens, why it ended.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    settings: SettingsArgs,
+}
+
+/// How tokens are drawn: a flag for each setting of `[generate]`.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct SamplingArgs {
+    /// Most tokens to write [default: 128; `chat`: what the context holds].
     #[arg(long, value_name = "N")]
     max_tokens: Option<usize>,
     /// Divide the logits by this; 0 always takes the likeliest token [default: 0.8].
@@ -59,12 +76,36 @@ pub struct Args {
     seed: Option<u64>,
     /// End where this string begins; may be given several times.
     #[arg(long, value_name = "TEXT")]
-    stop: Vec<String>,
-    /// One JSON object a line: prompt, completion, tokens, why it ended.
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    settings: SettingsArgs,
+    pub stop: Vec<String>,
+}
+
+impl SamplingArgs {
+    /// All settings, with these flags over the other levels.
+    pub fn resolve(&self, settings: &SettingsArgs, cx: &Context) -> Result<Resolved, SettingsError> {
+        let text = |value: &Option<f32>| value.map(|x| x.to_string());
+        let own = [
+            ("generate.max_tokens", "--max-tokens", self.max_tokens.map(|n| n.to_string())),
+            ("generate.temperature", "--temperature", text(&self.temperature)),
+            ("generate.top_k", "--top-k", self.top_k.map(|n| n.to_string())),
+            ("generate.top_p", "--top-p", text(&self.top_p)),
+            ("generate.min_p", "--min-p", text(&self.min_p)),
+            ("generate.repetition_penalty", "--repetition-penalty", text(&self.repetition_penalty)),
+            ("generate.seed", "--seed", self.seed.map(|n| n.to_string())),
+        ];
+        settings::resolve(settings, &own, &cx.environment)
+    }
+
+    /// What they come to, checked.
+    pub fn generation(&self, resolved: &Resolved) -> anyhow::Result<Generation> {
+        let mut how: GenerateSettings = resolved.section("generate")?;
+        if !self.stop.is_empty() {
+            // Not through the words of a list: a stop string may hold a comma.
+            how.stop.clone_from(&self.stop);
+        }
+        let how = Generation::from(how);
+        how.sampling.check().map_err(|error| Usage(error.to_string()))?;
+        Ok(how)
+    }
 }
 
 /// A line of `--json`.
@@ -76,38 +117,61 @@ struct Answer<'a> {
     prompt_tokens: usize,
     stop: Stop,
     tokens_per_second: f64,
+    /// Of all guesses so far, those that came true.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guessed_share: Option<f64>,
+}
+
+/// What writes: a model alone, or an engine, which can guess.
+enum Writer {
+    Alone(Box<Checkpoint<Cpu>>),
+    Engine(Engine),
+}
+
+impl Writer {
+    fn open(args: &Args, cx: &Context) -> anyhow::Result<Writer> {
+        let weights = args.weights.options()?;
+        if !args.guess.any() {
+            return Ok(Writer::Alone(Box::new(open(cx, &args.model, &weights)?)));
+        }
+        let options = EngineOptions { batch: 1, ..EngineOptions::default() };
+        engine::start(cx, &args.model, &args.guess, &weights, options).map(Writer::Engine)
+    }
+
+    fn write(&self, prompt: &str, how: &Generation, emit: &mut dyn FnMut(&str) -> bool) -> anyhow::Result<Completion> {
+        match self {
+            Writer::Alone(checkpoint) => Ok(checkpoint.generate(prompt, how, emit)?),
+            Writer::Engine(engine) => {
+                let Generation { max_tokens, sampling, stop } = how.clone();
+                let prompt = engine.prompt_ids(prompt)?;
+                let request = Request { prompt, max_tokens, sampling, stop, ..Request::default() };
+                Ok(engine.complete(request, emit)?.completion)
+            }
+        }
+    }
+
+    fn counters(&self) -> Counters {
+        match self {
+            Writer::Alone(_) => Counters::default(),
+            Writer::Engine(engine) => engine.status().counters,
+        }
+    }
 }
 
 /// Continues the prompts.
 pub fn run(args: Args, cx: &Context) -> anyhow::Result<()> {
-    let text = |value: &Option<f32>| value.map(|x| x.to_string());
-    let own = [
-        ("generate.max_tokens", "--max-tokens", args.max_tokens.map(|n| n.to_string())),
-        ("generate.temperature", "--temperature", text(&args.temperature)),
-        ("generate.top_k", "--top-k", args.top_k.map(|n| n.to_string())),
-        ("generate.top_p", "--top-p", text(&args.top_p)),
-        ("generate.min_p", "--min-p", text(&args.min_p)),
-        ("generate.repetition_penalty", "--repetition-penalty", text(&args.repetition_penalty)),
-        ("generate.seed", "--seed", args.seed.map(|n| n.to_string())),
-    ];
-    let mut how: GenerateSettings = settings::resolve(&args.settings, &own, &cx.environment)?.section("generate")?;
-    if !args.stop.is_empty() {
-        // Not through the words of a list: a stop string may hold a comma.
-        how.stop = args.stop;
-    }
-    let how = Generation::from(how);
-    how.sampling.check().map_err(|error| Usage(error.to_string()))?;
-    let prompts = match (args.prompt, args.prompts_file) {
+    let how = args.sampling.generation(&args.sampling.resolve(&args.settings, cx)?)?;
+    let prompts = match (&args.prompt, &args.prompts_file) {
         (Some(dash), _) if dash == "-" => {
             let mut text = String::new();
             std::io::stdin().read_to_string(&mut text).context("cannot read the prompt from standard input")?;
             vec![text]
         }
-        (Some(prompt), _) => vec![prompt],
-        (None, Some(path)) => prompts(&path)?,
+        (Some(prompt), _) => vec![prompt.clone()],
+        (None, Some(path)) => prompts(path)?,
         (None, None) => unreachable!("the parser asks for one of the two"),
     };
-    let checkpoint = open(cx, &args.model, &args.weights.options()?)?;
+    let writer = Writer::open(&args, cx)?;
     let stop = signals::stop_flag()?;
     for (number, prompt) in prompts.iter().enumerate() {
         if prompts.len() > 1 && !args.json {
@@ -121,13 +185,13 @@ pub fn run(args: Args, cx: &Context) -> anyhow::Result<()> {
             }
             broken.is_none() && !stop.load(Ordering::Relaxed)
         };
-        let completion = checkpoint
-            .generate(prompt, &how, &mut emit)
+        let completion = writer
+            .write(prompt, &how, &mut emit)
             .with_context(|| format!("cannot continue prompt {} (\"{}\")", number + 1, beginning(prompt)))?;
         if let Some(error) = broken {
             return Err(error.into());
         }
-        report(cx, prompt, &completion, start.elapsed().as_secs_f64(), args.json)?;
+        report(cx, prompt, &completion, start.elapsed().as_secs_f64(), &writer.counters(), args.json)?;
         if stop.load(Ordering::Relaxed) {
             break;
         }
@@ -135,7 +199,14 @@ pub fn run(args: Args, cx: &Context) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn report(cx: &Context, prompt: &str, completion: &Completion, seconds: f64, json: bool) -> anyhow::Result<()> {
+fn report(
+    cx: &Context,
+    prompt: &str,
+    completion: &Completion,
+    seconds: f64,
+    counters: &Counters,
+    json: bool,
+) -> anyhow::Result<()> {
     let Completion { text, tokens, prompt_tokens, stop } = completion;
     let tokens_per_second = tokens.len() as f64 / seconds.max(1e-9);
     if json {
@@ -147,6 +218,7 @@ fn report(cx: &Context, prompt: &str, completion: &Completion, seconds: f64, jso
             prompt_tokens,
             stop,
             tokens_per_second,
+            guessed_share: counters.guessed_share(),
         });
     }
     if !text.ends_with('\n') {
@@ -157,6 +229,7 @@ fn report(cx: &Context, prompt: &str, completion: &Completion, seconds: f64, jso
         tokens.len(),
         duration(seconds),
     ));
+    engine::guessed(counters).into_iter().for_each(|text| cx.printer.detail(text));
     Ok(())
 }
 

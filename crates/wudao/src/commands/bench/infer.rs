@@ -5,6 +5,7 @@
 //! client's long prompt is read. Everything goes through the engine that `wudao serve` runs, sampling included, at
 //! temperature 0. Nothing is kept between requests.
 
+use super::super::engine::GuessArgs;
 use super::{Context, Shape, WeightArg, dtype_name, median, process_bytes, weights_name};
 use crate::printer::{Unit, columns};
 use anyhow::Context as _;
@@ -17,7 +18,7 @@ use wudao_device::{Cpu, PAGE};
 use wudao_infer::engine::{EngineOptions, Event, Request};
 use wudao_infer::{Checkpoint, Engine, Sampling};
 use wudao_model::model::Options;
-use wudao_model::{Model, PagedCache};
+use wudao_model::{Model, PagedCache, WeightOptions};
 
 /// Arguments of `wudao bench infer`.
 #[derive(clap::Args, Debug)]
@@ -39,6 +40,8 @@ pub struct Args {
     /// Tokens of the prompt that keeps a stream waiting.
     #[arg(long, value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1..))]
     long_prompt: u32,
+    #[command(flatten)]
+    guess: GuessArgs,
     /// Measurements of each; the median counts.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     tries: u32,
@@ -75,6 +78,9 @@ struct Answer {
     /// Several clients.
     parallel: Vec<Parallel>,
     long_prompt: u32,
+    /// Of all guesses, those that came true.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guessed_share: Option<f64>,
     /// Longest time between two tokens of a stream while a long prompt is read.
     longest_gap_ms: f64,
     /// Tokens a second of that prompt meanwhile.
@@ -134,11 +140,11 @@ impl Stream {
     }
 }
 
-fn checkpoint(args: &Args, cx: &Context) -> anyhow::Result<(Option<String>, &'static str, Checkpoint<Cpu>)> {
+fn checkpoint(args: &Args, cx: &Context) -> anyhow::Result<(Option<String>, WeightOptions, Checkpoint<Cpu>)> {
     if let Some(path) = &args.model {
         let how = args.weights.options(&args.shape, None)?;
         let checkpoint = super::super::generate::open(cx, path, &how)?;
-        return Ok((Some(path.display().to_string()), weights_name(&how), checkpoint));
+        return Ok((Some(path.display().to_string()), how, checkpoint));
     }
     let mut measured = args.shape.resolve(&[], cx)?;
     let longest = [args.prompt + 1, args.tokens + 1, 2 * SHORT, args.long_prompt + 1, 4 * args.tokens];
@@ -151,16 +157,16 @@ fn checkpoint(args: &Args, cx: &Context) -> anyhow::Result<(Option<String>, &'st
     let weights = model.init_packed(&device, measured.settings.seed, &how);
     // Its texts are of no interest.
     let tokenizer = Tokenizer::train(["text"], &TrainOptions::new(MIN_VOCAB_SIZE))?;
-    Ok((measured.name, weights_name(&how), Checkpoint { device, config, model, weights, tokenizer }))
+    Ok((measured.name, how, Checkpoint { device, config, model, weights, tokenizer }))
 }
 
 fn answer(args: &Args, cx: &Context) -> anyhow::Result<Answer> {
-    let (model, weights, checkpoint) = checkpoint(args, cx)?;
+    let (model, how, checkpoint) = checkpoint(args, cx)?;
     let (dtype, weight_bytes) = (checkpoint.model.dtype(), checkpoint.weights.bytes());
     let page_bytes = PagedCache::<Cpu>::page_bytes(&checkpoint.config, dtype);
     let most = args.clients.iter().copied().fold(2, u32::max) as usize;
     let options = EngineOptions { batch: most, queue: most, prefix_cache: false, ..EngineOptions::default() };
-    let engine = Engine::start(checkpoint, options)?;
+    let engine = args.guess.start(cx, checkpoint, &how, options)?;
     let progress = cx.printer.progress("Measuring", Some(u64::from(args.tries)), Unit::Items);
     let (mut prompt, mut stream, mut gap, mut long) = (vec![], vec![], vec![], vec![]);
     let mut parallel: Vec<[Vec<f64>; 4]> = args.clients.iter().map(|_| Default::default()).collect();
@@ -204,7 +210,7 @@ fn answer(args: &Args, cx: &Context) -> anyhow::Result<Answer> {
     Ok(Answer {
         model,
         dtype: dtype_name(dtype),
-        weights,
+        weights: weights_name(&how),
         weight_mb: weight_bytes as f64 / 1e6,
         peak_rss_mb: process_bytes().map(|bytes| bytes as f64 / 1e6),
         cache_mb: (engine.status().cache_peak / PAGE * page_bytes) as f64 / 1e6,
@@ -215,6 +221,7 @@ fn answer(args: &Args, cx: &Context) -> anyhow::Result<Answer> {
         tokens_per_s: median(&mut stream),
         parallel: parallel.collect(),
         long_prompt: args.long_prompt,
+        guessed_share: engine.status().counters.guessed_share(),
         longest_gap_ms: median(&mut gap),
         long_prompt_tokens_per_s: median(&mut long),
     })
@@ -267,6 +274,9 @@ impl Answer {
         cx.printer.answer(&columns(&["engine", "tokens/s", ""], &rows))?;
         let rss = self.peak_rss_mb.map_or("unknown".into(), |mb| format!("{mb:.0} MB"));
         let (weights, cache) = (self.weight_mb, self.cache_mb);
+        if let Some(share) = self.guessed_share {
+            cx.printer.answer(&format!("\n{:.0} % of guesses came true", 100.0 * share))?;
+        }
         let memory =
             format!("\nweights in {} {weights:.0} MB, keys and values {cache:.0} MB, process {rss}\n", self.weights);
         Ok(cx.printer.answer(&memory)?)
@@ -290,6 +300,7 @@ mod tests {
             tokens: 9,
             clients,
             long_prompt: 300,
+            guess: GuessArgs { guesses: 2, ..GuessArgs::default() },
             tries: 1,
             json: true,
             shape,
