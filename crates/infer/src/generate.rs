@@ -5,9 +5,9 @@ use crate::constraint::{Constraint, ConstraintError, Form, Vocabulary};
 use crate::sampler::{Sampler, Sampling, SamplingError};
 use crate::text::Text;
 use wudao_comm::Solo;
-use wudao_data::tokenizer::TokenizerError;
+use wudao_data::tokenizer::{Tokenizer, TokenizerError};
 use wudao_device::{Device, Fault};
-use wudao_model::{Cx, KvCache, Packing};
+use wudao_model::{Config, Cx, KvCache, Packing};
 
 /// How a text is continued.
 #[derive(Clone, Debug, PartialEq)]
@@ -90,7 +90,7 @@ impl<D: Device> Checkpoint<D> {
         emit: &mut dyn FnMut(&str) -> bool,
     ) -> Result<Completion, GenerateError> {
         how.sampling.check()?;
-        let ids = self.prompt_ids(prompt)?;
+        let ids = prompt_ids(&self.config, &self.tokenizer, prompt)?;
         let limit = self.config.max_position_embeddings;
         if ids.len() >= limit {
             return Err(GenerateError::TooLong { tokens: ids.len(), limit });
@@ -137,18 +137,6 @@ impl<D: Device> Checkpoint<D> {
         Ok(Completion { text, tokens: history.split_off(prompt_tokens), prompt_tokens, stop })
     }
 
-    /// The prompt as the model saw documents in training: the end-of-text token, then the text. Special tokens written in
-    /// the prompt are special tokens.
-    fn prompt_ids(&self, prompt: &str) -> Result<Vec<u32>, TokenizerError> {
-        let begin = self.config.bos_token_id.or(self.config.end_of_text());
-        let mut ids: Vec<u32> = begin.into_iter().collect();
-        ids.extend(self.tokenizer.encode_with_special(prompt)?);
-        if ids.is_empty() {
-            return Err(TokenizerError::Encode { reason: "the prompt has no tokens".into() });
-        }
-        Ok(ids)
-    }
-
     /// Logits after the last of `ids`, which follow what the cache holds.
     fn decode(&self, cache: &mut KvCache<D>, ids: &[u32]) -> Result<Vec<f64>, Fault> {
         let past = cache.len() as u32;
@@ -165,4 +153,16 @@ impl<D: Device> Checkpoint<D> {
         };
         Ok(self.model.decode(&mut cx, cache, ids)?.view().to_f64(&self.device))
     }
+}
+
+/// The prompt as the model saw documents in training: the end-of-text token, then the text. Special tokens written in the
+/// prompt are special tokens.
+pub(crate) fn prompt_ids(config: &Config, tokenizer: &Tokenizer, prompt: &str) -> Result<Vec<u32>, TokenizerError> {
+    let begin = config.bos_token_id.or(config.end_of_text());
+    let mut ids: Vec<u32> = begin.into_iter().collect();
+    ids.extend(tokenizer.encode_with_special(prompt)?);
+    if ids.is_empty() {
+        return Err(TokenizerError::Encode { reason: "the prompt has no tokens".into() });
+    }
+    Ok(ids)
 }

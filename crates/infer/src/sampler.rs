@@ -139,7 +139,8 @@ pub fn log_probabilities(logits: &[f32], id: u32, top: usize) -> Logprob {
     Logprob { logprob: at(id), top: order.into_iter().map(|id| (id, at(id))).collect() }
 }
 
-/// Draws tokens for one sequence.
+/// Draws tokens for one sequence. A copy draws the same.
+#[derive(Clone)]
 pub struct Sampler {
     settings: Sampling,
     random: ChaCha8Rng,

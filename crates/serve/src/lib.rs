@@ -32,6 +32,7 @@ pub use options::{Options, Tls};
 pub use routes::openapi;
 pub use served::{Served, ServedError};
 pub use server::{ServeError, run};
+pub use split::{Part, Splitter};
 
 #[doc(hidden)]
 pub mod fuzzing;

@@ -1,7 +1,7 @@
 //! The command line. Each command's arguments live with the command.
 
 use crate::commands::{
-    bench, completions, convert, eval, generate, inspect, prepare, quickstart, serve, tokenizer, train, upcycle,
+    bench, chat, completions, convert, eval, generate, inspect, prepare, quickstart, serve, tokenizer, train, upcycle,
 };
 use crate::printer::Color;
 use clap::{Parser, Subcommand};
@@ -53,6 +53,8 @@ pub enum Command {
     Eval(eval::Args),
     /// Continue a text.
     Generate(generate::Args),
+    /// Talk to a model in the terminal.
+    Chat(chat::Args),
     /// Serve models over HTTP: OpenAI's interface, and a page to talk to them.
     Serve(serve::Args),
     /// Show what a checkpoint, a run, a data set or a tokenizer holds, and verify it.

@@ -76,6 +76,11 @@ impl Printer {
         self.terminal && io::stdout().is_terminal() && io::stdin().is_terminal()
     }
 
+    /// Whether somebody types at the one end and reads at the other.
+    pub fn conversation(&self) -> bool {
+        io::stdin().is_terminal() && io::stdout().is_terminal()
+    }
+
     /// Part of the answer, as it is, at once.
     pub fn answer(&self, text: &str) -> io::Result<()> {
         let mut out = io::stdout().lock();
@@ -93,6 +98,11 @@ impl Printer {
     /// A line of the answer.
     pub fn line(&self, text: impl Display) -> io::Result<()> {
         self.answer(&format!("{text}\n"))
+    }
+
+    /// Part of the answer, dimmed: what is beside the point, such as a model's thoughts.
+    pub fn aside(&self, text: &str) -> io::Result<()> {
+        self.answer(&painted(self.color_out, DIM, text))
     }
 
     /// A heading in the answer.
@@ -122,6 +132,13 @@ impl Printer {
     pub fn say(&self, text: impl Display) {
         if !self.quiet {
             self.stderr(&text.to_string());
+        }
+    }
+
+    /// A plain line for people, dimmed.
+    pub fn note(&self, text: impl Display) {
+        if !self.quiet {
+            self.stderr(&painted(self.color_err, DIM, text));
         }
     }
 

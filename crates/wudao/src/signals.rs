@@ -14,3 +14,10 @@ pub fn stop_flag() -> std::io::Result<Arc<AtomicBool>> {
     }
     Ok(stop)
 }
+
+/// A flag that every interrupt sets, and that is all it does: for a program that goes on after one.
+pub fn interrupt_flag() -> std::io::Result<Arc<AtomicBool>> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register(SIGINT, interrupted.clone())?;
+    Ok(interrupted)
+}

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{data, text, wudao};
+use common::{data, newest_checkpoint, text, trained, wudao};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -62,6 +62,20 @@ impl Seat {
             assert!(start.elapsed() < Duration::from_secs(120), "\"{what}\" never came:\n{}", self.seen());
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    #[track_caller]
+    fn wait_until(&self, enough: impl Fn(&str) -> bool) {
+        let start = Instant::now();
+        while !enough(&self.seen()) {
+            assert!(start.elapsed() < Duration::from_secs(120), "it never came:\n{}", self.seen());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn interrupt(&self) {
+        // SAFETY: the child has not been waited for, so the number is still its own.
+        unsafe { libc::kill(self.child.id() as libc::pid_t, libc::SIGINT) };
     }
 
     /// The exit status and everything that was on the screen.
@@ -148,4 +162,59 @@ fn a_second_interrupt_ends_it_at_once() {
         std::thread::sleep(Duration::from_millis(20));
     }
     assert_eq!(seat.leave().0, Some(130));
+}
+
+#[test]
+fn somebody_talks_to_a_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("model");
+    std::fs::create_dir(&model).unwrap();
+    for (name, bytes) in newest_checkpoint(trained()) {
+        let bytes = match name.as_str() {
+            // Room for an answer that can be interrupted.
+            "config.json" => {
+                let mut config: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+                config["max_position_embeddings"] = 60_000.into();
+                config.to_string().into_bytes()
+            }
+            _ => bytes,
+        };
+        std::fs::write(model.join(name), bytes).unwrap();
+    }
+    let mut command = wudao();
+    command.args(["chat", text(&model), "--threads", "2", "--max-tokens", "12", "--temperature", "1.5"]);
+    command.env("XDG_STATE_HOME", dir.path()).env("HOME", dir.path());
+    let mut seat = Seat::new(&mut command);
+    let typed = |seat: &mut Seat, text: &str| seat.keyboard.write_all(text.as_bytes()).unwrap();
+    seat.wait_for("Ctrl-D leaves");
+    // What is pasted is one entry, however many lines it has.
+    typed(&mut seat, "\x1b[200~床前\n明月光\x1b[201~\r");
+    seat.wait_for("the first after");
+
+    typed(&mut seat, "/sy\t\r");
+    seat.wait_for("there is no system message");
+    typed(&mut seat, "/nonsense\r");
+    seat.wait_for("there is no command /nonsense");
+    // Ctrl-C empties the line, and later ends the answer, never the program.
+    typed(&mut seat, "half a line\x03");
+    seat.wait_for("/exit leaves");
+    typed(&mut seat, "/set temperature=0\r");
+    seat.wait_for("temperature = 0");
+    typed(&mut seat, "/set max_tokens=50000\r");
+    seat.wait_for("max_tokens = 50000");
+    typed(&mut seat, "go on\r");
+    let before = seat.seen().len();
+    seat.wait_until(|seen| seen.len() > before + 300);
+    seat.interrupt();
+    seat.wait_for("; stopped]");
+    typed(&mut seat, "/stats\r");
+    seat.wait_for("in 2 answers");
+    typed(&mut seat, "\x04");
+    let (code, seen) = seat.leave();
+    assert_eq!(code, Some(0), "{seen}");
+    assert!(!seen.contains("panicked"), "{seen}");
+    let file =
+        if cfg!(target_os = "macos") { "Library/Application Support/wudao/chat-history" } else { "wudao/chat-history" };
+    let kept = std::fs::read_to_string(dir.path().join(file)).unwrap();
+    assert!(kept.contains("明月光") && kept.contains("/stats") && !kept.contains("half a line"), "{kept}");
 }

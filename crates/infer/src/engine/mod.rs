@@ -4,7 +4,9 @@
 //! engine's thread. An [`Engine`] is a handle: cheap to clone, without the type of the machine, which the thread owns. What
 //! is not here: HTTP, chat templates, several answers to one request (they are several requests).
 
+mod complete;
 mod draft;
+mod drafter;
 pub(crate) mod pages;
 mod queue;
 mod sequence;
@@ -12,6 +14,7 @@ mod status;
 mod worker;
 
 pub use crate::sampler::Logprob;
+pub use complete::{CompleteError, Completed};
 pub use status::{Counters, Histogram, Status};
 
 use crate::checkpoint::Checkpoint;
@@ -24,7 +27,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use worker::Room;
-use wudao_data::tokenizer::Tokenizer;
+use wudao_data::tokenizer::{Tokenizer, TokenizerError};
 use wudao_device::{DType, Device, Meta};
 use wudao_model::{Config, PagedCache};
 
@@ -144,8 +147,10 @@ pub struct EngineOptions {
     pub cache_dtype: Option<DType>,
     /// Most tokens of prompts that one step reads.
     pub prefill_chunk: usize,
-    /// Most tokens that a step guesses of a text from what it has said before, to write several at once; 0 guesses none. What
-    /// is written stays the same, to the bit. It pays where texts repeat their prompts, and few are written at once.
+    /// Most tokens that a step guesses, to write several at once: from what the text has said before, or with a small model
+    /// ([`Engine::start_with_draft`]). What is written stays the same, to the bit. It pays where few texts are written at
+    /// once, and where they repeat their prompts or the small model is good and fast. 0 guesses none, or with a small model
+    /// as many as do well mostly.
     pub guesses: usize,
     /// Keep what was read of a prompt for others that begin with the same tokens.
     pub prefix_cache: bool,
@@ -154,7 +159,7 @@ pub struct EngineOptions {
 impl EngineOptions {
     /// Bytes that keys and values of a model will take: at most [`EngineOptions::cache_bytes`].
     pub fn bytes_for(&self, config: &Config, operands: DType) -> Result<usize, EngineError> {
-        Ok(Room::of(config, operands, self)?.pages * self.page_bytes(config, operands))
+        Ok(Room::of(&[(config, operands)], self)?.pages * self.page_bytes(config, operands))
     }
 
     /// Bytes of a page of keys and values.
@@ -217,6 +222,17 @@ pub enum EngineError {
         context: usize,
         /// What would be enough.
         needed: usize,
+    },
+    /// A small model of another vocabulary.
+    #[error("the draft model cannot guess for this model: {0}; take one that was made with the same tokenizer")]
+    Vocabulary(String),
+    /// A small model that reads less.
+    #[error("the draft model reads {limit} tokens, but the context is {context}: ask for a context of {limit} or less")]
+    DraftContext {
+        /// The large model's.
+        context: usize,
+        /// The small model's.
+        limit: usize,
     },
     /// The operating system gave no thread.
     #[error("cannot start the engine's thread")]
@@ -361,7 +377,30 @@ pub struct Engine {
 
 impl Engine {
     /// Starts the thread, which takes the model.
-    pub fn start<D: Device>(checkpoint: Checkpoint<D>, mut options: EngineOptions) -> Result<Engine, EngineError> {
+    pub fn start<D: Device>(checkpoint: Checkpoint<D>, options: EngineOptions) -> Result<Engine, EngineError> {
+        Engine::begin(checkpoint, None, options)
+    }
+
+    /// Starts it with a small model of the same vocabulary, `draft`, which guesses what the large one will say.
+    pub fn start_with_draft<D: Device>(
+        checkpoint: Checkpoint<D>,
+        draft: Checkpoint<D>,
+        mut options: EngineOptions,
+    ) -> Result<Engine, EngineError> {
+        if let Some(why) = drafter::differs(&draft.tokenizer, &checkpoint.tokenizer) {
+            return Err(EngineError::Vocabulary(why));
+        }
+        if options.guesses == 0 {
+            options.guesses = drafter::GUESSES;
+        }
+        Engine::begin(checkpoint, Some(draft), options)
+    }
+
+    fn begin<D: Device>(
+        checkpoint: Checkpoint<D>,
+        draft: Option<Checkpoint<D>>,
+        mut options: EngineOptions,
+    ) -> Result<Engine, EngineError> {
         let limit = checkpoint.config.max_position_embeddings;
         if options.context > limit {
             return Err(EngineError::Context { asked: options.context, limit });
@@ -371,7 +410,7 @@ impl Engine {
             return Err(EngineError::Zero { option });
         }
         let Checkpoint { device, config, model, weights, tokenizer } = checkpoint;
-        let worker = worker::Worker::new(device, model, weights, &mut options)?;
+        let worker = worker::Worker::new(device, model, weights, draft, &mut options)?;
         let shared = Arc::new(Shared {
             config,
             tokenizer,
@@ -465,6 +504,11 @@ impl Engine {
     /// Most tokens of a prompt and its completion.
     pub fn context(&self) -> usize {
         self.shared().options.context
+    }
+
+    /// A text as the beginning of a document, as [`Checkpoint::generate`] reads a prompt.
+    pub fn prompt_ids(&self, prompt: &str) -> Result<Vec<u32>, TokenizerError> {
+        crate::generate::prompt_ids(self.config(), self.tokenizer(), prompt)
     }
 
     /// The model's tokenizer.

@@ -131,6 +131,11 @@ impl<'t> Sequence<'t> {
         }
     }
 
+    /// A copy of what draws the next token.
+    pub fn sampler(&self) -> Sampler {
+        self.sampler.clone()
+    }
+
     /// Time since it came.
     pub fn age(&self) -> Duration {
         self.since.elapsed()

@@ -63,6 +63,11 @@ pub struct Counters {
 }
 
 impl Counters {
+    /// How many of the guesses came true, from 0 to 1, if there were any.
+    pub fn guessed_share(&self) -> Option<f64> {
+        (self.guessed > 0).then(|| self.guessed_right as f64 / self.guessed as f64)
+    }
+
     pub(super) fn finished(&mut self, stop: Stop) {
         *match stop {
             Stop::EndOfText => &mut self.end_of_text,

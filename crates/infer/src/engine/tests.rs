@@ -70,6 +70,36 @@ fn a_completion_is_that_of_generate() {
 }
 
 #[test]
+fn whoever_waits_is_told_all_of_it_and_may_stop_it() {
+    let engine = engine(EngineOptions::default());
+    let asked = || Request { sampling: Sampling { seed: 4, ..Sampling::default() }, ..request(vec![40, 41], 200) };
+    let mut streamed = String::new();
+    let whole = engine
+        .complete(asked(), &mut |piece| {
+            streamed.push_str(piece);
+            true
+        })
+        .unwrap();
+    let events = ask(&engine, asked());
+    assert_eq!((&whole.completion.text, &whole.completion.tokens), (&text(&events), &ids(&events)));
+    assert_eq!((streamed, whole.completion.stop), (text(&events), Stop::MaxTokens));
+    assert_eq!((whole.usage.prompt_tokens, whole.usage.completion_tokens), (2, 200));
+    assert!(whole.first_token <= whole.last_token && whole.tokens_per_second().unwrap() > 0.0);
+
+    let mut left = 5;
+    let part = engine
+        .complete(asked(), &mut |piece| {
+            left -= usize::from(!piece.is_empty());
+            left > 0
+        })
+        .unwrap();
+    assert_eq!(part.completion.stop, Stop::Reader);
+    assert!(part.usage.completion_tokens < 200 && whole.completion.text.starts_with(&part.completion.text));
+    let refused = engine.complete(request(vec![], 3), &mut |_| true);
+    assert_eq!(refused, Err(CompleteError::Rejected(Rejected::Empty)));
+}
+
+#[test]
 fn log_probabilities_of_the_prompt_are_those_of_writing_it() {
     let engine = engine(EngineOptions { prefill_chunk: 5, ..EngineOptions::default() });
     let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
@@ -290,6 +320,76 @@ fn guesses_change_no_bit() {
     // A right guess saves its step, unless the text ended at it.
     let saved = without.steps - with.steps;
     assert!(saved > 0 && saved <= with.guessed_right, "{saved} of {}", with.guessed_right);
+}
+
+/// A small model that guesses changes how many steps it takes, and nothing else: neither a bad one nor one that is always
+/// right, alone or in company, with prefixes that others have read and with too little memory.
+#[test]
+fn a_draft_model_changes_no_bit() {
+    let start = |small: bool, options: EngineOptions| {
+        Engine::start_with_draft(checkpoint(true, DType::F32), checkpoint(!small, DType::F32), options).unwrap()
+    };
+    let one = engine(EngineOptions { prefix_cache: false, ..EngineOptions::default() });
+    let mut requests = crowd(9, 18, one.config().vocab_size);
+    requests[4].stop = vec!["e".into()];
+    requests[5].ignore_eos = false;
+    let expected: Vec<_> = requests.iter().map(|r| ask(&one, r.clone())).collect();
+    let context = 13 * wudao_device::PAGE;
+    let page = pages(one.config(), 1) + pages(&checkpoint(false, DType::F32).config, 1);
+    for (small, guesses, batch, room) in [(true, 0, 1, 100), (true, 5, 6, 100), (false, 6, 4, 100), (false, 8, 8, 14)] {
+        let cache_bytes = page * room;
+        let options = EngineOptions { context, guesses, batch, cache_bytes, ..EngineOptions::default() };
+        let engine = start(small, options.clone());
+        let streams: Vec<_> = requests.iter().map(|r| self::start(&engine, r.clone())).collect();
+        for ((_ticket, rx), expected) in streams.into_iter().zip(&expected) {
+            assert_eq!(&told(rx.into_iter().collect()), expected, "{options:?}");
+        }
+        let counters = at_rest(&engine).counters;
+        assert!(counters.guessed >= counters.guessed_right && counters.guessed > 0, "{counters:?}");
+        assert!(counters.cached_tokens > 0 && (counters.preemptions > 0) == (room < 20), "{counters:?}");
+    }
+}
+
+/// A model that guesses for itself is always right, at any temperature, whatever the penalties: its sampler is a copy of the
+/// one that draws, and its keys and values are those of the same tokens.
+#[test]
+fn a_model_knows_what_it_will_say_itself() {
+    let own = || checkpoint(true, DType::F32);
+    for (batch, room) in [(1, 100), (3, 100), (6, 15)] {
+        let context = 13 * wudao_device::PAGE;
+        let cache_bytes = 2 * pages(&own().config, room);
+        let options = EngineOptions { context, guesses: 6, batch, cache_bytes, ..EngineOptions::default() };
+        let engine = Engine::start_with_draft(own(), own(), options).unwrap();
+        let requests = crowd(11, 12, engine.config().vocab_size);
+        let streams: Vec<_> = requests.iter().map(|r| start(&engine, r.clone())).collect();
+        let written: usize =
+            streams.into_iter().map(|(_ticket, rx)| ids(&rx.into_iter().collect::<Vec<_>>()).len()).sum();
+        let counters = at_rest(&engine).counters;
+        assert_eq!(counters.completion_tokens as usize, written);
+        assert!(counters.guessed_right == counters.guessed && counters.guessed > 0, "{counters:?}");
+        assert_eq!(counters.guessed_share(), Some(1.0));
+        // Alone, all but one token of seven are guessed.
+        assert!(batch > 1 || counters.guessed as usize * 10 > written * 7, "{counters:?}");
+    }
+}
+
+#[test]
+fn a_draft_model_must_fit() {
+    let large = || checkpoint(true, DType::F32);
+    let refused = |draft: Checkpoint<Cpu>, options: EngineOptions| {
+        Engine::start_with_draft(large(), draft, options).err().unwrap().to_string()
+    };
+    let size = wudao_data::tokenizer::MIN_VOCAB_SIZE + 1;
+    let tokenizer = |text: &str| Tokenizer::train([text], &wudao_data::tokenizer::TrainOptions::new(size)).unwrap();
+    let (one, other) = (tokenizer(&"ab".repeat(50)), tokenizer(&"cd".repeat(50)));
+    assert_eq!((one.vocab_size(), other.vocab_size()), (size, size));
+    assert_eq!((drafter::differs(&one, &one), drafter::differs(&one, &other).is_some()), (None, true));
+    let smaller = Checkpoint { tokenizer: one, ..large() };
+    assert!(refused(smaller, EngineOptions::default()).contains("same tokenizer"));
+    let mut short = large();
+    short.config.max_position_embeddings = 100;
+    let why = refused(short, EngineOptions { context: 200, ..EngineOptions::default() });
+    assert!(why.contains("100") && why.contains("200"), "{why}");
 }
 
 #[test]

@@ -9,10 +9,12 @@
 //! out, and one sequence fits always, so everything ends.
 
 use super::draft::guess;
+use super::drafter::Drafter;
 use super::pages::{Content, Pages};
 use super::queue::Queue;
 use super::sequence::{Over, Sequence};
 use super::{Embed, EngineError, EngineOptions, Pooling, Shared, Status, lock};
+use crate::checkpoint::Checkpoint;
 use crate::generate::Stop;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
@@ -35,6 +37,8 @@ pub(super) struct Worker<D: Device> {
     weights: PackedWeights<D>,
     cache: PagedCache<D>,
     pages: Pages,
+    /// What guesses, instead of the text itself.
+    drafter: Option<Drafter<D>>,
     /// Seconds of a token of a prompt, about.
     pace: f64,
     options: EngineOptions,
@@ -42,13 +46,15 @@ pub(super) struct Worker<D: Device> {
 }
 
 /// A sequence with its pages.
-struct Running<'t> {
-    sequence: Sequence<'t>,
-    pages: Vec<u32>,
+pub(super) struct Running<'t> {
+    pub sequence: Sequence<'t>,
+    pub pages: Vec<u32>,
     /// Tokens whose keys and values are in the pages.
-    read: usize,
+    pub read: usize,
+    /// Those of them that are also in the pages of the model that guesses.
+    pub drafted: usize,
     /// Guesses that follow the tokens in this step.
-    guess: Vec<u32>,
+    pub guess: Vec<u32>,
     /// Pages that are known, and the content of the last of them.
     known: (usize, Content),
     /// Why it is over.
@@ -77,13 +83,21 @@ pub(super) struct Room {
 }
 
 impl Room {
-    pub fn of(config: &Config, operands: DType, options: &EngineOptions) -> Result<Room, EngineError> {
-        let dtype = options.cache_dtype.unwrap_or(operands);
-        let coded = dtype == DType::I8 && operands != DType::F64;
-        if dtype != operands && !coded && (operands, dtype) != (DType::F32, DType::Bf16) {
-            return Err(EngineError::CacheType { asked: dtype, model: operands });
+    /// Of a model and perhaps one that guesses for it: of each what it is, and the type of its operands.
+    pub fn of(models: &[(&Config, DType)], options: &EngineOptions) -> Result<Room, EngineError> {
+        for &(_, operands) in models {
+            let dtype = options.cache_dtype.unwrap_or(operands);
+            let coded = dtype == DType::I8 && operands != DType::F64;
+            if dtype != operands && !coded && (operands, dtype) != (DType::F32, DType::Bf16) {
+                return Err(EngineError::CacheType { asked: dtype, model: operands });
+            }
         }
-        let (bytes, limit) = (options.page_bytes(config, operands), config.max_position_embeddings);
+        // A page of both models: they are taken and given back together.
+        let bytes: usize = models.iter().map(|&(config, operands)| options.page_bytes(config, operands)).sum();
+        let limit = |models: &[(&Config, DType)]| {
+            models.iter().map(|(config, _)| config.max_position_embeddings).min().unwrap_or(usize::MAX)
+        };
+        let (limit, draft_limit) = (limit(models), limit(models.get(1..).unwrap_or_default()));
         let fit = options.cache_bytes / bytes;
         let context = if options.context == 0 { limit.min(fit.max(1) * PAGE) } else { options.context };
         let needed = context.div_ceil(PAGE);
@@ -94,6 +108,9 @@ impl Room {
                 context,
                 needed: needed * bytes,
             });
+        }
+        if context > draft_limit {
+            return Err(EngineError::DraftContext { context, limit: draft_limit });
         }
         // More than all sequences could hold is good for prefixes alone.
         let most = needed.saturating_mul(options.batch).saturating_mul(if options.prefix_cache { 4 } else { 1 });
@@ -107,16 +124,23 @@ impl<D: Device> Worker<D> {
         device: D,
         model: Model<D>,
         weights: PackedWeights<D>,
+        draft: Option<Checkpoint<D>>,
         options: &mut EngineOptions,
     ) -> Result<Self, EngineError> {
-        let dtype = options.cache_dtype.unwrap_or(model.dtype());
-        let Room { context, pages: count } = Room::of(model.config(), model.dtype(), options)?;
+        let small = draft.as_ref().map(|draft| (&draft.config, draft.model.dtype()));
+        let models: Vec<(&Config, DType)> = [(model.config(), model.dtype())].into_iter().chain(small).collect();
+        let Room { context, pages: count } = Room::of(&models, options)?;
         options.context = context;
-        let cache = PagedCache::new(&device, model.config(), count, dtype);
-        let bytes = options.page_bytes(model.config(), model.dtype());
+        let dtype = |operands| options.cache_dtype.unwrap_or(operands);
+        let cache = PagedCache::new(&device, model.config(), count, dtype(model.dtype()));
+        let bytes: usize = models.iter().map(|&(config, operands)| options.page_bytes(config, operands)).sum();
         let status = Status { cache_total: count * PAGE, cache_token_bytes: bytes / PAGE, ..Status::default() };
         let pages = Pages::new(count);
-        Ok(Worker { device, model, weights, cache, pages, pace: 0.0, options: options.clone(), status })
+        let drafter = draft.map(|draft| {
+            let dtype = dtype(draft.model.dtype());
+            Drafter::new(draft, count, dtype)
+        });
+        Ok(Worker { device, model, weights, cache, pages, drafter, pace: 0.0, options: options.clone(), status })
     }
 
     pub fn status(&self) -> Status {
@@ -210,13 +234,14 @@ impl<D: Device> Worker<D> {
                     None => return,
                 },
             };
-            let mut next = Running { sequence, pages: vec![], read: 0, guess: vec![], known: (0, 0), over: None };
+            let mut next =
+                Running { sequence, pages: vec![], read: 0, drafted: 0, guess: vec![], known: (0, 0), over: None };
             if self.options.prefix_cache {
                 // The logits that it wants must be computed, at least those of the last token.
                 let usable = &next.sequence.ids[..next.sequence.wants_logits_from()];
                 let (pages, content) = self.pages.find(usable);
                 (next.read, next.known) = (pages.len() * PAGE, (pages.len(), content));
-                next.pages = pages;
+                (next.pages, next.drafted) = (pages, next.read);
             }
             if fresh {
                 next.sequence.cached = next.read;
@@ -229,7 +254,7 @@ impl<D: Device> Worker<D> {
         }
     }
 
-    /// How many tokens each sequence reads now; whoever has no room left is sent to pause.
+    /// How many tokens each sequence reads now, guesses included; whoever has no room left is sent to pause.
     fn plan(&mut self, work: &mut Work) -> Vec<usize> {
         let writing = work.running.iter().filter(|r| r.left() == 1).count();
         let mut budget = self.options.prefill_chunk;
@@ -242,9 +267,13 @@ impl<D: Device> Worker<D> {
         for r in &mut work.running {
             let left = r.left();
             let n = if left == 1 {
-                r.guess = guess(&r.sequence.ids, most.min(r.sequence.room())).to_vec();
-                r.sequence.sift(&mut r.guess);
-                1 + r.guess.len()
+                let most = most.min(r.sequence.room());
+                if self.drafter.is_none() {
+                    r.guess = guess(&r.sequence.ids, most).to_vec();
+                    r.sequence.sift(&mut r.guess);
+                }
+                // Who guesses well knows only later how many it will be.
+                1 + if self.drafter.is_some() { most } else { r.guess.len() }
             } else {
                 r.guess.clear();
                 left.min(budget)
@@ -277,11 +306,14 @@ impl<D: Device> Worker<D> {
 
     /// One pass of the model, and what follows from it for every sequence.
     fn step(&mut self, work: &mut Work) -> Result<(), Fault> {
-        let counts = self.plan(work);
+        let mut counts = self.plan(work);
         if counts.iter().sum::<usize>() == 0 {
             return Ok(());
         }
         let start = Instant::now();
+        if let Some(drafter) = &mut self.drafter {
+            drafter.guess(&mut work.running, &mut counts, self.model.config())?;
+        }
         let step = |(r, &n): (&'_ Running, &usize)| {
             let end = r.read + n;
             let from = r.sequence.wants_logits_from().clamp(r.read, end);
@@ -332,6 +364,7 @@ impl<D: Device> Worker<D> {
             self.status.counters.guessed += r.guess.len() as u64;
             self.status.counters.guessed_right += right as u64;
             r.read = end;
+            r.drafted = if self.drafter.is_some() { r.drafted.min(end) } else { end };
             if self.options.prefix_cache {
                 r.publish(&mut self.pages);
             }
@@ -386,24 +419,24 @@ impl Work<'_> {
 
 impl Running<'_> {
     /// Tokens to be read before the next can be written.
-    fn left(&self) -> usize {
+    pub fn left(&self) -> usize {
         self.sequence.ids.len() - self.read
     }
 
-    /// Makes pages known that have become full.
+    /// Makes pages known that have become full, for both models.
     fn publish(&mut self, pages: &mut Pages) {
-        let full = self.sequence.ids[..self.read].as_chunks::<PAGE>().0;
+        let full = self.sequence.ids[..self.drafted].as_chunks::<PAGE>().0;
         for (&page, tokens) in self.pages.iter().zip(full).skip(self.known.0) {
             self.known = (self.known.0 + 1, pages.publish(page, self.known.1, tokens));
         }
     }
 }
 
-fn cx<'a, D: Device>(device: &'a D, weights: &'a PackedWeights<D>, packing: &'a Packing) -> Cx<'a, D> {
+pub(super) fn cx<'a, D: Device>(device: &'a D, weights: &'a PackedWeights<D>, packing: &'a Packing) -> Cx<'a, D> {
     Cx { device, comm: &Solo, weights, packing, aux: Default::default(), log: None, again: false }
 }
 
-fn to_f32<D: Device>(x: View<D>, device: &D) -> Vec<f32> {
+pub(super) fn to_f32<D: Device>(x: View<D>, device: &D) -> Vec<f32> {
     match x.dtype() {
         DType::F32 => x.to_host(device),
         _ => x.to_f64(device).into_iter().map(|x| x as f32).collect(),

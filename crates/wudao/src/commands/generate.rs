@@ -3,10 +3,11 @@
 //! The completion alone goes to standard output, as it is written. With several prompts, or for a program, `--json` gives
 //! one object a line.
 
+use super::engine::{self, GuessArgs};
 use super::{Context, WeightArgs, told};
 use crate::error::{Advice, Usage};
 use crate::printer::{bytes, duration};
-use crate::settings::{self, GenerateSettings, SettingsArgs};
+use crate::settings::{self, GenerateSettings, Resolved, SettingsArgs, SettingsError};
 use crate::signals;
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
@@ -15,9 +16,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 use wudao_device::{Cpu, DType};
-use wudao_infer::constraint::Form;
-use wudao_infer::{Checkpoint, Completion, Generation, Stop};
-use wudao_model::weights::{Budget, read_config};
+use wudao_infer::constraint::{Constraint, ConstraintError, Form};
+use wudao_infer::engine::{Counters, EngineOptions, Request};
+use wudao_infer::{Checkpoint, Completion, Engine, Generation, Stop};
+use wudao_model::weights::{Budget, ExpertReads, read_config};
 use wudao_model::{Config, KvCache, WeightOptions};
 
 /// Arguments of `wudao generate`.
@@ -25,7 +27,8 @@ use wudao_model::{Config, KvCache, WeightOptions};
 #[command(after_help = "Examples:\n  \
     wudao generate --model runs/quickstart --prompt '话说天下大势' --max-tokens 100\n  \
     wudao generate --model runs/quickstart --prompts-file prompts.txt --temperature 0 --json\n  \
-    wudao generate --model runs/quickstart --prompt '{\"place\":' --regex '\"[^\"]{1,20}\"'")]
+    wudao generate --model runs/quickstart --prompt '{\"place\":' --regex '\"[^\"]{1,20}\"'\n  \
+    wudao generate --model large.gguf --draft small.gguf --prompt 'Once upon a time'")]
 #[command(group(clap::ArgGroup::new("source").required(true).args(["prompt", "prompts_file"])))]
 pub struct Args {
     /// A checkpoint, a run folder (its newest checkpoint), or a GGUF file.
@@ -39,7 +42,30 @@ pub struct Args {
     /// Several texts to continue: one a line, or in a .jsonl file one {"prompt": …} a line.
     #[arg(long, value_name = "FILE")]
     prompts_file: Option<PathBuf>,
-    /// Most tokens to write [default: 128].
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    guess: GuessArgs,
+    /// Write JSON that fits the JSON Schema in this file.
+    #[arg(long, value_name = "FILE", group = "form")]
+    schema: Option<PathBuf>,
+    /// Write what this regular expression matches as a whole.
+    #[arg(long, value_name = "EXPRESSION", group = "form", allow_hyphen_values = true)]
+    regex: Option<String>,
+    /// Write what the grammar in this file accepts, in llguidance's kind of Lark.
+    #[arg(long, value_name = "FILE", group = "form")]
+    grammar: Option<PathBuf>,
+    /// One JSON object a line: prompt, completion, tokens, why it ended.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    settings: SettingsArgs,
+}
+
+/// How tokens are drawn: a flag for each setting of `[generate]`.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct SamplingArgs {
+    /// Most tokens to write [default: 128; `chat`: what the context holds].
     #[arg(long, value_name = "N")]
     max_tokens: Option<usize>,
     /// Divide the logits by this; 0 always takes the likeliest token [default: 0.8].
@@ -62,21 +88,36 @@ pub struct Args {
     seed: Option<u64>,
     /// End where this string begins; may be given several times.
     #[arg(long, value_name = "TEXT")]
-    stop: Vec<String>,
-    /// Write JSON that fits the JSON Schema in this file.
-    #[arg(long, value_name = "FILE", group = "form")]
-    schema: Option<PathBuf>,
-    /// Write what this regular expression matches as a whole.
-    #[arg(long, value_name = "EXPRESSION", group = "form", allow_hyphen_values = true)]
-    regex: Option<String>,
-    /// Write what the grammar in this file accepts, in llguidance's kind of Lark.
-    #[arg(long, value_name = "FILE", group = "form")]
-    grammar: Option<PathBuf>,
-    /// One JSON object a line: prompt, completion, tokens, why it ended.
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    settings: SettingsArgs,
+    pub stop: Vec<String>,
+}
+
+impl SamplingArgs {
+    /// All settings, with these flags over the other levels.
+    pub fn resolve(&self, settings: &SettingsArgs, cx: &Context) -> Result<Resolved, SettingsError> {
+        let text = |value: &Option<f32>| value.map(|x| x.to_string());
+        let own = [
+            ("generate.max_tokens", "--max-tokens", self.max_tokens.map(|n| n.to_string())),
+            ("generate.temperature", "--temperature", text(&self.temperature)),
+            ("generate.top_k", "--top-k", self.top_k.map(|n| n.to_string())),
+            ("generate.top_p", "--top-p", text(&self.top_p)),
+            ("generate.min_p", "--min-p", text(&self.min_p)),
+            ("generate.repetition_penalty", "--repetition-penalty", text(&self.repetition_penalty)),
+            ("generate.seed", "--seed", self.seed.map(|n| n.to_string())),
+        ];
+        settings::resolve(settings, &own, &cx.environment)
+    }
+
+    /// What they come to, checked.
+    pub fn generation(&self, resolved: &Resolved) -> anyhow::Result<Generation> {
+        let mut how: GenerateSettings = resolved.section("generate")?;
+        if !self.stop.is_empty() {
+            // Not through the words of a list: a stop string may hold a comma.
+            how.stop.clone_from(&self.stop);
+        }
+        let how = Generation::from(how);
+        how.sampling.check().map_err(|error| Usage(error.to_string()))?;
+        Ok(how)
+    }
 }
 
 /// A line of `--json`.
@@ -88,48 +129,86 @@ struct Answer<'a> {
     prompt_tokens: usize,
     stop: Stop,
     tokens_per_second: f64,
+    /// Of all guesses so far, those that came true.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guessed_share: Option<f64>,
+}
+
+/// What writes: a model alone, or an engine, which can guess.
+enum Writer {
+    Alone(Box<Checkpoint<Cpu>>),
+    Engine(Engine),
+}
+
+impl Writer {
+    /// For texts of `longest` tokens at most.
+    fn open(args: &Args, longest: usize, cx: &Context) -> anyhow::Result<Writer> {
+        let weights = args.weights.options()?;
+        if !args.guess.any() {
+            let beside = |config: &Config| {
+                let tokens = longest.min(config.max_position_embeddings);
+                Ok(KvCache::<Cpu>::bytes(config, tokens, weights.operands))
+            };
+            return Ok(Writer::Alone(Box::new(open(cx, &args.model, &weights, args.weights.memory, beside)?)));
+        }
+        let options = EngineOptions { batch: 1, ..EngineOptions::default() };
+        engine::start(cx, &args.model, &args.guess, &weights, args.weights.memory, options).map(Writer::Engine)
+    }
+
+    fn constrain(&self, form: &Form) -> Result<Constraint, ConstraintError> {
+        match self {
+            Writer::Alone(checkpoint) => checkpoint.constrain(form),
+            Writer::Engine(engine) => engine.constrain(form),
+        }
+    }
+
+    fn write(&self, prompt: &str, how: &Generation, emit: &mut dyn FnMut(&str) -> bool) -> anyhow::Result<Completion> {
+        match self {
+            Writer::Alone(checkpoint) => Ok(checkpoint.generate(prompt, how, emit)?),
+            Writer::Engine(engine) => {
+                let Generation { max_tokens, sampling, stop, constraint } = how.clone();
+                let prompt = engine.prompt_ids(prompt)?;
+                let request = Request { prompt, max_tokens, sampling, stop, constraint, ..Request::default() };
+                Ok(engine.complete(request, emit)?.completion)
+            }
+        }
+    }
+
+    /// What was asked of experts that stay in their file.
+    fn reads(&self) -> Option<ExpertReads> {
+        match self {
+            Writer::Alone(checkpoint) => checkpoint.weights.expert_reads(),
+            Writer::Engine(engine) => Some(engine.status().experts).filter(|reads| reads.wanted > 0),
+        }
+    }
+
+    fn counters(&self) -> Counters {
+        match self {
+            Writer::Alone(_) => Counters::default(),
+            Writer::Engine(engine) => engine.status().counters,
+        }
+    }
 }
 
 /// Continues the prompts.
 pub fn run(args: Args, cx: &Context) -> anyhow::Result<()> {
-    let text = |value: &Option<f32>| value.map(|x| x.to_string());
-    let own = [
-        ("generate.max_tokens", "--max-tokens", args.max_tokens.map(|n| n.to_string())),
-        ("generate.temperature", "--temperature", text(&args.temperature)),
-        ("generate.top_k", "--top-k", args.top_k.map(|n| n.to_string())),
-        ("generate.top_p", "--top-p", text(&args.top_p)),
-        ("generate.min_p", "--min-p", text(&args.min_p)),
-        ("generate.repetition_penalty", "--repetition-penalty", text(&args.repetition_penalty)),
-        ("generate.seed", "--seed", args.seed.map(|n| n.to_string())),
-    ];
-    let mut how: GenerateSettings = settings::resolve(&args.settings, &own, &cx.environment)?.section("generate")?;
-    if !args.stop.is_empty() {
-        // Not through the words of a list: a stop string may hold a comma.
-        how.stop = args.stop;
-    }
-    let mut how = Generation::from(how);
-    let form = form(args.schema.as_deref(), args.regex, args.grammar.as_deref())?;
-    how.sampling.check().map_err(|error| Usage(error.to_string()))?;
-    let prompts = match (args.prompt, args.prompts_file) {
+    let mut how = args.sampling.generation(&args.sampling.resolve(&args.settings, cx)?)?;
+    let form = form(&args)?;
+    let prompts = match (&args.prompt, &args.prompts_file) {
         (Some(dash), _) if dash == "-" => {
             let mut text = String::new();
             std::io::stdin().read_to_string(&mut text).context("cannot read the prompt from standard input")?;
             vec![text]
         }
-        (Some(prompt), _) => vec![prompt],
-        (None, Some(path)) => prompts(&path)?,
+        (Some(prompt), _) => vec![prompt.clone()],
+        (None, Some(path)) => prompts(path)?,
         (None, None) => unreachable!("the parser asks for one of the two"),
     };
-    let weights = args.weights.options()?;
     // A token is at least a byte, but for the few that may be put before a text.
     let longest = prompts.iter().map(String::len).max().unwrap_or(0) + 8 + how.max_tokens;
-    let beside = |config: &Config| {
-        let tokens = longest.min(config.max_position_embeddings);
-        Ok(KvCache::<Cpu>::bytes(config, tokens, weights.operands))
-    };
-    let checkpoint = open(cx, &args.model, &weights, args.weights.memory, beside)?;
+    let writer = Writer::open(&args, longest, cx)?;
     if let Some(form) = form {
-        let constraint = checkpoint.constrain(&form);
+        let constraint = writer.constrain(&form);
         how.constraint = Some(constraint.map_err(|error| Usage(format!("the text cannot have this form: {error}")))?);
     }
     let stop = signals::stop_flag()?;
@@ -145,36 +224,43 @@ pub fn run(args: Args, cx: &Context) -> anyhow::Result<()> {
             }
             broken.is_none() && !stop.load(Ordering::Relaxed)
         };
-        let completion = checkpoint
-            .generate(prompt, &how, &mut emit)
+        let completion = writer
+            .write(prompt, &how, &mut emit)
             .with_context(|| format!("cannot continue prompt {} (\"{}\")", number + 1, beginning(prompt)))?;
         if let Some(error) = broken {
             return Err(error.into());
         }
-        report(cx, prompt, &completion, start.elapsed().as_secs_f64(), args.json)?;
+        report(cx, prompt, &completion, start.elapsed().as_secs_f64(), &writer.counters(), args.json)?;
         if stop.load(Ordering::Relaxed) {
             break;
         }
     }
-    checkpoint.weights.expert_reads().iter().for_each(|reads| cx.printer.status("Memory", told(reads)));
+    writer.reads().iter().for_each(|reads| cx.printer.status("Memory", told(reads)));
     Ok(())
 }
 
 /// The form that the texts must have; the parser lets one be named.
-fn form(schema: Option<&Path>, regex: Option<String>, grammar: Option<&Path>) -> anyhow::Result<Option<Form>> {
+fn form(args: &Args) -> anyhow::Result<Option<Form>> {
     let read = |path: &Path| std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
-    Ok(match (schema, regex, grammar) {
+    Ok(match (&args.schema, &args.regex, &args.grammar) {
         (Some(path), ..) => {
             let schema = serde_json::from_str(&read(path)?);
             Some(Form::Json(schema.with_context(|| format!("{} is no JSON", path.display()))?))
         }
-        (None, Some(regex), _) => Some(Form::Regex(regex)),
+        (None, Some(regex), _) => Some(Form::Regex(regex.clone())),
         (None, None, Some(path)) => Some(Form::Lark(read(path)?)),
         (None, None, None) => None,
     })
 }
 
-fn report(cx: &Context, prompt: &str, completion: &Completion, seconds: f64, json: bool) -> anyhow::Result<()> {
+fn report(
+    cx: &Context,
+    prompt: &str,
+    completion: &Completion,
+    seconds: f64,
+    counters: &Counters,
+    json: bool,
+) -> anyhow::Result<()> {
     let Completion { text, tokens, prompt_tokens, stop } = completion;
     let tokens_per_second = tokens.len() as f64 / seconds.max(1e-9);
     if json {
@@ -186,6 +272,7 @@ fn report(cx: &Context, prompt: &str, completion: &Completion, seconds: f64, jso
             prompt_tokens,
             stop,
             tokens_per_second,
+            guessed_share: counters.guessed_share(),
         });
     }
     if !text.ends_with('\n') {
@@ -196,6 +283,7 @@ fn report(cx: &Context, prompt: &str, completion: &Completion, seconds: f64, jso
         tokens.len(),
         duration(seconds),
     ));
+    engine::guessed(counters).into_iter().for_each(|text| cx.printer.detail(text));
     Ok(())
 }
 

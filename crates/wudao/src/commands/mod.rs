@@ -1,8 +1,10 @@
 //! The commands, one file each: arguments first, then what happens.
 
 pub mod bench;
+pub mod chat;
 pub mod completions;
 pub mod convert;
+pub mod engine;
 pub mod eval;
 pub mod generate;
 pub mod inspect;
@@ -211,6 +213,7 @@ pub fn run(cli: Cli, printer: &Printer, environment: Vec<(String, String)>) -> a
         Command::Upcycle(args) => upcycle::run(args, &cx),
         Command::Eval(args) => eval::run(args, &cx),
         Command::Generate(args) => generate::run(args, &cx),
+        Command::Chat(args) => chat::run(args, &cx),
         Command::Serve(args) => serve::run(args, &cx),
         Command::Inspect(args) => inspect::run(args, &cx),
         Command::Convert(args) => convert::run(args, &cx),

@@ -3,6 +3,7 @@
 //! What is said goes to standard error; standard output has the address alone, so that a program that starts a server on a free
 //! port (`--port 0`) can read where it is.
 
+use super::engine::{self, GuessArgs};
 use super::{CacheDtype, Context, WeightArgs};
 use crate::error::{Advice, Usage};
 use crate::printer::bytes;
@@ -12,9 +13,8 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use wudao_device::DType;
-use wudao_infer::Engine;
 use wudao_infer::engine::{EngineOptions, Status};
-use wudao_model::{Config, WeightOptions};
+use wudao_model::WeightOptions;
 use wudao_serve::{ApiKeys, Options, Served, Tls};
 
 /// Arguments of `wudao serve`.
@@ -98,9 +98,8 @@ pub struct Args {
     /// Most tokens of prompts that one step reads.
     #[arg(long, value_name = "N", default_value = "256", help_heading = "Engine")]
     prefill_chunk: NonZeroUsize,
-    /// Tokens to guess of a text from what it has said before, where texts repeat their prompts; 0 guesses none.
-    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Engine")]
-    guesses: usize,
+    #[command(flatten)]
+    guess: GuessArgs,
     /// Forget prompts: do not keep what was read of one for others that begin alike.
     #[arg(long, help_heading = "Engine")]
     no_prefix_cache: bool,
@@ -112,7 +111,10 @@ pub fn run(args: Args, cx: &Context) -> anyhow::Result<()> {
     let engine = engine_options(&args);
     let stop = signals::stop_flag()?;
     let weights = args.weights.options()?;
-    let models = args.models.iter().map(|model| open(cx, model, &weights, args.weights.memory, &engine));
+    if args.guess.draft.is_some() && args.models.len() > 1 {
+        return Err(Usage("--draft guesses for one model: serve that one alone".into()).into());
+    }
+    let models = args.models.iter().map(|model| open(cx, model, &args.guess, &weights, args.weights.memory, &engine));
     let models = models.collect::<anyhow::Result<Vec<_>>>()?;
     for model in &models {
         let chat = if model.template.is_some() { "" } else { ", without a chat template: it can only continue texts" };
@@ -137,12 +139,13 @@ pub fn run(args: Args, cx: &Context) -> anyhow::Result<()> {
 }
 
 /// Opens one model, however it is kept.
-fn open(
+pub fn open(
     cx: &Context,
     model: &str,
+    guess: &GuessArgs,
     weights: &WeightOptions,
     memory: Option<usize>,
-    engine: &EngineOptions,
+    options: &EngineOptions,
 ) -> anyhow::Result<Served> {
     let (name, path) = match model.split_once('=') {
         Some((name, path)) if !Path::new(model).exists() => (Some(name), Path::new(path)),
@@ -154,12 +157,8 @@ fn open(
         None => default_name(path),
     };
     let dir = super::train::checkpoint_of(path)?;
-    let help = format!("--cache is {}; --context and --batch ask for less", bytes(engine.cache_bytes as u64));
-    let beside = |config: &Config| engine.bytes_for(config, weights.operands).help(help.clone());
-    let checkpoint = super::generate::open(cx, path, weights, memory, beside)?;
-    let engine = Engine::start(checkpoint, engine.clone())
-        .with_context(|| format!("cannot serve {}", path.display()))
-        .help(help)?;
+    let engine = engine::start(cx, path, guess, weights, memory, options.clone())
+        .with_context(|| format!("cannot serve {}", path.display()))?;
     Ok(Served::new(name, engine).with_folder(&dir)?)
 }
 
@@ -200,7 +199,7 @@ fn engine_options(args: &Args) -> EngineOptions {
         cache_bytes: args.cache.get().saturating_mul(1 << 20),
         cache_dtype: args.cache_dtype.map(DType::from),
         prefill_chunk: args.prefill_chunk.get(),
-        guesses: args.guesses,
         prefix_cache: !args.no_prefix_cache,
+        ..EngineOptions::default()
     }
 }

@@ -5,6 +5,7 @@
 //! client's long prompt is read. Everything goes through the engine that `wudao serve` runs, sampling included, at
 //! temperature 0. Nothing is kept between requests.
 
+use super::super::engine::GuessArgs;
 use super::super::{CacheDtype, memory, told};
 use super::{Context, Shape, WeightArg, dtype_name, median, process_bytes, weights_name};
 use crate::printer::{Unit, columns};
@@ -19,7 +20,7 @@ use wudao_infer::engine::{EngineOptions, Event, Request};
 use wudao_infer::{Checkpoint, Engine, Sampling};
 use wudao_model::model::Options;
 use wudao_model::weights::ExpertReads;
-use wudao_model::{Config, Model};
+use wudao_model::{Config, Model, WeightOptions};
 
 /// Arguments of `wudao bench infer`.
 #[derive(clap::Args, Debug)]
@@ -47,6 +48,8 @@ pub struct Args {
     /// Bits of keys and values in memory [default: those of --dtype].
     #[arg(long, value_enum)]
     cache_dtype: Option<CacheDtype>,
+    #[command(flatten)]
+    guess: GuessArgs,
     /// Measurements of each; the median counts.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     tries: u32,
@@ -88,6 +91,9 @@ struct Answer {
     /// Several clients.
     parallel: Vec<Parallel>,
     long_prompt: u32,
+    /// Of all guesses, those that came true.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guessed_share: Option<f64>,
     /// Longest time between two tokens of a stream while a long prompt is read.
     longest_gap_ms: f64,
     /// Tokens a second of that prompt meanwhile.
@@ -151,12 +157,12 @@ fn checkpoint(
     args: &Args,
     engine: &EngineOptions,
     cx: &Context,
-) -> anyhow::Result<(Option<String>, &'static str, Checkpoint<Cpu>)> {
+) -> anyhow::Result<(Option<String>, WeightOptions, Checkpoint<Cpu>)> {
     if let Some(path) = &args.model {
         let how = args.weights.options(&args.shape, None)?;
         let beside = |config: &Config| Ok(engine.bytes_for(config, how.operands)?);
         let checkpoint = super::super::generate::open(cx, path, &how, args.memory, beside)?;
-        return Ok((Some(path.display().to_string()), weights_name(&how), checkpoint));
+        return Ok((Some(path.display().to_string()), how, checkpoint));
     }
     let mut measured = args.shape.resolve(&[], cx)?;
     let longest = [args.prompt + 1, args.tokens + 1, 2 * SHORT, args.long_prompt + 1, 4 * args.tokens];
@@ -169,7 +175,7 @@ fn checkpoint(
     let weights = model.init_packed(&device, measured.settings.seed, &how);
     // Its texts are of no interest.
     let tokenizer = Tokenizer::train(["text"], &TrainOptions::new(MIN_VOCAB_SIZE))?;
-    Ok((measured.name, weights_name(&how), Checkpoint { device, config, model, weights, tokenizer }))
+    Ok((measured.name, how, Checkpoint { device, config, model, weights, tokenizer }))
 }
 
 fn answer(args: &Args, cx: &Context) -> anyhow::Result<Answer> {
@@ -177,11 +183,11 @@ fn answer(args: &Args, cx: &Context) -> anyhow::Result<Answer> {
     let cache_dtype = args.cache_dtype.map(DType::from);
     let options =
         EngineOptions { batch: most, queue: most, cache_dtype, prefix_cache: false, ..EngineOptions::default() };
-    let (model, weights, checkpoint) = checkpoint(args, &options, cx)?;
+    let (model, how, checkpoint) = checkpoint(args, &options, cx)?;
     let (dtype, weight_bytes) = (checkpoint.model.dtype(), checkpoint.weights.bytes());
     let page_bytes = options.page_bytes(&checkpoint.config, dtype);
     let in_file = checkpoint.weights.expert_reads().is_some();
-    let engine = Engine::start(checkpoint, options)?;
+    let engine = args.guess.start(cx, checkpoint, &how, options)?;
     let mut warm = ExpertReads::default();
     let progress = cx.printer.progress("Measuring", Some(u64::from(args.tries)), Unit::Items);
     let (mut prompt, mut stream, mut gap, mut long) = (vec![], vec![], vec![], vec![]);
@@ -237,7 +243,7 @@ fn answer(args: &Args, cx: &Context) -> anyhow::Result<Answer> {
         model,
         experts: in_file.then_some(since),
         dtype: dtype_name(dtype),
-        weights,
+        weights: weights_name(&how),
         weight_mb: weight_bytes as f64 / 1e6,
         peak_rss_mb: process_bytes().map(|bytes| bytes as f64 / 1e6),
         cache_token_bytes: page_bytes / PAGE,
@@ -249,6 +255,7 @@ fn answer(args: &Args, cx: &Context) -> anyhow::Result<Answer> {
         tokens_per_s: median(&mut stream),
         parallel: parallel.collect(),
         long_prompt: args.long_prompt,
+        guessed_share: engine.status().counters.guessed_share(),
         longest_gap_ms: median(&mut gap),
         long_prompt_tokens_per_s: median(&mut long),
     })
@@ -301,6 +308,9 @@ impl Answer {
         cx.printer.answer(&columns(&["engine", "tokens/s", ""], &rows))?;
         let rss = self.peak_rss_mb.map_or("unknown".into(), |mb| format!("{mb:.0} MB"));
         let (weights, cache) = (self.weight_mb, self.cache_mb);
+        if let Some(share) = self.guessed_share {
+            cx.printer.answer(&format!("\n{:.0} % of guesses came true", 100.0 * share))?;
+        }
         let memory = format!(
             "\nweights in {} {weights:.0} MB, keys and values {cache:.0} MB ({} bytes a token), process {rss}\n",
             self.weights, self.cache_token_bytes
@@ -330,6 +340,7 @@ mod tests {
             long_prompt: 300,
             memory: None,
             cache_dtype: Some(CacheDtype::Int8),
+            guess: GuessArgs { guesses: 2, ..GuessArgs::default() },
             tries: 1,
             json: true,
             shape,
