@@ -1,8 +1,9 @@
-"""Real clients against a real server: the `openai` packages of Python and npm, and lm-evaluation-harness.
+"""Real clients against a real server: the `openai` packages of Python and npm, lm-evaluation-harness, and schemathesis, which
+asks whatever the OpenAPI document allows, and much that it does not.
 
-    pip install openai==3.57.0 lm-eval==0.4.13 transformers==5.23.0
+    pip install openai==3.57.0 schemathesis==4.32.5 lm-eval==0.4.13 transformers==5.23.0
     wudao prepare corpus --out /tmp/data --preset tiny && wudao train --preset tiny --data /tmp/data --out /tmp/run --steps 20
-    python reference/clients.py --wudao target/release/wudao --model /tmp/run [--skip npm] [--skip lm-eval]
+    python reference/clients.py --wudao target/release/wudao --model /tmp/run [--skip npm] [--skip lm-eval] …
 
 Starts `wudao serve` on a free port, asks as a user of each client would, and compares what can be compared: a stream with
 the whole, lm-eval's likelihoods with those of the same tokens asked by hand. The texts themselves are nonsense, and that is all
@@ -200,16 +201,29 @@ def npm_client(address):
         subprocess.run(["node", str(path)], cwd=folder, check=True, env={**os.environ, "BASE": address, "KEY": KEY})
 
 
+def schemathesis(address):
+    """Whatever is asked, no answer may say that the server is at fault, and none may take long."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "schemathesis.cli", "run", f"{address}/openapi.json", "--header", f"Authorization: Bearer {KEY}"]
+        command += ["--checks", "not_a_server_error", "--phases", "examples,coverage,fuzzing", "--max-examples", "30", "--seed", "1"]
+        command += ["--workers", "2", "--request-timeout", "60", "--generation-database", "none", "--warnings", "off", "--no-color"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env={**os.environ, "PYTHONUTF8": "1"})
+        assert done.returncode == 0, done.stdout + done.stderr
+    # It is still there, and in its senses.
+    python_client(address)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--wudao", required=True, help="the program")
     parser.add_argument("--model", required=True, help="a checkpoint or a run, the smaller the better")
-    parser.add_argument("--skip", action="append", default=[], choices=["python", "npm", "lm-eval"])
+    parser.add_argument("--skip", action="append", default=[], choices=["python", "npm", "lm-eval", "schemathesis"])
     options = parser.parse_args()
     checks = {
         "python": python_client,
         "lm-eval": lm_eval,
         "npm": npm_client,
+        "schemathesis": schemathesis,
     }
     with server(options.wudao, options.model) as address:
         for name, check in checks.items():

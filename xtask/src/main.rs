@@ -1,5 +1,6 @@
-//! Project chores: `cargo xtask ci`, `cargo xtask floors`, `cargo xtask kill`.
+//! Project chores: `cargo xtask ci`, `cargo xtask clients`, `cargo xtask floors`, `cargo xtask kill`.
 
+mod clients;
 mod floors;
 
 use anyhow::{Context, Result, bail};
@@ -9,7 +10,9 @@ use std::time::Instant;
 const USAGE: &str = "\
 Usage: cargo xtask <chore>
 
-  ci                  what must pass before a change lands: fmt, floors, clippy, doc, tests
+  ci                  what must pass before a change lands: fmt, floors, clippy, doc, tests, clients
+  clients [--wudao PATH]
+                      real clients against a server, as far as they can be had
   floors              check that crates import from lower floors only
   kill [--rounds N]   kill a training run N times (200) at random moments and compare its end, bit for bit";
 
@@ -18,6 +21,8 @@ fn main() -> ExitCode {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let result = match arguments.as_slice() {
         ["ci"] => ci(),
+        ["clients"] => clients::run(None),
+        ["clients", "--wudao", path] => clients::run(Some(path)),
         ["floors"] => floors::check(),
         ["kill"] => kill("200"),
         ["kill", "--rounds", rounds] => kill(rounds),
@@ -46,7 +51,8 @@ fn ci() -> Result<()> {
     step("lints", || cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"], &[]))?;
     let deny = [("RUSTDOCFLAGS", "-D warnings")];
     step("documentation", || cargo(&["doc", "--workspace", "--no-deps", "--locked"], &deny))?;
-    step("tests", || cargo(&["test", "--workspace", "--locked"], &[]))
+    step("tests", || cargo(&["test", "--workspace", "--locked"], &[]))?;
+    step("clients", || clients::run(None))
 }
 
 /// The long version of the kill test.
