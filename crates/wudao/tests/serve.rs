@@ -26,7 +26,7 @@ fn ask(address: &str, request: &str) -> String {
 }
 
 fn post(address: &str, path: &str, body: &str) -> String {
-    let head = "host: x\r\nconnection: close\r\ncontent-type: application/json";
+    let head = "host: localhost\r\nconnection: close\r\ncontent-type: application/json";
     ask(address, &format!("POST {path} HTTP/1.1\r\n{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()))
 }
 
@@ -40,7 +40,7 @@ fn a_trained_run_is_served_until_it_is_stopped() {
     BufReader::new(server.0.stdout.take().unwrap()).read_line(&mut url).unwrap();
     let address = url.trim().strip_prefix("http://").unwrap_or_else(|| panic!("{url}"));
 
-    let models = ask(address, "GET /v1/models HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    let models = ask(address, "GET /v1/models HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
     assert!(models.contains("\"id\":\"mine\"") && models.contains("\"chat\":true"), "{models}");
     let answer = post(address, "/v1/completions", r#"{"prompt": "话说天下", "max_tokens": 5}"#);
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"completion_tokens\""), "{answer}");
