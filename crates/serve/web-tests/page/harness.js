@@ -49,6 +49,12 @@ export async function ask(page, text) {
     await finished(page);
 }
 
+/** A new conversation. The address changes first, then the page: whoever writes at once would still write to the old one. */
+export async function begin(page) {
+    await page.locator("#new-chat").click();
+    await page.locator(".message").first().waitFor({ state: "detached" });
+}
+
 /** No reply is on its way. */
 export async function finished(page) {
     await page.locator("#thread[aria-busy=false] .message.assistant.last .tools button").first().waitFor();

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";
 import { REAL } from "../browser.js";
-import { ask, bodies, eventually, finished, gate, reply, send, test, useTool } from "./harness.js";
+import { ask, begin, bodies, eventually, finished, gate, reply, send, test, useTool } from "./harness.js";
 
 const titles = (page) => page.locator("#conversations a").allInnerTexts();
 
@@ -29,7 +29,7 @@ test("conversations outlive a reload, versions and all", { real: true }, async (
     await eventually(() => page.locator(".message.last .pager").innerText(), "2/2");
     await finished(page);
     const before = await bodies(page);
-    await page.locator("#new-chat").click();
+    await begin(page);
     await ask(page, "two");
     assert.deepEqual(await titles(page), ["two", "one"]);
     await page.getByRole("link", { name: "one", exact: true }).click();
@@ -44,8 +44,8 @@ test("conversations outlive a reload, versions and all", { real: true }, async (
 test("a draft outlives a reload and a look at another conversation", {}, async ({ page }) => {
     await ask(page, "one");
     await page.locator("#draft").fill("not yet sent");
-    await page.locator("#new-chat").click();
-    assert.equal(await page.locator("#draft").inputValue(), "");
+    await begin(page);
+    await eventually(() => page.locator("#draft").inputValue(), "");
     await page.getByRole("link", { name: "one" }).click();
     await eventually(() => page.locator("#draft").inputValue(), "not yet sent");
     await page.reload();
@@ -67,7 +67,7 @@ test("a reply cut short by a reload stays as far as it came", {}, async ({ page,
 
 test("conversations are searched, renamed, deleted and brought back", {}, async ({ page }) => {
     for (const text of ["apples and pears", "梨花院落溶溶月"]) {
-        await page.locator("#new-chat").click();
+        await begin(page);
         await ask(page, text);
     }
     await page.locator("#search").fill("you PEARS");
@@ -108,7 +108,7 @@ test("deleting a conversation stops its reply", {}, async ({ page, mock }) => {
 
 test("conversations go to a file and come back, and nothing is overwritten", {}, async ({ page }) => {
     await ask(page, "first");
-    await page.locator("#new-chat").click();
+    await begin(page);
     await ask(page, "第二个：问");
     const all = await save(page, () => page.locator("#export-all").click());
     assert.match(all.name, /^wudao-chat-\d{4}-\d\d-\d\d\.json$/);
@@ -199,7 +199,7 @@ test("settings reach the request, wrong ones do not, and both conversations and 
     await page.reload();
     await page.locator("#settings-open").click();
     assert.equal(await page.locator("#top_k").inputValue(), "40");
-    await page.locator("#new-chat").click();
+    await begin(page);
     assert.equal(await page.locator("#max_tokens").inputValue(), "16");
     await page.getByRole("button", { name: "Back to the defaults" }).click();
     assert.equal(await page.locator("#max_tokens").inputValue(), "");
@@ -211,13 +211,13 @@ test("the model chosen is the model asked", {}, async ({ page, mock }) => {
     await ask(page, "one");
     await page.locator("#model").selectOption("wudao-sparse");
     await ask(page, "two");
-    await page.locator("#new-chat").click();
+    await begin(page);
     await page.locator("#model").selectOption("wudao-base");
     await page.getByRole("link", { name: "one" }).click();
-    assert.equal(await page.locator("#model").inputValue(), "wudao-sparse");
+    await eventually(() => page.locator("#model").inputValue(), "wudao-sparse");
     assert.deepEqual(mock.replies.map(({ model }) => model), ["wudao-base", "wudao-sparse"]);
     await page.reload();
-    await page.locator("#new-chat").click();
+    await begin(page);
     await eventually(() => page.locator("#model").inputValue(), "wudao-base");
 });
 

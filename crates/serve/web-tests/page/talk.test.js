@@ -1,7 +1,7 @@
 // Talking: send, stream, stop, ask again, change one's words.
 
 import assert from "node:assert/strict";
-import { ask, bodies, eventually, finished, gate, reply, send, test, tool, useTool } from "./harness.js";
+import { ask, begin, bodies, eventually, finished, gate, reply, send, test, tool, useTool } from "./harness.js";
 
 test("a reply streams in and ends with its counts and speed", { real: true }, async ({ page, mock }) => {
     const rest = gate();
@@ -150,7 +150,7 @@ test("one reply streams while another conversation is read", {}, async ({ page, 
     mock.script.push({ pieces: ["slow"], hold: rest.promise });
     await send(page, "a slow one");
     await eventually(() => reply(page).innerText(), "slow");
-    await page.locator("#new-chat").click();
+    await begin(page);
     await ask(page, "a quick one");
     assert.equal(await reply(page).innerText(), "You said: a quick one");
     rest.open();
