@@ -68,7 +68,7 @@ test("everything can be done from the keyboard", {}, async ({ page }) => {
     await tabTo(page, "temperature");
     await keyboard.type("0.7");
     await keyboard.press("Escape");
-    assert.equal(await page.locator("#settings").isVisible(), false);
+    await eventually(() => page.locator("#settings").isVisible(), false);
     assert.equal(await focused(page), "settings-open");
 });
 
@@ -153,7 +153,7 @@ test("a narrow screen: nothing sticks out, and what lies over the page is left a
     mock?.script.push({ pieces: [`${"long".repeat(60)}\n\n\`${"code".repeat(60)}\`\n\n\`\`\`\n${"wide ".repeat(60)}\n\`\`\`\n\n|${" a wide head |".repeat(9)}\n|${"---|".repeat(9)}\n|${" cell |".repeat(9)}`] });
     await ask(page, "https://example.org/" + "path/".repeat(40));
     assert.ok(await fits());
-    assert.equal(await page.locator("#sidebar").isVisible(), false);
+    await eventually(() => page.locator("#sidebar").isVisible(), false);
 
     await page.locator("#sidebar-open").click();
     await page.locator("#conversations a").waitFor();
@@ -169,12 +169,12 @@ test("a narrow screen: nothing sticks out, and what lies over the page is left a
     assert.ok(await fits());
     assert.equal(await page.evaluate(() => document.getElementById("main").inert), true);
     await page.locator("#settings-close").click();
-    assert.equal(await page.locator("#settings").isVisible(), false);
+    await eventually(() => page.locator("#settings").isVisible(), false);
 
     await page.locator("#sidebar-open").click();
     await page.locator("#new-chat").click();
     await eventually(() => page.locator("#sidebar").isVisible(), false);
-    assert.deepEqual(await bodies(page), []);
+    await eventually(() => bodies(page), []);
     const small = await page.evaluate(() => [...document.querySelectorAll("button, select, summary, .beginnings button")]
         .filter((node) => node.checkVisibility({ checkVisibilityCSS: true }) && !node.closest("[inert]") && node.id !== "sidebar-shade")
         .map((node) => [node.id || node.className, node.getBoundingClientRect()])
@@ -188,7 +188,7 @@ test("a wide screen: the list can be put away, and the page remembers", {}, asyn
     assert.equal(await focused(page), "sidebar-open");
     await page.reload();
     await page.locator("#new-chat-short").waitFor();
-    assert.equal(await page.locator("#sidebar").isVisible(), false);
+    await eventually(() => page.locator("#sidebar").isVisible(), false);
     await page.locator("#sidebar-open").click();
     await eventually(() => page.locator("#sidebar").isVisible());
 });
@@ -200,5 +200,5 @@ test("a screen reader hears of the reply", {}, async ({ page, mock }) => {
     await page.locator("#draft").fill("again");
     await page.locator("#draft").press("Enter");
     await eventually(() => page.locator("#status").innerText(), "The reply failed: The connection broke off in the middle of the reply.");
-    assert.equal(await reply(page).innerText(), "x");
+    await eventually(() => reply(page).innerText(), "x");
 });

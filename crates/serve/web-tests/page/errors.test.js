@@ -1,7 +1,7 @@
 // When something is wrong: each case says what, and offers what can be done.
 
 import assert from "node:assert/strict";
-import { ask, bodies, eventually, finished, reply, send, test } from "./harness.js";
+import { ask, bodies, eventually, finished, reply, send, shows, test } from "./harness.js";
 
 const error = (page) => page.locator(".message.last .error");
 
@@ -9,7 +9,7 @@ test("a server that wants a key gets one", { mock: (mock) => (mock.key = "open s
     expect(/401/);
     const dialog = page.getByRole("dialog", { name: "API key" });
     await dialog.waitFor();
-    assert.equal(await page.getByText("did not accept").isVisible(), false);
+    await eventually(() => page.getByText("did not accept").isVisible(), false);
     assert.equal(await page.locator("#key").evaluate((node) => node === document.activeElement), true);
     await page.keyboard.type("open rye");
     await page.keyboard.press("Enter");
@@ -18,7 +18,7 @@ test("a server that wants a key gets one", { mock: (mock) => (mock.key = "open s
     await page.getByRole("button", { name: "Use this key" }).click();
     await dialog.waitFor({ state: "hidden" });
     await ask(page, "hello");
-    assert.equal(await reply(page).innerText(), "You said: hello");
+    await eventually(() => reply(page).innerText(), "You said: hello");
     assert.equal(mock.requests.at(-1).key, "open sesame");
     const kept = await page.evaluate(() => [JSON.stringify({ ...sessionStorage }), JSON.stringify({ ...localStorage })]);
     assert.ok(kept[0].includes("open sesame") && !kept[1].includes("open sesame"), "kept for the tab alone");
@@ -38,7 +38,7 @@ test("a reply refused for want of a key comes after the key", {}, async ({ page,
 test("without a key the page says so, and asks again when told to", { mock: (mock) => (mock.key = "k") }, async ({ page, expect }) => {
     expect(/401/);
     await page.getByRole("button", { name: "Not now" }).click();
-    assert.match(await page.locator("#notice").innerText(), /The server wants an API key\./);
+    await shows(() => page.locator("#notice").innerText(), /The server wants an API key\./);
     await page.locator("#notice").getByRole("button", { name: "Try again" }).click();
     await page.locator("#key").fill("k");
     await page.keyboard.press("Enter");
@@ -64,7 +64,7 @@ test("a busy server: how long to wait, and another try", {}, async ({ page, mock
     mock.script.push({ refuse: { status: 429, headers: { "retry-after": "7" }, error: { message: "16 wait already" } } });
     await send(page, "hello");
     await error(page).waitFor();
-    assert.match(await error(page).innerText(), /The server is busy\. It asks to wait 7 s\.\n+16 wait already/);
+    await shows(() => error(page).innerText(), /The server is busy\. It asks to wait 7 s\.\n+16 wait already/);
     await page.getByRole("button", { name: "Try again" }).click();
     await eventually(() => bodies(page), ["hello", "You said: hello"]);
     assert.equal(await page.locator(".pager").count(), 0, "the failed reply left nothing behind");
@@ -74,18 +74,18 @@ test("a reply that breaks off keeps its words, and a second try stands beside it
     mock.script.push({ pieces: ["half a"], cut: true });
     await send(page, "hello");
     await error(page).waitFor();
-    assert.match(await error(page).innerText(), /The connection broke off in the middle of the reply\./);
-    assert.equal(await reply(page).innerText(), "half a");
+    await shows(() => error(page).innerText(), /The connection broke off in the middle of the reply\./);
+    await eventually(() => reply(page).innerText(), "half a");
     await page.getByRole("button", { name: "Try again" }).click();
     await eventually(() => bodies(page), ["hello", "You said: hello"]);
-    assert.equal(await page.locator(".message.last .pager").innerText(), "2/2");
+    await eventually(() => page.locator(".message.last .pager").innerText(), "2/2");
 });
 
 test("an error in the stream is told in the server's words", {}, async ({ page, mock }) => {
     mock.script.push({ pieces: ["Well"], error: { message: "out of memory for caches", code: "overloaded" } });
     await send(page, "hello");
     await error(page).waitFor();
-    assert.match(await error(page).innerText(), /The server gave up in the middle of the reply\.\n+out of memory for caches/);
+    await shows(() => error(page).innerText(), /The server gave up in the middle of the reply\.\n+out of memory for caches/);
 });
 
 test("a refused request is told in the server's words", {}, async ({ page, mock, expect }) => {
@@ -93,7 +93,7 @@ test("a refused request is told in the server's words", {}, async ({ page, mock,
     mock.script.push({ refuse: { status: 400, error: { message: "5000 tokens are more than the context of 4096", code: "context_length_exceeded" } } });
     await send(page, "hello");
     await error(page).waitFor();
-    assert.match(await error(page).innerText(), /The server refused the request\.\n+5000 tokens are more/);
+    await shows(() => error(page).innerText(), /The server refused the request\.\n+5000 tokens are more/);
 });
 
 test("a model without a chat template continues text instead", {}, async ({ page, mock, expect }) => {
@@ -101,7 +101,7 @@ test("a model without a chat template continues text instead", {}, async ({ page
     mock.script.push({ refuse: { status: 400, error: { message: "no template", code: "no_chat_template" } } }, { pieces: [" upon a time"] });
     await send(page, "Once");
     await eventually(async () => (await page.locator(".message > .body").allTextContents()).join(""), "Once upon a time");
-    assert.match(await page.locator("#notice").innerText(), /wudao-sparse has no chat template: it continues text instead\./);
+    await shows(() => page.locator("#notice").innerText(), /wudao-sparse has no chat template: it continues text instead\./);
     assert.equal(mock.replies[1].prompt, "Once");
 });
 
@@ -121,7 +121,7 @@ test("a model that is known to have no chat template is never asked to chat", {
     await page.locator("#model").selectOption("base");
     await ask(page, " And");
     assert.equal(mock.replies[2].prompt, "helloGood day.And");
-    assert.match(await page.locator("#notice").innerText(), /base has no chat template/);
+    await shows(() => page.locator("#notice").innerText(), /base has no chat template/);
 });
 
 test("a server that has gone is named, and found again", {}, async ({ page, context, expect }) => {
@@ -130,7 +130,7 @@ test("a server that has gone is named, and found again", {}, async ({ page, cont
     await context.setOffline(true);
     await send(page, "two");
     await error(page).waitFor();
-    assert.match(await error(page).innerText(), /The server cannot be reached\./);
+    await shows(() => error(page).innerText(), /The server cannot be reached\./);
     await context.setOffline(false);
     await page.getByRole("button", { name: "Try again" }).click();
     await eventually(async () => (await bodies(page)).at(-1), "You said: two");

@@ -38,6 +38,18 @@ export async function eventually(read, wanted, patience = 8000) {
     assert.deepEqual(got, wanted ?? "anything true");
 }
 
+/** As `eventually`, for a text that is known by a pattern. */
+export async function shows(read, pattern, patience = 8000) {
+    const until = Date.now() + patience;
+    let got;
+    do {
+        got = await read();
+        if (pattern.test(got)) return;
+        await new Promise((resolve) => setTimeout(resolve, 25));
+    } while (Date.now() < until);
+    assert.match(got, pattern);
+}
+
 export async function send(page, text) {
     await page.locator("#draft").fill(text);
     await page.locator("#draft").press("Enter");

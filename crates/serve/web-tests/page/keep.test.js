@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";
 import { REAL } from "../browser.js";
-import { ask, begin, bodies, eventually, finished, gate, reply, send, test, useTool } from "./harness.js";
+import { ask, begin, bodies, eventually, finished, gate, reply, send, shows, test, useTool } from "./harness.js";
 
 const titles = (page) => page.locator("#conversations a").allInnerTexts();
 
@@ -31,11 +31,11 @@ test("conversations outlive a reload, versions and all", { real: true }, async (
     const before = await bodies(page);
     await begin(page);
     await ask(page, "two");
-    assert.deepEqual(await titles(page), ["two", "one"]);
+    await eventually(() => titles(page), ["two", "one"]);
     await page.getByRole("link", { name: "one", exact: true }).click();
     await page.reload();
     await eventually(() => bodies(page), before);
-    assert.equal(await page.locator(".message.last .pager").innerText(), "2/2");
+    await eventually(() => page.locator(".message.last .pager").innerText(), "2/2");
     await eventually(() => titles(page), ["two", "one"]);
     await page.goBack();
     await eventually(async () => (await bodies(page))[0], "two");
@@ -62,7 +62,7 @@ test("a reply cut short by a reload stays as far as it came", {}, async ({ page,
     await eventually(() => bodies(page), ["one", "half"]);
     await eventually(() => page.locator(".message.last .note").innerText(), "Stopped");
     await ask(page, "two");
-    assert.equal(await reply(page).innerText(), "You said: two");
+    await eventually(() => reply(page).innerText(), "You said: two");
 });
 
 test("conversations are searched, renamed, deleted and brought back", {}, async ({ page }) => {
@@ -142,7 +142,7 @@ test("a file that is not one of conversations is refused, with the reason", {}, 
         await load(page, "bad.json", text);
         await eventually(async () => (await page.locator("#notice").innerText()).includes(why));
     }
-    assert.deepEqual(await titles(page), []);
+    await eventually(() => titles(page), []);
 });
 
 test("two tabs show the same", {}, async ({ page, context, mock, url }) => {
@@ -186,10 +186,10 @@ test("settings reach the request, wrong ones do not, and both conversations and 
     else assert.ok(REAL && asked[0].prompt === "hello");
 
     await page.locator("#top_p").fill("3");
-    assert.equal(await page.locator(".wrong:visible").innerText(), "A number from 0 to 1.");
-    assert.equal(await page.locator("#top_p").getAttribute("aria-invalid"), "true");
+    await eventually(() => page.locator(".wrong:visible").innerText(), "A number from 0 to 1.");
+    await eventually(() => page.locator("#top_p").getAttribute("aria-invalid"), "true");
     await page.locator("#seed").fill("1.5");
-    assert.match(await page.locator("#seed-wrong").innerText(), /^A whole number from 0 to /);
+    await shows(() => page.locator("#seed-wrong").innerText(), /^A whole number from 0 to /);
     await page.locator("#temperature").fill("");
     await ask(page, "again");
     assert.equal(asked.at(-1).top_p, 0.9);
@@ -198,12 +198,12 @@ test("settings reach the request, wrong ones do not, and both conversations and 
 
     await page.reload();
     await page.locator("#settings-open").click();
-    assert.equal(await page.locator("#top_k").inputValue(), "40");
+    await eventually(() => page.locator("#top_k").inputValue(), "40");
     await begin(page);
-    assert.equal(await page.locator("#max_tokens").inputValue(), "16");
+    await eventually(() => page.locator("#max_tokens").inputValue(), "16");
     await page.getByRole("button", { name: "Back to the defaults" }).click();
-    assert.equal(await page.locator("#max_tokens").inputValue(), "");
-    assert.equal(await page.locator("#system").inputValue(), "");
+    await eventually(() => page.locator("#max_tokens").inputValue(), "");
+    await eventually(() => page.locator("#system").inputValue(), "");
 });
 
 test("the model chosen is the model asked", {}, async ({ page, mock }) => {
@@ -240,8 +240,8 @@ test("messages are in the new language at once, and stay", {}, async ({ page }) 
     await useTool(page, "重新生成");
     await eventually(() => page.locator(".message.last .pager").innerText(), "2/2");
     await finished(page);
-    assert.match(await page.locator(".message.last .stats").innerText(), /输入 \d+ · 输出 2/);
-    assert.equal(await page.locator(".message.last").getAttribute("aria-label"), "模型");
+    await shows(() => page.locator(".message.last .stats").innerText(), /输入 \d+ · 输出 2/);
+    await eventually(() => page.locator(".message.last").getAttribute("aria-label"), "模型");
 });
 
 test("the theme follows the system, or the choice, which is kept", { real: true, context: { colorScheme: "dark" } }, async ({ page }) => {
@@ -272,5 +272,5 @@ test("a browser that keeps nothing is a page that still works, and says so", {},
     await eventually(() => mock.requests.length > 1);
     await eventually(async () => (await page.locator("#notice").innerText()).includes("keeps nothing"));
     await ask(page, "hello");
-    assert.equal(await reply(page).innerText(), "You said: hello");
+    await eventually(() => reply(page).innerText(), "You said: hello");
 });

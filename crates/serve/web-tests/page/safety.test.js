@@ -1,7 +1,7 @@
 // A model's words are foreign: they are shown, and nothing of them is run, loaded or followed.
 
 import assert from "node:assert/strict";
-import { ask, reply, test } from "./harness.js";
+import { ask, eventually, reply, test } from "./harness.js";
 
 const HOSTILE = [
     "<script>window.breached = 1</script>",
@@ -54,13 +54,13 @@ test("titles, names and errors are text too", {
 }, async ({ page, mock, expect }) => {
     expect(/400/);
     await ask(page, "<b>title</b>");
-    assert.equal(await page.locator("#title").innerText(), "<b>title</b>");
-    assert.equal(await page.locator("#conversations a").innerText(), "<b>title</b>");
+    await eventually(() => page.locator("#title").innerText(), "<b>title</b>");
+    await eventually(() => page.locator("#conversations a").innerText(), "<b>title</b>");
     mock.script.push({ refuse: { status: 400, error: { message: "<img src=x onerror=window.breached=1>" } } });
     await page.locator("#draft").fill("x");
     await page.locator("#draft").press("Enter");
     await page.locator(".message.last .error").waitFor();
-    assert.equal(await page.locator("#thread img").count(), 0);
+    await eventually(() => page.locator("#thread img").count(), 0);
     assert.equal(await page.evaluate(() => window.breached ?? null), null);
 });
 

@@ -1,7 +1,7 @@
 // Talking: send, stream, stop, ask again, change one's words.
 
 import assert from "node:assert/strict";
-import { ask, begin, bodies, eventually, finished, gate, reply, send, test, tool, useTool } from "./harness.js";
+import { ask, begin, bodies, eventually, finished, gate, reply, send, shows, test, tool, useTool } from "./harness.js";
 
 test("a reply streams in and ends with its counts and speed", { real: true }, async ({ page, mock }) => {
     const rest = gate();
@@ -9,17 +9,17 @@ test("a reply streams in and ends with its counts and speed", { real: true }, as
     await send(page, "Count, please.");
     if (mock) {
         await eventually(() => reply(page).innerText(), "One, two,");
-        assert.equal(await page.locator("#stop").isVisible(), true);
-        assert.equal(await page.locator("#send").isVisible(), false);
-        assert.equal(await page.locator("#status").innerText(), "The model is writing.");
+        await eventually(() => page.locator("#stop").isVisible(), true);
+        await eventually(() => page.locator("#send").isVisible(), false);
+        await eventually(() => page.locator("#status").innerText(), "The model is writing.");
         rest.open();
     }
     await finished(page);
-    assert.equal(await page.locator("#stop").isVisible(), false);
-    assert.match(await page.locator(".message.last .stats").innerText(), / · [\d,]+ in · [\d,]+ out · ([\d,.]+ tokens\/s · )?first after [\d.]+ s/);
-    assert.equal(await page.locator("#draft").inputValue(), "");
+    await eventually(() => page.locator("#stop").isVisible(), false);
+    await shows(() => page.locator(".message.last .stats").innerText(), / · [\d,]+ in · [\d,]+ out · ([\d,.]+ tokens\/s · )?first after [\d.]+ s/);
+    await eventually(() => page.locator("#draft").inputValue(), "");
     if (!mock) return assert.notEqual(await reply(page).innerText(), "");
-    assert.equal(await page.title(), "Count, please. · WuDao");
+    await eventually(() => page.title(), "Count, please. · WuDao");
     assert.deepEqual(mock.replies, [{
         model: "wudao-sparse", messages: [{ role: "user", content: "Count, please." }], stream: true,
         stream_options: { include_usage: true },
@@ -40,11 +40,11 @@ test("stop ends the reply, here and at the server, and keeps what there is", {},
     await eventually(() => reply(page).innerText(), "so far");
     await page.locator("#stop").click();
     await finished(page);
-    assert.equal(await page.locator(".message.last .note").innerText(), "Stopped");
-    assert.equal(await reply(page).innerText(), "so far");
+    await eventually(() => page.locator(".message.last .note").innerText(), "Stopped");
+    await eventually(() => reply(page).innerText(), "so far");
     await eventually(() => mock.hangups, 1);
     await ask(page, "Thank you.");
-    assert.equal(await reply(page).innerText(), "You said: Thank you.");
+    await eventually(() => reply(page).innerText(), "You said: Thank you.");
 });
 
 test("escape stops too", {}, async ({ page, mock }) => {
@@ -53,7 +53,7 @@ test("escape stops too", {}, async ({ page, mock }) => {
     await eventually(() => reply(page).innerText(), "…");
     await page.keyboard.press("Escape");
     await finished(page);
-    assert.equal(await page.locator(".message.last .note").innerText(), "Stopped");
+    await eventually(() => page.locator(".message.last .note").innerText(), "Stopped");
 });
 
 test("regenerating makes another version and loses none", { real: true }, async ({ page, mock }) => {
@@ -65,8 +65,8 @@ test("regenerating makes another version and loses none", { real: true }, async 
     await finished(page);
     if (mock) assert.equal(await reply(page).innerText(), "second");
     await useTool(page, "Previous version");
-    assert.equal(await reply(page).innerText(), first);
-    assert.equal(await page.locator(".message.last .pager").innerText(), "1/2");
+    await eventually(() => reply(page).innerText(), first);
+    await eventually(() => page.locator(".message.last .pager").innerText(), "1/2");
     if (mock) assert.deepEqual(mock.replies[1].messages, [{ role: "user", content: "Say something." }]);
 });
 
@@ -83,7 +83,7 @@ test("an edited question is asked anew, beside the old one", { real: true }, asy
     assert.equal((await bodies(page))[0], "What is 3 + 3?");
     if (mock) assert.deepEqual(mock.replies[1].messages, [{ role: "user", content: "What is 3 + 3?" }]);
     await useTool(page, "Previous version", "user");
-    assert.deepEqual(await bodies(page), ["What is 2 + 2?", before]);
+    await eventually(() => bodies(page), ["What is 2 + 2?", before]);
 });
 
 test("an edited reply is what the model is told it said", {}, async ({ page, mock }) => {
@@ -91,7 +91,7 @@ test("an edited reply is what the model is told it said", {}, async ({ page, moc
     await useTool(page, "Edit");
     await page.getByLabel("Edit the message").fill("Good evening.");
     await page.getByRole("button", { name: "Save", exact: true }).click();
-    assert.equal(await reply(page).innerText(), "Good evening.");
+    await eventually(() => reply(page).innerText(), "Good evening.");
     await ask(page, "again");
     assert.equal(mock.replies[1].messages[1].content, "Good evening.");
 });
@@ -101,7 +101,7 @@ test("escape leaves an edit without a trace", {}, async ({ page, mock }) => {
     await page.locator("#draft").press("ArrowUp");
     await page.getByLabel("Edit the message").fill("something else");
     await page.keyboard.press("Escape");
-    assert.deepEqual(await bodies(page), ["hello", "You said: hello"]);
+    await eventually(() => bodies(page), ["hello", "You said: hello"]);
     assert.equal(mock.replies.length, 1);
 });
 
@@ -110,22 +110,22 @@ test("a deleted message can be brought back", {}, async ({ page }) => {
     await ask(page, "two");
     await page.locator(".message.user").last().hover();
     await tool(page, "Delete", "user").click();
-    assert.deepEqual(await bodies(page), ["one", "You said: one"]);
+    await eventually(() => bodies(page), ["one", "You said: one"]);
     await page.getByRole("button", { name: "Undo" }).click();
-    assert.deepEqual(await bodies(page), ["one", "You said: one", "two", "You said: two"]);
+    await eventually(() => bodies(page), ["one", "You said: one", "two", "You said: two"]);
 });
 
 test("thoughts are folded away, from their own field or from marks in the text", {}, async ({ page, mock }) => {
     mock.script.push({ reasoning: ["Hm, ", "well."], pieces: ["Yes."] });
     await ask(page, "Is it?");
-    assert.match(await page.locator(".thinking summary").innerText(), /^Thought for /);
-    assert.equal(await reply(page).innerText(), "Yes.");
+    await shows(() => page.locator(".thinking summary").innerText(), /^Thought for /);
+    await eventually(() => reply(page).innerText(), "Yes.");
     await page.locator(".thinking summary").click();
-    assert.equal(await page.locator(".thoughts").innerText(), "Hm, well.");
+    await eventually(() => page.locator(".thoughts").innerText(), "Hm, well.");
     mock.script.push({ pieces: ["<th", "ink>\nHm", " again.</thi", "nk>\n\nNo", "."] });
     await ask(page, "Really?");
-    assert.equal(await reply(page).innerText(), "No.");
-    assert.equal(await page.locator(".thoughts").last().textContent(), "Hm again.");
+    await eventually(() => reply(page).innerText(), "No.");
+    await eventually(() => page.locator(".thoughts").last().textContent(), "Hm again.");
 });
 
 test("a text is continued as one text", { real: true }, async ({ page, mock }) => {
@@ -152,11 +152,11 @@ test("one reply streams while another conversation is read", {}, async ({ page, 
     await eventually(() => reply(page).innerText(), "slow");
     await begin(page);
     await ask(page, "a quick one");
-    assert.equal(await reply(page).innerText(), "You said: a quick one");
+    await eventually(() => reply(page).innerText(), "You said: a quick one");
     rest.open();
     await page.getByRole("link", { name: "a slow one" }).click();
     await finished(page);
-    assert.equal(await reply(page).innerText(), "slow");
+    await eventually(() => reply(page).innerText(), "slow");
 });
 
 test("the draft's tokens are counted by the server", {}, async ({ page }) => {
@@ -170,10 +170,10 @@ test("the draft's tokens are counted by the server", {}, async ({ page }) => {
 test("what a reply was cut short by is said", {}, async ({ page, mock }) => {
     mock.script.push({ pieces: ["and"], finish: "length" });
     await ask(page, "Go on.");
-    assert.equal(await page.locator(".message.last .note").innerText(), "Cut at the token limit");
+    await eventually(() => page.locator(".message.last .note").innerText(), "Cut at the token limit");
     mock.script.push({ pieces: [] });
     await ask(page, "And?");
-    assert.equal(await page.locator(".message.last .hint").innerText(), "The model said nothing.");
+    await eventually(() => page.locator(".message.last .hint").innerText(), "The model said nothing.");
 });
 
 test("the page follows a reply, until a person scrolls up", {}, async ({ page, mock }) => {
