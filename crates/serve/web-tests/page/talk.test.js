@@ -131,6 +131,8 @@ test("thoughts are folded away, from their own field or from marks in the text",
 test("a text is continued as one text", { real: true }, async ({ page, mock }) => {
     await page.locator("#settings-open").click();
     await page.getByLabel("Continue text").check();
+    // A real model would go on to the end of its context, after which there is nothing to continue.
+    await page.locator("#max_tokens").fill("8");
     await page.locator("#settings-close").click();
     mock?.script.push({ pieces: [" there was a mountain,"] }, { pieces: [" and on it a temple."] });
     await ask(page, "Once");
