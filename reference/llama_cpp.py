@@ -297,14 +297,14 @@ WINDOW = 512
 NOVEL = HERE.parent / "corpus/en/moby-dick.jsonl.zst"
 
 
-def llama_nll(path: pathlib.Path, texts: list[str], end: int) -> tuple[float, int]:
+def llama_nll(path: pathlib.Path, texts: list[str], begin: int, end: int) -> tuple[float, int]:
     """Mean loss in nats by the rule of hf_eval.py, and predictions."""
     model = llama_cpp.Llama(str(path), n_ctx=WINDOW, n_batch=WINDOW, n_threads=2, n_threads_batch=2, logits_all=True,
                             verbose=False, type_k=0, type_v=0)
     total, count = 0.0, 0
     for text in texts:
         ids = model.tokenize(text.encode(), add_bos=False, special=False)
-        inputs, targets = [end, *ids], [*ids, end]
+        inputs, targets = [begin, *ids], [*ids, end]
         for start in range(0, len(inputs), WINDOW):
             window, expected = inputs[start : start + WINDOW], targets[start : start + WINDOW]
             model.reset()
@@ -333,7 +333,7 @@ def quality(args: argparse.Namespace) -> bool:
             report = json.loads(subprocess.run(
                 [args.wudao, "eval", "--model", str(path), "--weights", dtype, "--data", str(held), "--seq-len", str(WINDOW),
                  "--json", "--quiet"], check=True, capture_output=True).stdout)["total"]
-            nll, count = llama_nll(path, texts, args.end)
+            nll, count = llama_nll(path, texts, args.begin, args.end)
             assert count == report["tokens"], f"{count} predictions there, {report['tokens']} here"
             theirs, ours = np.exp(nll), np.exp(report["nll"])
             fine = abs(ours / theirs - 1) < 0.01
@@ -359,7 +359,8 @@ def main() -> None:
     command.add_argument("file")
     command.add_argument("--wudao", required=True)
     command.add_argument("--texts", type=int, default=12, help="how many texts of the novel")
-    command.add_argument("--end", type=int, default=0, help="the model's end-of-text token")
+    command.add_argument("--begin", type=int, default=2, help="the token that a document begins with")
+    command.add_argument("--end", type=int, default=2, help="the token that it ends with")
     command.set_defaults(run=quality)
     args = parser.parse_args()
     sys.exit(0 if args.run(args) else 1)
