@@ -34,7 +34,7 @@ mod put;
 #[cfg(test)]
 mod tests;
 #[cfg(target_arch = "x86_64")]
-mod transpose;
+pub(in crate::cpu) mod transpose;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 

@@ -230,7 +230,7 @@ fn pairs<T: GemmScalar, X, const W: usize>(
 /// Of `[x₀ … x₁₅, y₀ … y₁₅]` the pairs `x₀ y₀, x₁ y₁, …`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn interleave(halves: __m512i) -> __m512 {
+pub(in crate::cpu) fn interleave(halves: __m512i) -> __m512 {
     const ORDER: [u16; 32] = {
         let mut order = [0; 32];
         let mut i = 0;

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::sync::mpsc;
 use std::time::Instant;
 use wudao_data::tokenizer::{MIN_VOCAB_SIZE, Tokenizer, TrainOptions};
-use wudao_device::{Cpu, DType, PAGE};
+use wudao_device::{Cpu, DType};
 use wudao_infer::engine::{EngineOptions, Event, Request};
 use wudao_infer::{Checkpoint, Engine, Sampling};
 use wudao_model::model::Options;
@@ -185,9 +185,9 @@ fn answer(args: &Args, cx: &Context) -> anyhow::Result<Answer> {
         EngineOptions { batch: most, queue: most, cache_dtype, prefix_cache: false, ..EngineOptions::default() };
     let (model, how, checkpoint) = checkpoint(args, &options, cx)?;
     let (dtype, weight_bytes) = (checkpoint.model.dtype(), checkpoint.weights.bytes());
-    let page_bytes = options.page_bytes(&checkpoint.config, dtype);
     let in_file = checkpoint.weights.expert_reads().is_some();
     let engine = args.guess.start(cx, checkpoint, &how, options)?;
+    let cache_token_bytes = engine.status().cache_token_bytes;
     let mut warm = ExpertReads::default();
     let progress = cx.printer.progress("Measuring", Some(u64::from(args.tries)), Unit::Items);
     let (mut prompt, mut stream, mut gap, mut long) = (vec![], vec![], vec![], vec![]);
@@ -246,8 +246,8 @@ fn answer(args: &Args, cx: &Context) -> anyhow::Result<Answer> {
         weights: weights_name(&how),
         weight_mb: weight_bytes as f64 / 1e6,
         peak_rss_mb: process_bytes().map(|bytes| bytes as f64 / 1e6),
-        cache_token_bytes: page_bytes / PAGE,
-        cache_mb: (engine.status().cache_peak / PAGE * page_bytes) as f64 / 1e6,
+        cache_token_bytes,
+        cache_mb: (engine.status().cache_peak * cache_token_bytes) as f64 / 1e6,
         threads: cx.threads,
         prompt: args.prompt,
         tokens: args.tokens,

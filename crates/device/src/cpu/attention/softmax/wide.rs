@@ -6,6 +6,7 @@
 
 use super::super::number::{EXP2, ROUND};
 use super::{At, Running, Space};
+use crate::cpu::gemm::transpose::interleave;
 use half::bf16;
 use std::arch::x86_64::*;
 use std::mem::transmute;
@@ -93,22 +94,10 @@ fn round(first: __m512, second: __m512) -> __m512i {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 fn pair(one: [__m512; 2], two: [__m512; 2], pairs: &mut [bf16; 2 * LANES]) {
-    const ALTERNATE: [u16; 32] = {
-        let mut order = [0; 32];
-        let mut i = 0;
-        while i < 32 {
-            order[i] = (i / 2 + i % 2 * 16) as u16;
-            i += 1;
-        }
-        order
-    };
     for half in 0..2 {
+        let words = interleave(round(one[half], two[half]));
         // SAFETY: 32 elements of 16 bits each.
-        unsafe {
-            let order = _mm512_loadu_si512(ALTERNATE.as_ptr().cast());
-            let words = _mm512_permutexvar_epi16(order, round(one[half], two[half]));
-            _mm512_storeu_si512(pairs.as_mut_ptr().add(half * LANES).cast(), words);
-        }
+        unsafe { _mm512_storeu_ps(pairs.as_mut_ptr().add(half * LANES).cast(), words) }
     }
 }
 
