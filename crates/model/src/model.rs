@@ -16,7 +16,7 @@ use wudao_device::{DType, Device, Fault, Gemm, Paged, Tensor, View};
 /// Logits that are in memory at once: the head works on as many rows as fit. A constant, so that the order of sums, hence
 /// every bit of a gradient, depends on nothing but the shapes. Fewer would save memory but walk over the head and its
 /// gradient more often.
-const LOGITS: usize = 16 << 20;
+const LOGITS: usize = 32 << 20;
 
 /// Why a model with latent attention has no gradients.
 pub const NO_TRAINING: &str = "multi-head latent attention is for inference and scoring here, it cannot be trained: \
@@ -175,7 +175,7 @@ impl<D: Device> Model<D> {
     /// target is the likeliest token (of equals, the lowest id).
     pub fn judge(&self, cx: &Cx<D>, h_td: View<D>, rows: &[u32], targets: &[u32]) -> Result<Vec<(f64, bool)>, Fault> {
         assert_eq!(rows.len(), targets.len());
-        let at_once = (LOGITS / self.config.vocab_size).clamp(64, 4096);
+        let at_once = (LOGITS / self.config.vocab_size).clamp(64, 2048);
         let mut judged = Vec::with_capacity(rows.len());
         for (rows, targets) in rows.chunks(at_once).zip(targets.chunks(at_once)) {
             let mut some = Tensor::new(cx.device, [rows.len(), self.config.hidden_size], h_td.dtype());
@@ -240,7 +240,7 @@ impl<D: Device> Model<D> {
         let (dev, t) = (cx.device, h_td.shape()[0]);
         assert_eq!(targets.len(), t);
         let w = cx.weights.operand(self.head);
-        let rows = (LOGITS / self.config.vocab_size).clamp(64, 4096);
+        let rows = (LOGITS / self.config.vocab_size).clamp(64, 2048);
         let mut losses = Tensor::new(dev, [t, 1], self.statistics());
         for from in (0..t).step_by(rows) {
             let band = from..(from + rows).min(t);

@@ -313,8 +313,17 @@ impl TrainSettings {
             return fail("family", format!("{}: {NO_TRAINING}", config.family.model_type()));
         }
         let Some(moe) = &config.moe else { return self.accumulation(ranks).map(|_| ()) };
-        if moe.sigmoid && self.router_z_loss_coef != 0.0 {
-            return fail("router_z_loss_coef", "the z-loss is for softmax routers; set it to 0 for this model".into());
+        for (key, coef, name) in [
+            ("router_z_loss_coef", self.router_z_loss_coef, "z-loss"),
+            ("router_aux_loss_coef", self.router_aux_loss_coef, "load-balance loss"),
+        ] {
+            if moe.sigmoid && coef != 0.0 {
+                let what = format!(
+                    "the {name} is for softmax routers, and this model's is a sigmoid, which `bias_update_rate` balances; \
+                     set it to 0"
+                );
+                return fail(key, what);
+            }
         }
         if !moe.num_experts.is_multiple_of(ranks) {
             return fail(
@@ -411,6 +420,10 @@ mod tests {
         let key = |s: TrainSettings, ranks| s.check_model(&crate::testing::tiny_moe(), ranks).unwrap_err().key;
         assert_eq!(key(TrainSettings { seq_len: 65, ..steps(1) }, 1), "seq_len");
         assert_eq!(key(TrainSettings { seq_len: 64, router_z_loss_coef: 0.1, ..steps(1) }, 1), "router_z_loss_coef");
+        assert_eq!(
+            key(TrainSettings { seq_len: 64, router_aux_loss_coef: 0.1, ..steps(1) }, 1),
+            "router_aux_loss_coef"
+        );
         assert_eq!(key(TrainSettings { seq_len: 64, ..steps(1) }, 3), "num_experts");
     }
 

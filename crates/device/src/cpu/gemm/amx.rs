@@ -11,7 +11,7 @@
 //!
 //! Rust has no stable intrinsics for tiles, so this is assembly. No tile lives from one piece of it to the next.
 
-use super::kernel::{Kernel, Rows};
+use super::kernel::{Kernel, Rows, TILE_STEPS};
 use super::pack::Side;
 use super::put::{self, Lanes};
 use super::transpose;
@@ -26,20 +26,21 @@ const TILE: usize = 16;
 const ROWS: usize = 2 * TILE;
 const COLS: usize = 2 * TILE;
 /// Steps of k that a tile of A holds.
-const STEPS: usize = 32;
+const STEPS: usize = TILE_STEPS;
 
 pub(in super::super) const KERNEL: Kernel<bf16> = Kernel {
     name: "amx_bf16",
     supported,
     size: [ROWS, COLS],
     rows_adjacent: false,
+    stretch: 256,
     speed: 8.0,
     pack_rows,
     pack_cols,
     tile: tile::<false>,
     add: tile::<true>,
     put: put_tile::<f32>,
-    put_rounded: Some(put_tile::<bf16>),
+    put_rounded: Some(round_tile),
 };
 
 /// Whether processor and system have the unit.
@@ -69,12 +70,12 @@ static SHAPES: [Shapes; ROWS + 1] = {
 /// are added to what is there.
 ///
 /// # Safety
-/// The unit is [`supported`] and its tiles have the [`shapes`] for `rows`. So many rows of A, `row` bytes apart, have so many
-/// steps; B has so many groups of 16 pairs; rows of 32 sums may be written (and read, with `more`) at `c`.
+/// The unit is [`supported`] and its tiles have the [`shapes`] for `rows`. So many rows of A, `row` bytes apart, and `step`
+/// from 32 steps to the next 32, have so many steps; B has so many groups of 16 pairs; rows of 32 sums may be written (and read, with `more`) at `c`.
 unsafe fn sum(
     rows: usize,
     a: *const bf16,
-    row: usize,
+    [row, step]: [usize; 2],
     b: *const bf16,
     blocks: usize,
     c: *mut f32,
@@ -95,9 +96,9 @@ unsafe fn sum(
                     "tdpbf16ps tmm0, tmm4, tmm6",
                     "tileloadd tmm5, [{lower} + {row}]",
                     "tdpbf16ps tmm1, tmm4, tmm7",
-                    "add {a}, 64",
+                    "add {a}, {step}",
                     "tdpbf16ps tmm2, tmm5, tmm6",
-                    "add {lower}, 64",
+                    "add {lower}, {step}",
                     "tdpbf16ps tmm3, tmm5, tmm7",
                     "add {b}, 2048",
                     "dec {blocks}",
@@ -107,7 +108,7 @@ unsafe fn sum(
                     "tilestored [{c_lower} + {pitch}], tmm2",
                     "tilestored [{c_lower} + {pitch} + 64], tmm3",
                     a = inout(reg) a => _, lower = inout(reg) lower => _, b = inout(reg) b => _,
-                    blocks = inout(reg) blocks => _, row = in(reg) row, width = in(reg) 4 * COLS,
+                    blocks = inout(reg) blocks => _, row = in(reg) row, step = in(reg) step, width = in(reg) 4 * COLS,
                     c = in(reg) c, c_lower = in(reg) c_lower, pitch = in(reg) pitch,
                     out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                     out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
@@ -122,14 +123,14 @@ unsafe fn sum(
                     "tileloadd tmm7, [{b} + {width} + 64]",
                     "tdpbf16ps tmm0, tmm4, tmm6",
                     "tdpbf16ps tmm1, tmm4, tmm7",
-                    "add {a}, 64",
+                    "add {a}, {step}",
                     "add {b}, 2048",
                     "dec {blocks}",
                     "jnz 2b",
                     "tilestored [{c} + {pitch}], tmm0",
                     "tilestored [{c} + {pitch} + 64], tmm1",
                     a = inout(reg) a => _, b = inout(reg) b => _,
-                    blocks = inout(reg) blocks => _, row = in(reg) row, width = in(reg) 4 * COLS,
+                    blocks = inout(reg) blocks => _, row = in(reg) row, step = in(reg) step, width = in(reg) 4 * COLS,
                     c = in(reg) c, pitch = in(reg) pitch,
                     out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
                     options(nostack),
@@ -175,18 +176,20 @@ unsafe fn tile<const CHAINED: bool>(
     unsafe {
         SHAPES[rows].set();
         if blocks > 0 {
-            sum(rows, a.data.as_ptr(), 2 * a.row, b, blocks, to, to_pitch, chained);
+            let apart = [2 * a.row, 2 * a.tile_step(ROWS)];
+            sum(rows, a.data.as_ptr(), apart, b, blocks, to, to_pitch, chained);
         }
         if rest > 0 {
             // What is left, filled up with zeros on both sides.
             let (mut a_rest, mut b_rest) = (Aligned([bf16::ZERO; ROWS * STEPS]), Aligned([bf16::ZERO; COLS * STEPS]));
             for (row, out) in a_rest.0.chunks_exact_mut(STEPS).enumerate().take(rows) {
-                out[..rest].copy_from_slice(&a.data[row * a.row + blocks * STEPS..][..rest]);
+                let from = blocks * a.tile_step(ROWS) + row * a.last_row(rest);
+                out[..rest].copy_from_slice(&a.data[from..][..rest]);
             }
             let from = b.add(blocks * STEPS * COLS);
             let len = rest.next_multiple_of(2) * COLS;
             b_rest.0[..len].copy_from_slice(std::slice::from_raw_parts(from, len));
-            sum(rows, a_rest.0.as_ptr(), 2 * STEPS, b_rest.0.as_ptr(), 1, to, to_pitch, chained || blocks > 0);
+            sum(rows, a_rest.0.as_ptr(), [2 * STEPS, 0], b_rest.0.as_ptr(), 1, to, to_pitch, chained || blocks > 0);
         }
         if !direct {
             put_tile::<f32>(to, [rows, cols], false, c, pitch, accumulate);
@@ -208,6 +211,27 @@ unsafe fn put_tile<C: Lanes>(
         let c = c.wrapping_add(if turned { first } else { first * pitch });
         // SAFETY: passed on from the caller, 16 rows at a time.
         unsafe { put::put_512::<C, COLS>(sums, size, turned, c, pitch, accumulate) }
+    }
+}
+
+/// Where rows of sums become rows of C, two vectors of them are one of C.
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
+unsafe fn round_tile(
+    sums: *const f32,
+    [rows, cols]: [usize; 2],
+    turned: bool,
+    c: *mut bf16,
+    pitch: usize,
+    accumulate: bool,
+) {
+    // SAFETY: passed on from the caller; whole rows of a tile, and the processor has the instruction.
+    unsafe {
+        if turned || accumulate || cols < COLS || !transpose::narrows() {
+            return put_tile::<bf16>(sums, [rows, cols], turned, c, pitch, accumulate);
+        }
+        for row in 0..rows {
+            transpose::store_rounded(sums.wrapping_add(row * COLS), c.wrapping_add(row * pitch));
+        }
     }
 }
 

@@ -53,6 +53,9 @@ impl<'a, R> Data<'a, R> {
     }
 }
 
+/// Steps of a row of A that a matrix unit reads at once.
+pub(super) const TILE_STEPS: usize = 32;
+
 /// Rows of A, whose groups the micro-kernel broadcasts one at a time: they may lie packed, or as they came.
 #[derive(Clone, Copy)]
 pub(super) struct Rows<'a, T> {
@@ -62,6 +65,20 @@ pub(super) struct Rows<'a, T> {
     pub row: usize,
     /// Elements from one group of steps to the next.
     pub group: usize,
+    /// Whether they lie as a matrix unit reads them ([`Kernel::pack_tiles`]).
+    pub tiles: bool,
+}
+
+impl<T> Rows<'_, T> {
+    /// Elements from [`TILE_STEPS`] steps of a row to the next so many, of `all` rows.
+    pub fn tile_step(&self, all: usize) -> usize {
+        if self.tiles { all * TILE_STEPS } else { TILE_STEPS }
+    }
+
+    /// Elements from one row to the next among the last `steps` of them, fewer than [`TILE_STEPS`].
+    pub fn last_row(&self, steps: usize) -> usize {
+        if self.tiles { steps.next_multiple_of(self.group) } else { self.row }
+    }
 }
 
 /// Packs a panel: operand, lanes, steps of k, and the panel.
@@ -80,6 +97,9 @@ pub(crate) struct Kernel<T: GemmScalar> {
     pub(super) size: [usize; 2],
     /// Whether a packed panel of A has the rows of a group side by side, or else each row's steps.
     pub(super) rows_adjacent: bool,
+    /// Steps of a panel of B that meet all rows before the next so many do, at most: no more than lie in the first cache beside
+    /// those of A. From one stretch to the next, additions are chained by `add`. Where it is not, there is one stretch.
+    pub(super) stretch: usize,
     /// How many times as fast as f32 it multiplies, about, where vectors do the packing.
     pub(super) speed: f64,
     pub(super) pack_rows: Pack<T>,
@@ -111,9 +131,30 @@ impl<T: GemmScalar> Kernel<T> {
     /// A packed panel of rows of op(A) that has so many steps, from step `first` on, the first of a group.
     pub(super) fn packed<'a>(&self, panel: &'a [T], steps: usize, first: usize) -> Rows<'a, T> {
         if self.rows_adjacent {
-            Rows { data: &panel[first * self.rows()..], row: T::GROUP, group: self.rows() * T::GROUP }
+            Rows { data: &panel[first * self.rows()..], row: T::GROUP, group: self.rows() * T::GROUP, tiles: false }
         } else {
-            Rows { data: &panel[first..], row: steps.next_multiple_of(T::GROUP), group: T::GROUP }
+            let row = steps.next_multiple_of(T::GROUP);
+            Rows { data: &panel[first..], row, group: T::GROUP, tiles: false }
+        }
+    }
+
+    /// A panel that [`Kernel::pack_tiles`] packed, from step `first` on, the first of a tile.
+    pub(super) fn packed_tiles<'a>(&self, panel: &'a [T], steps: usize, first: usize) -> Rows<'a, T> {
+        if self.rows_adjacent {
+            return self.packed(panel, steps, first);
+        }
+        Rows { data: &panel[first * self.rows()..], row: TILE_STEPS, group: T::GROUP, tiles: true }
+    }
+
+    /// As [`Kernel::pack_rows`], but where a row's steps lie together, it is [`TILE_STEPS`] of them, and then the next row's:
+    /// what a matrix unit reads at once is then one stretch of memory, and panels follow one another as it goes through them.
+    /// Rows that are a whole row of the operand apart come from the second cache half as fast.
+    pub(super) fn pack_tiles(&self, side: &Side<T::Real>, lanes: Range<usize>, steps: Range<usize>, panel: &mut [T]) {
+        if self.rows_adjacent {
+            return self.pack_rows(side, lanes, steps, panel);
+        }
+        for (steps, tile) in super::pieces(steps, TILE_STEPS).zip(panel.chunks_mut(TILE_STEPS * self.rows())) {
+            self.pack_rows(side, lanes.clone(), steps, tile);
         }
     }
 
@@ -172,7 +213,13 @@ impl<T: GemmScalar> Kernel<T> {
     ) {
         assert!((1..=self.rows()).contains(&rows) && (1..=self.cols()).contains(&cols) && steps > 0);
         let groups = steps.div_ceil(T::GROUP);
-        assert!(a.data.len() >= (rows - 1) * a.row + (groups - 1) * a.group + T::GROUP);
+        let needed = if a.tiles {
+            let (whole, rest) = (steps / TILE_STEPS, steps % TILE_STEPS);
+            whole * a.tile_step(self.rows()) + if rest > 0 { rows * a.last_row(rest) } else { 0 }
+        } else {
+            (rows - 1) * a.row + (groups - 1) * a.group + T::GROUP
+        };
+        assert!(a.data.len() >= needed);
         assert!(b.len() >= self.cols() * groups * T::GROUP);
         // SAFETY: the operands have been checked; for C the caller answers.
         unsafe { kernel([rows, cols, steps], a, b.as_ptr(), c, pitch, accumulate) }
@@ -241,6 +288,7 @@ macro_rules! gemm_scalar {
                     supported: || true,
                     size: [PORTABLE_ROWS, $cols],
                     rows_adjacent: true,
+                    stretch: usize::MAX,
                     speed: 1.0,
                     pack_rows: pack::pack::<$t, PORTABLE_ROWS, $group>,
                     pack_cols: pack::pack::<$t, $cols, $group>,

@@ -9,6 +9,10 @@
 //! while it is hot and then forgotten, so there is no buffer of the size of B, threads share nothing, and a product with
 //! a single row (decoding) reads its weights once, near the speed of memory.
 //!
+//! A matrix unit outruns the caches, so for it a panel of B is shorter than a block: a stretch of steps that lies in the first
+//! cache meets all rows, whose sums wait in the second, and then the next stretch does. Its rows of A are packed even where
+//! they could be read as they are, in the order in which it reads them ([`Kernel::pack_tiles`]). No bit depends on either.
+//!
 //! The order of additions is part of the contract. One element of C is
 //!
 //! ```text
@@ -200,12 +204,19 @@ impl<'a, R: Real, C: Stored<Real = R>> Product<'a, R, C> {
         self.estimate(kernel);
     }
 
+    /// Whether rows are read where they are. A matrix unit reads them so fast that they are worth packing unless they meet
+    /// few columns.
+    fn in_place<T: GemmScalar<Real = R>>(&self, kernel: &Kernel<T>) -> bool {
+        let worth = !kernel.rows_adjacent && self.size.n > 2 * kernel.cols();
+        !worth && self.rows.rows_in_place::<T>(0, &(0..self.size.k)).is_some()
+    }
+
     /// What there is to do beside multiplying.
     fn estimate<T: GemmScalar<Real = R>>(&mut self, kernel: &Kernel<T>)
     where
         C: Target<T>,
     {
-        let in_place = self.rows.rows_in_place::<T>(0, &(0..self.size.k)).is_some();
+        let in_place = self.in_place(kernel);
         let blocks = if C::EXACT { self.size.k.div_ceil(block::<T>()) } else { 1 };
         // A group is transposed as quickly as an element of that size, but lanes that lie side by side must be interleaved.
         let beside = |cost: f64| cost * kernel.speed;
@@ -293,55 +304,81 @@ unsafe fn compute<T: GemmScalar, C: Target<T>>(
 ) {
     let ([mr, nr], k, block, panel) = (kernel.size, p.size.k, block::<T>(), Micro::<T>::panel);
     let row_panels = tile.rows.len().div_ceil(mr);
-    // Sums that must be rounded once, but are not complete after one block, wait in `sums`.
+    let packed_rows = if p.in_place(kernel) { 0 } else { row_panels };
+    // Sums of a column of tiles wait in `sums` where they are not complete after one stretch of steps, or not of C's type, or
+    // do not lie as C does; those that must be rounded once, but are not complete after one block, wait in `totals`.
+    let stretches = k.min(block) > kernel.stretch;
     let direct = C::EXACT && !p.turned;
     let waiting = !C::EXACT && k > block;
-    let tiles = if waiting { row_panels * tile.cols.len().div_ceil(nr) } else { usize::from(!direct) };
-    let packed_rows = if p.rows.rows_in_place::<T>(0, &(0..k)).is_some() { 0 } else { row_panels };
-    let sizes = [packed_rows * panel(mr, k.min(block)), panel(nr, k.min(block)), tiles * mr * nr];
+    let (one, all) = (mr * nr, row_panels * mr * nr);
+    let own = if stretches { all } else { one };
+    let totals = if waiting { all * tile.cols.len().div_ceil(nr) } else { 0 };
+    let stretch = k.min(block).min(kernel.stretch);
+    let sizes = [packed_rows * panel(mr, k.min(block)), panel(nr, stretch), own + totals];
     with_buffers::<T>(sizes, |a_block, b_panel, sums| {
+        let (sums, totals) = sums.split_at_mut(own);
         for steps in pieces(0..k, block) {
             let (first, last) = (steps.start == 0, steps.end == k);
             let a_panels = || pieces(tile.rows.clone(), mr).zip(pieces(0..usize::MAX, panel(mr, steps.len())));
             if packed_rows > 0 {
                 for (rows, at) in a_panels() {
-                    kernel.pack_rows(&p.rows, rows, steps.clone(), &mut a_block[at]);
+                    kernel.pack_tiles(&p.rows, rows, steps.clone(), &mut a_block[at]);
                 }
             }
             for (j, cols) in pieces(tile.cols.clone(), nr).enumerate() {
-                kernel.pack_cols(&p.lanes, cols.clone(), steps.clone(), &mut b_panel[..panel(nr, steps.len())]);
-                // Meanwhile the next panel is fetched from memory, a part with each product of panels.
-                let next = cols.end..(cols.end + nr).min(tile.cols.end);
-                for (i, (rows, at)) in a_panels().enumerate() {
-                    if p.lanes.ahead == 0 {
-                        p.lanes.prefetch(next.clone(), steps.clone(), i, row_panels);
-                    }
-                    let size = [rows.len(), cols.len(), steps.len()];
-                    let a = match p.rows.rows_in_place(rows.start, &steps) {
-                        Some(rows) => rows,
-                        None => kernel.packed(&a_block[at], steps.len(), 0),
+                for part in pieces(steps.clone(), stretch) {
+                    let b_panel = &mut b_panel[..panel(nr, part.len())];
+                    kernel.pack_cols(&p.lanes, cols.clone(), part.clone(), b_panel);
+                    let [begins, ends] = [part.start == steps.start, part.end == steps.end];
+                    // Meanwhile the next one is fetched from memory, a piece with each product of panels.
+                    let (next_cols, next_part) = if ends {
+                        (
+                            cols.end..(cols.end + nr).min(tile.cols.end),
+                            steps.start..(steps.start + stretch).min(steps.end),
+                        )
+                    } else {
+                        (cols.clone(), part.end..(part.end + stretch).min(steps.end))
                     };
-                    // SAFETY: the rectangle `rows × cols` lies within the tile, hence within C, whose rows are `pitch`
-                    // apart.
-                    unsafe {
-                        let to = if p.turned { [cols.start, rows.start] } else { [rows.start, cols.start] };
-                        let c = c.add(to[0] * p.pitch + to[1]);
-                        if direct {
-                            kernel.tile(size, a, b_panel, c.cast(), p.pitch, accumulate || !first);
-                        } else {
-                            let at = if waiting { j * row_panels + i } else { 0 };
-                            let sums = &mut sums[at * mr * nr..][..mr * nr];
-                            kernel.tile(size, a, b_panel, sums.as_mut_ptr(), nr, waiting && !first);
-                            if last || !waiting {
-                                let put = C::put(kernel);
-                                put(
-                                    sums.as_ptr(),
-                                    [size[0], size[1]],
-                                    p.turned,
-                                    c,
-                                    p.pitch,
-                                    accumulate || !waiting && !first,
-                                );
+                    for (i, (rows, at)) in a_panels().enumerate() {
+                        if p.lanes.ahead == 0 {
+                            p.lanes.prefetch(next_cols.clone(), next_part.clone(), i, row_panels);
+                        }
+                        let size = [rows.len(), cols.len(), part.len()];
+                        let a = match p.rows.rows_in_place(rows.start, &part) {
+                            Some(rows) if packed_rows == 0 => rows,
+                            _ => kernel.packed_tiles(&a_block[at], steps.len(), part.start - steps.start),
+                        };
+                        // SAFETY: the rectangle `rows × cols` lies within the tile, hence within C, whose rows are `pitch`
+                        // apart; sums and totals are whole tiles.
+                        unsafe {
+                            let to = if p.turned { [cols.start, rows.start] } else { [rows.start, cols.start] };
+                            let c = c.add(to[0] * p.pitch + to[1]);
+                            let adding = accumulate || !first;
+                            let direct = direct && (!stretches || !adding && cols.len() == nr);
+                            // Whole tiles alone are chained, so in `sums` they are whole.
+                            let (to, pitch, size) = if direct {
+                                (c.cast(), p.pitch, size)
+                            } else {
+                                let at = if stretches { i * one } else { 0 };
+                                (sums[at..].as_mut_ptr(), nr, [size[0], nr, size[2]])
+                            };
+                            if begins {
+                                kernel.tile(size, a, b_panel, to, pitch, direct && adding);
+                            } else {
+                                kernel.add(size, a, b_panel, to, pitch);
+                            }
+                            if direct {
+                                continue;
+                            }
+                            let size = [rows.len(), cols.len()];
+                            if ends && waiting {
+                                let total = totals[(j * row_panels + i) * one..].as_mut_ptr();
+                                (kernel.put)(to, size, false, total, nr, !first);
+                                if last {
+                                    C::put(kernel)(total, size, p.turned, c, p.pitch, accumulate);
+                                }
+                            } else if ends {
+                                C::put(kernel)(to, size, p.turned, c, p.pitch, adding);
                             }
                         }
                     }

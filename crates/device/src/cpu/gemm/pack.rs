@@ -48,7 +48,12 @@ impl<R> Side<'_, R> {
         let data = T::own(self.data)?;
         let apart = !(self.pitch * size_of::<T>()).is_multiple_of(4096);
         let fits = !self.lanes_adjacent && steps.len().is_multiple_of(T::GROUP) && apart;
-        fits.then(|| Rows { data: &data[first * self.pitch + steps.start..], row: self.pitch, group: T::GROUP })
+        fits.then(|| Rows {
+            data: &data[first * self.pitch + steps.start..],
+            row: self.pitch,
+            group: T::GROUP,
+            tiles: false,
+        })
     }
 
     pub fn lanes(&self) -> usize {

@@ -162,7 +162,7 @@ unsafe fn compute<T: GemmScalar, C: Target<T>>(
     // A single row needs no company, and rows that lie well may stay where they are.
     let in_place = |first: usize, steps: &Range<usize>| match T::own(p.a.data) {
         Some(data) if tile.rows.len() == 1 && steps.len().is_multiple_of(T::GROUP) => {
-            Some(Rows { data: &data[first * k + steps.start..], row: k, group: T::GROUP })
+            Some(Rows { data: &data[first * k + steps.start..], row: k, group: T::GROUP, tiles: false })
         }
         _ => p.a.rows_in_place(first, steps),
     };
@@ -173,7 +173,7 @@ unsafe fn compute<T: GemmScalar, C: Target<T>>(
     with_buffers::<T>([0, strips * strip, sums], |_, a, sums| {
         if packed {
             for (rows, strip) in pieces(tile.rows.clone(), mr).zip(a.chunks_exact_mut(strip)) {
-                kernel.pack_rows(&p.a, rows, 0..k, strip);
+                kernel.pack_tiles(&p.a, rows, 0..k, strip);
             }
         }
         for cols in pieces(tile.cols.clone(), nr) {
@@ -185,7 +185,7 @@ unsafe fn compute<T: GemmScalar, C: Target<T>>(
                     let first = steps.start == 0;
                     let a = match in_place(rows.start, &steps) {
                         Some(rows) if !packed => rows,
-                        _ => kernel.packed(&a[i * strip..], k, steps.start),
+                        _ => kernel.packed_tiles(&a[i * strip..], k, steps.start),
                     };
                     let (size, b) = ([rows.len(), cols.len(), steps.len()], &panel[steps.start * nr..]);
                     // SAFETY: as above; sums are a whole tile.

@@ -102,30 +102,37 @@ unsafe fn load_widened(from: *const bf16, n: usize) -> __m512 {
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
 pub(super) fn pack_rows(side: &Side<f32>, lanes: Range<usize>, steps: Range<usize>, panel: &mut [bf16]) {
-    let pitch = steps.len().next_multiple_of(2);
     match (side.data, side.lanes_adjacent) {
-        (Data::Bf16(x), false) => {
-            for (lane, out) in lanes.zip(panel.chunks_exact_mut(pitch)) {
-                out[..steps.len()].copy_from_slice(&x[lane * side.pitch..][steps.clone()]);
-                out[steps.len()..].fill(bf16::ZERO);
-            }
-        }
-        (Data::Real(x), false) => {
-            let load = if narrows() { load_rounded::<true> } else { load_rounded::<false> };
-            for (lane, out) in lanes.zip(panel.chunks_exact_mut(pitch)) {
-                let row = &x[lane * side.pitch..][steps.clone()];
-                for (x, out) in row.chunks(32).zip(out.chunks_mut(32)) {
-                    // SAFETY: so many elements are read, with the instruction if there is one, and so many are written.
-                    unsafe {
-                        let rounded = _mm512_castps_si512(load(x.as_ptr(), x.len()));
-                        _mm512_mask_storeu_epi16(out.as_mut_ptr().cast(), mask(out.len()), rounded);
-                    }
-                }
-            }
-        }
+        (Data::Bf16(x), false) => straight(load, x, side, lanes, steps, panel),
+        (Data::Real(x), false) if narrows() => straight(load_rounded::<true>, x, side, lanes, steps, panel),
+        (Data::Real(x), false) => straight(load_rounded::<false>, x, side, lanes, steps, panel),
         (Data::Bf16(x), true) => turned(pair, x, side, lanes, steps, panel),
         (Data::Real(x), true) if narrows() => turned(pair_rounded::<true>, x, side, lanes, steps, panel),
         (Data::Real(x), true) => turned(pair_rounded::<false>, x, side, lanes, steps, panel),
+    }
+}
+
+/// The case of [`pack_rows`] that is a copy.
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
+fn straight<X>(
+    load: unsafe fn(*const X, usize) -> __m512,
+    data: &[X],
+    side: &Side<f32>,
+    lanes: Range<usize>,
+    steps: Range<usize>,
+    panel: &mut [bf16],
+) {
+    let pitch = steps.len().next_multiple_of(2);
+    for (lane, out) in lanes.zip(panel.chunks_exact_mut(pitch)) {
+        let row = &data[lane * side.pitch..][steps.clone()];
+        for (x, out) in row.chunks(32).zip(out.chunks_mut(32)) {
+            // SAFETY: so many elements are read, with the instruction if there is one, and so many are written.
+            unsafe {
+                let row = _mm512_castps_si512(load(x.as_ptr(), x.len()));
+                _mm512_mask_storeu_epi16(out.as_mut_ptr().cast(), mask(out.len()), row);
+            }
+        }
     }
 }
 
@@ -165,7 +172,7 @@ fn turned<X>(
 }
 
 /// Whether the processor rounds to bf16.
-fn narrows() -> bool {
+pub(super) fn narrows() -> bool {
     is_x86_feature_detected!("avx512bf16")
 }
 
@@ -243,6 +250,20 @@ pub(in crate::cpu) fn interleave(halves: __m512i) -> __m512 {
     // SAFETY: an array of that size.
     let order = unsafe { _mm512_loadu_si512(ORDER.as_ptr().cast()) };
     _mm512_castsi512_ps(_mm512_permutexvar_epi16(order, halves))
+}
+
+/// Writes 32 sums as bf16 to 64 bytes at `to`.
+///
+/// # Safety
+/// They may be read and written. The processor has the instruction.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) unsafe fn store_rounded(sums: *const f32, to: *mut bf16) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let halves = round::<true>(_mm512_loadu_ps(sums), _mm512_loadu_ps(sums.wrapping_add(16)));
+        _mm512_storeu_si512(to.cast(), halves);
+    }
 }
 
 /// 32 numbers as bf16, those of `x` first, as `bf16::narrow` rounds them; but with the instruction, which the processor must

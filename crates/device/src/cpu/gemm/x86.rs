@@ -39,6 +39,7 @@ macro_rules! kernel {
                 supported: || $(is_x86_feature_detected!($feature))&&+,
                 size: [$rows, COLS],
                 rows_adjacent: true,
+                stretch: usize::MAX,
                 speed: 1.0,
                 pack_rows: pack_panel::<$rows>,
                 pack_cols: pack_panel::<COLS>,
