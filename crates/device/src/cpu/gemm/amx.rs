@@ -71,7 +71,8 @@ static SHAPES: [Shapes; ROWS + 1] = {
 ///
 /// # Safety
 /// The unit is [`supported`] and its tiles have the [`shapes`] for `rows`. So many rows of A, `row` bytes apart, and `step`
-/// from 32 steps to the next 32, have so many steps; B has so many groups of 16 pairs; rows of 32 sums may be written (and read, with `more`) at `c`.
+/// from 32 steps to the next 32, have so many steps; B has so many groups of 16 pairs; rows of 32 sums may be written (and
+/// read, with `more`) at `c`.
 unsafe fn sum(
     rows: usize,
     a: *const bf16,

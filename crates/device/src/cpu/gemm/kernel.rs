@@ -148,7 +148,8 @@ impl<T: GemmScalar> Kernel<T> {
 
     /// As [`Kernel::pack_rows`], but where a row's steps lie together, it is [`TILE_STEPS`] of them, and then the next row's:
     /// what a matrix unit reads at once is then one stretch of memory, and panels follow one another as it goes through them.
-    /// Rows that are a whole row of the operand apart come from the second cache half as fast.
+    /// Rows that are a whole row of the operand apart come from the second cache a tenth more slowly, or far more where they
+    /// compete for its places.
     pub(super) fn pack_tiles(&self, side: &Side<T::Real>, lanes: Range<usize>, steps: Range<usize>, panel: &mut [T]) {
         if self.rows_adjacent {
             return self.pack_rows(side, lanes, steps, panel);
