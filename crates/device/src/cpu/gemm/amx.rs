@@ -41,6 +41,7 @@ pub(in super::super) const KERNEL: Kernel<bf16> = Kernel {
     add: tile::<true>,
     put: put_tile::<f32>,
     put_rounded: Some(round_tile),
+    away: Some((put_away, round_away)),
 };
 
 /// Whether processor and system have the unit.
@@ -232,6 +233,37 @@ unsafe fn round_tile(
         }
         for row in 0..rows {
             transpose::store_rounded(sums.wrapping_add(row * COLS), c.wrapping_add(row * pitch));
+        }
+    }
+}
+
+/// Whether rows of a tile become whole lines of C.
+fn lines<C>([_, cols]: [usize; 2], turned: bool, c: *const C, pitch: usize, accumulate: bool) -> bool {
+    !turned && !accumulate && cols == COLS && (c.addr() | (pitch * size_of::<C>())).is_multiple_of(64)
+}
+
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
+unsafe fn put_away(sums: *const f32, size: [usize; 2], turned: bool, c: *mut f32, pitch: usize, accumulate: bool) {
+    // SAFETY: passed on from the caller; whole rows of a tile, to whole lines.
+    unsafe {
+        if !lines(size, turned, c, pitch, accumulate) {
+            return put_tile::<f32>(sums, size, turned, c, pitch, accumulate);
+        }
+        for row in 0..size[0] {
+            transpose::stream(sums.wrapping_add(row * COLS), c.wrapping_add(row * pitch));
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
+unsafe fn round_away(sums: *const f32, size: [usize; 2], turned: bool, c: *mut bf16, pitch: usize, accumulate: bool) {
+    // SAFETY: as above, and the processor has the instruction.
+    unsafe {
+        if !lines(size, turned, c, pitch, accumulate) || !transpose::narrows() {
+            return round_tile(sums, size, turned, c, pitch, accumulate);
+        }
+        for row in 0..size[0] {
+            transpose::stream_rounded(sums.wrapping_add(row * COLS), c.wrapping_add(row * pitch));
         }
     }
 }

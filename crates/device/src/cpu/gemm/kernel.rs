@@ -110,6 +110,9 @@ pub(crate) struct Kernel<T: GemmScalar> {
     pub(super) put: Put<T::Real>,
     /// As `put`, rounding; where sums are f32.
     pub(super) put_rounded: Option<Put<bf16>>,
+    /// Both, past the caches where C lies so that they can: what is larger than a cache takes memory's time once instead of
+    /// twice, since its lines are not read before they are written.
+    pub(super) away: Option<(Put<T::Real>, Put<bf16>)>,
 }
 
 impl<T: GemmScalar> Kernel<T> {
@@ -297,6 +300,7 @@ macro_rules! gemm_scalar {
                     add: portable::<$t, $cols, $group>,
                     put: put::put::<_, $cols>,
                     put_rounded: $rounded,
+                    away: None,
                 },
             ];
             fn data(x: &[$t]) -> Data<'_, Self::Real> {

@@ -64,6 +64,9 @@ const BLOCK_GROUPS: usize = 512;
 /// panel of the other, about.
 const ROWS_BYTES: usize = 1 << 20;
 
+/// Bytes of a C that nobody finds in a cache when it is done.
+const AWAY: usize = 8 << 20;
+
 /// Steps of k that are summed in registers.
 const fn block<T: GemmScalar>() -> usize {
     BLOCK_GROUPS * T::GROUP
@@ -308,8 +311,10 @@ unsafe fn compute<T: GemmScalar, C: Target<T>>(
     // Sums of a column of tiles wait in `sums` where they are not complete after one stretch of steps, or not of C's type, or
     // do not lie as C does; those that must be rounded once, but are not complete after one block, wait in `totals`.
     let stretches = k.min(block) > kernel.stretch;
-    let direct = C::EXACT && !p.turned;
     let waiting = !C::EXACT && k > block;
+    let large = p.size.m * p.size.n * size_of::<C>() >= AWAY;
+    let away = large && kernel.away.is_some() && !accumulate && !p.turned && (waiting || k <= block);
+    let direct = C::EXACT && !p.turned && !away;
     let (one, all) = (mr * nr, row_panels * mr * nr);
     let own = if stretches { all } else { one };
     let totals = if waiting { all * tile.cols.len().div_ceil(nr) } else { 0 };
@@ -375,10 +380,10 @@ unsafe fn compute<T: GemmScalar, C: Target<T>>(
                                 let total = totals[(j * row_panels + i) * one..].as_mut_ptr();
                                 (kernel.put)(to, size, false, total, nr, !first);
                                 if last {
-                                    C::put(kernel)(total, size, p.turned, c, p.pitch, accumulate);
+                                    C::put(kernel, away)(total, size, p.turned, c, p.pitch, accumulate);
                                 }
                             } else if ends {
-                                C::put(kernel)(to, size, p.turned, c, p.pitch, adding);
+                                C::put(kernel, away)(to, size, p.turned, c, p.pitch, adding);
                             }
                         }
                     }
@@ -386,6 +391,19 @@ unsafe fn compute<T: GemmScalar, C: Target<T>>(
             }
         }
     });
+    if away {
+        fence();
+    }
+}
+
+/// Lets whoever takes the tile over see what was written past the caches.
+fn fence() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86-64 processor has it.
+    #[allow(unused_unsafe, reason = "safe in newer compilers")]
+    unsafe {
+        std::arch::x86_64::_mm_sfence()
+    }
 }
 
 /// Cuts a range into pieces of `piece`, the last one shorter.

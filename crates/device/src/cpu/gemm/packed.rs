@@ -199,7 +199,7 @@ unsafe fn compute<T: GemmScalar, C: Target<T>>(
                 }
                 if !C::EXACT {
                     // SAFETY: as above.
-                    unsafe { C::put(kernel)(sums.as_ptr(), [rows.len(), cols.len()], false, c, n, accumulate) };
+                    unsafe { C::put(kernel, false)(sums.as_ptr(), [rows.len(), cols.len()], false, c, n, accumulate) };
                 }
             }
         }

@@ -143,7 +143,7 @@ impl<T: GemmScalar> Micro<T> {
         for rows in pieces(0..m, self.rows()) {
             let sums = &sums[rows.start * self.cols()..];
             // SAFETY: so many sums there are, for C the caller answers, and a kernel is only handed out where it is supported.
-            unsafe { C::put(self.0)(sums.as_ptr(), [rows.len(), n], true, c.add(rows.start), pitch, false) }
+            unsafe { C::put(self.0, false)(sums.as_ptr(), [rows.len(), n], true, c.add(rows.start), pitch, false) }
         }
     }
 }

@@ -266,6 +266,34 @@ pub(super) unsafe fn store_rounded(sums: *const f32, to: *mut bf16) {
     }
 }
 
+/// As [`store_rounded`], past the caches.
+///
+/// # Safety
+/// As there, and `to` is the address of a line.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) unsafe fn stream_rounded(sums: *const f32, to: *mut bf16) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let halves = round::<true>(_mm512_loadu_ps(sums), _mm512_loadu_ps(sums.wrapping_add(16)));
+        _mm512_stream_si512(to.cast(), halves);
+    }
+}
+
+/// Copies 32 sums to `to`, past the caches.
+///
+/// # Safety
+/// They may be read and written, and `to` is the address of a line.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn stream(sums: *const f32, to: *mut f32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        _mm512_stream_ps(to, _mm512_loadu_ps(sums));
+        _mm512_stream_ps(to.wrapping_add(16), _mm512_loadu_ps(sums.wrapping_add(16)));
+    }
+}
+
 /// 32 numbers as bf16, those of `x` first, as `bf16::narrow` rounds them; but with the instruction, which the processor must
 /// have then, numbers below 2⁻¹²⁶ are taken as zero, as products on such processors take them anyway.
 #[inline]

@@ -47,6 +47,7 @@ macro_rules! kernel {
                 add: tile,
                 put: put_tile::<$sum>,
                 put_rounded: $rounded,
+                away: None,
             };
 
             $(#[target_feature(enable = $feature)])+
