@@ -40,8 +40,8 @@ pub(in super::super) const KERNEL: Kernel<bf16> = Kernel {
     tile: tile::<false>,
     add: tile::<true>,
     put: put_tile::<f32>,
-    put_rounded: Some(round_tile),
-    away: Some((put_away, round_away)),
+    put_rounded: Some(round_tile::<false>),
+    away: Some((put_away, round_tile::<true>)),
 };
 
 /// Whether processor and system have the unit.
@@ -216,9 +216,14 @@ unsafe fn put_tile<C: Lanes>(
     }
 }
 
-/// Where rows of sums become rows of C, two vectors of them are one of C.
+/// Whether rows of C are stretches of whole lines.
+fn lines<C>(c: *const C, pitch: usize) -> bool {
+    (c.addr() | (pitch * size_of::<C>())).is_multiple_of(64)
+}
+
+/// Where rows of sums become rows of C, two vectors of them are one of C. With `AWAY` it goes past the caches, if it is a line.
 #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
-unsafe fn round_tile(
+unsafe fn round_tile<const AWAY: bool>(
     sums: *const f32,
     [rows, cols]: [usize; 2],
     turned: bool,
@@ -231,39 +236,30 @@ unsafe fn round_tile(
         if turned || accumulate || cols < COLS || !transpose::narrows() {
             return put_tile::<bf16>(sums, [rows, cols], turned, c, pitch, accumulate);
         }
+        let away = AWAY && lines(c, pitch);
         for row in 0..rows {
-            transpose::store_rounded(sums.wrapping_add(row * COLS), c.wrapping_add(row * pitch));
+            transpose::store_rounded(sums.wrapping_add(row * COLS), c.wrapping_add(row * pitch), away);
         }
     }
 }
 
-/// Whether rows of a tile become whole lines of C.
-fn lines<C>([_, cols]: [usize; 2], turned: bool, c: *const C, pitch: usize, accumulate: bool) -> bool {
-    !turned && !accumulate && cols == COLS && (c.addr() | (pitch * size_of::<C>())).is_multiple_of(64)
-}
-
+/// Past the caches, where rows of sums become whole lines of C.
 #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
-unsafe fn put_away(sums: *const f32, size: [usize; 2], turned: bool, c: *mut f32, pitch: usize, accumulate: bool) {
+unsafe fn put_away(
+    sums: *const f32,
+    [rows, cols]: [usize; 2],
+    turned: bool,
+    c: *mut f32,
+    pitch: usize,
+    accumulate: bool,
+) {
     // SAFETY: passed on from the caller; whole rows of a tile, to whole lines.
     unsafe {
-        if !lines(size, turned, c, pitch, accumulate) {
-            return put_tile::<f32>(sums, size, turned, c, pitch, accumulate);
+        if turned || accumulate || cols < COLS || !lines(c, pitch) {
+            return put_tile::<f32>(sums, [rows, cols], turned, c, pitch, accumulate);
         }
-        for row in 0..size[0] {
+        for row in 0..rows {
             transpose::stream(sums.wrapping_add(row * COLS), c.wrapping_add(row * pitch));
-        }
-    }
-}
-
-#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
-unsafe fn round_away(sums: *const f32, size: [usize; 2], turned: bool, c: *mut bf16, pitch: usize, accumulate: bool) {
-    // SAFETY: as above, and the processor has the instruction.
-    unsafe {
-        if !lines(size, turned, c, pitch, accumulate) || !transpose::narrows() {
-            return round_tile(sums, size, turned, c, pitch, accumulate);
-        }
-        for row in 0..size[0] {
-            transpose::stream_rounded(sums.wrapping_add(row * COLS), c.wrapping_add(row * pitch));
         }
     }
 }

@@ -252,31 +252,21 @@ pub(in crate::cpu) fn interleave(halves: __m512i) -> __m512 {
     _mm512_castsi512_ps(_mm512_permutexvar_epi16(order, halves))
 }
 
-/// Writes 32 sums as bf16 to 64 bytes at `to`.
+/// Writes 32 sums as bf16 to 64 bytes at `to`; `away`: past the caches.
 ///
 /// # Safety
-/// They may be read and written. The processor has the instruction.
+/// They may be read and written, and are a line if `away`. The processor has the instruction.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-pub(super) unsafe fn store_rounded(sums: *const f32, to: *mut bf16) {
+pub(super) unsafe fn store_rounded(sums: *const f32, to: *mut bf16, away: bool) {
     // SAFETY: the caller's promise.
     unsafe {
         let halves = round::<true>(_mm512_loadu_ps(sums), _mm512_loadu_ps(sums.wrapping_add(16)));
-        _mm512_storeu_si512(to.cast(), halves);
-    }
-}
-
-/// As [`store_rounded`], past the caches.
-///
-/// # Safety
-/// As there, and `to` is the address of a line.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-pub(super) unsafe fn stream_rounded(sums: *const f32, to: *mut bf16) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let halves = round::<true>(_mm512_loadu_ps(sums), _mm512_loadu_ps(sums.wrapping_add(16)));
-        _mm512_stream_si512(to.cast(), halves);
+        if away {
+            _mm512_stream_si512(to.cast(), halves);
+        } else {
+            _mm512_storeu_si512(to.cast(), halves);
+        }
     }
 }
 
