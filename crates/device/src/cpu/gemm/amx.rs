@@ -13,7 +13,7 @@
 
 use super::kernel::{Kernel, Rows, TILE_STEPS};
 use super::pack::Side;
-use super::put::{self, Lanes};
+use super::put;
 use super::transpose;
 use crate::cpu::tiles::{self, Shapes};
 use half::bf16;
@@ -39,9 +39,9 @@ pub(in super::super) const KERNEL: Kernel<bf16> = Kernel {
     pack_cols,
     tile: tile::<false>,
     add: tile::<true>,
-    put: put_tile::<f32>,
-    put_rounded: Some(round_tile::<false>),
-    away: Some((put_away, round_tile::<true>)),
+    put: put::put_512::<f32, COLS>,
+    put_rounded: Some(put::round::<COLS, false>),
+    away: Some((put::put_away::<COLS>, put::round::<COLS, true>)),
 };
 
 /// Whether processor and system have the unit.
@@ -194,72 +194,7 @@ unsafe fn tile<const CHAINED: bool>(
             sum(rows, a_rest.0.as_ptr(), [2 * STEPS, 0], b_rest.0.as_ptr(), 1, to, to_pitch, chained || blocks > 0);
         }
         if !direct {
-            put_tile::<f32>(to, [rows, cols], false, c, pitch, accumulate);
-        }
-    }
-}
-
-#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
-unsafe fn put_tile<C: Lanes>(
-    sums: *const f32,
-    [rows, cols]: [usize; 2],
-    turned: bool,
-    c: *mut C,
-    pitch: usize,
-    accumulate: bool,
-) {
-    for first in (0..rows).step_by(TILE) {
-        let (sums, size) = (sums.wrapping_add(first * COLS), [(rows - first).min(TILE), cols]);
-        let c = c.wrapping_add(if turned { first } else { first * pitch });
-        // SAFETY: passed on from the caller, 16 rows at a time.
-        unsafe { put::put_512::<C, COLS>(sums, size, turned, c, pitch, accumulate) }
-    }
-}
-
-/// Whether rows of C are stretches of whole lines.
-fn lines<C>(c: *const C, pitch: usize) -> bool {
-    (c.addr() | (pitch * size_of::<C>())).is_multiple_of(64)
-}
-
-/// Where rows of sums become rows of C, two vectors of them are one of C. With `AWAY` it goes past the caches, if it is a line.
-#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
-unsafe fn round_tile<const AWAY: bool>(
-    sums: *const f32,
-    [rows, cols]: [usize; 2],
-    turned: bool,
-    c: *mut bf16,
-    pitch: usize,
-    accumulate: bool,
-) {
-    // SAFETY: passed on from the caller; whole rows of a tile, and the processor has the instruction.
-    unsafe {
-        if turned || accumulate || cols < COLS || !transpose::narrows() {
-            return put_tile::<bf16>(sums, [rows, cols], turned, c, pitch, accumulate);
-        }
-        let away = AWAY && lines(c, pitch);
-        for row in 0..rows {
-            transpose::store_rounded(sums.wrapping_add(row * COLS), c.wrapping_add(row * pitch), away);
-        }
-    }
-}
-
-/// Past the caches, where rows of sums become whole lines of C.
-#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
-unsafe fn put_away(
-    sums: *const f32,
-    [rows, cols]: [usize; 2],
-    turned: bool,
-    c: *mut f32,
-    pitch: usize,
-    accumulate: bool,
-) {
-    // SAFETY: passed on from the caller; whole rows of a tile, to whole lines.
-    unsafe {
-        if turned || accumulate || cols < COLS || !lines(c, pitch) {
-            return put_tile::<f32>(sums, [rows, cols], turned, c, pitch, accumulate);
-        }
-        for row in 0..rows {
-            transpose::stream(sums.wrapping_add(row * COLS), c.wrapping_add(row * pitch));
+            put::put_512::<f32, COLS>(to, [rows, cols], false, c, pitch, accumulate);
         }
     }
 }

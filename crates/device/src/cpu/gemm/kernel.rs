@@ -1,6 +1,7 @@
 //! Micro-kernels: a tile of C in registers, and the choice of the best one for this machine.
 
 use super::pack::{self, Side};
+use super::pieces;
 use super::put::{self, Put};
 use crate::cpu::real::{Real, Stored};
 use crate::cpu::simd::{Baseline, Isa};
@@ -157,8 +158,37 @@ impl<T: GemmScalar> Kernel<T> {
         if self.rows_adjacent {
             return self.pack_rows(side, lanes, steps, panel);
         }
-        for (steps, tile) in super::pieces(steps, TILE_STEPS).zip(panel.chunks_mut(TILE_STEPS * self.rows())) {
+        for (steps, tile) in pieces(steps, TILE_STEPS).zip(panel.chunks_mut(TILE_STEPS * self.rows())) {
             self.pack_rows(side, lanes.clone(), steps, tile);
+        }
+    }
+
+    /// Packs rows of op(A) as [`Kernel::pack_tiles`] does, panel after panel, in the order in which memory gives them most quickly:
+    /// lanes that lie side by side are read across all panels, a few steps at a time, and of others the next panel's are
+    /// on their way while one is packed.
+    pub(super) fn pack_block(&self, side: &Side<T::Real>, lanes: Range<usize>, steps: Range<usize>, panels: &mut [T]) {
+        let size = self.rows() * steps.len().next_multiple_of(T::GROUP);
+        let rows = || pieces(lanes.clone(), self.rows());
+        if side.lanes_adjacent {
+            for part in pieces(steps.clone(), TILE_STEPS) {
+                let [at, end] = [part.start, part.end].map(|step| (step - steps.start) * self.rows());
+                for (lanes, panel) in rows().zip(panels.chunks_exact_mut(size)) {
+                    self.pack_rows(
+                        side,
+                        lanes,
+                        part.clone(),
+                        &mut panel[at..end.next_multiple_of(self.rows() * T::GROUP)],
+                    );
+                }
+            }
+            return;
+        }
+        let next = rows().skip(1).map(Some).chain([None]);
+        for ((lanes, next), panel) in rows().zip(next).zip(panels.chunks_exact_mut(size)) {
+            if let Some(next) = next {
+                side.prefetch(next, steps.clone(), 0, 1);
+            }
+            self.pack_tiles(side, lanes, steps.clone(), panel);
         }
     }
 

@@ -45,8 +45,8 @@ mod x86;
 use super::pool::Pool;
 use super::real::{Real, Stored};
 use crate::Gemm;
-use kernel::Kernel;
 pub(crate) use kernel::{Data, GemmScalar};
+use kernel::{Kernel, Rows};
 use pack::Side;
 pub(in crate::cpu) use pack::fetch;
 pub(crate) use packed::{Panels, gemm_packed};
@@ -305,94 +305,167 @@ unsafe fn compute<T: GemmScalar, C: Target<T>>(
     c: *mut C,
     tile: &Tile,
 ) {
-    let ([mr, nr], k, block, panel) = (kernel.size, p.size.k, block::<T>(), Micro::<T>::panel);
-    let row_panels = tile.rows.len().div_ceil(mr);
-    let packed_rows = if p.in_place(kernel) { 0 } else { row_panels };
-    // Sums of a column of tiles wait in `sums` where they are not complete after one stretch of steps, or not of C's type, or
-    // do not lie as C does; those that must be rounded once, but are not complete after one block, wait in `totals`.
-    let stretches = k.min(block) > kernel.stretch;
-    let waiting = !C::EXACT && k > block;
-    let large = p.size.m * p.size.n * size_of::<C>() >= AWAY;
-    let away = large && kernel.away.is_some() && !accumulate && !p.turned && (waiting || k <= block);
-    let direct = C::EXACT && !p.turned && !away;
-    let (one, all) = (mr * nr, row_panels * mr * nr);
-    let own = if stretches { all } else { one };
-    let totals = if waiting { all * tile.cols.len().div_ceil(nr) } else { 0 };
-    let stretch = k.min(block).min(kernel.stretch);
-    let sizes = [packed_rows * panel(mr, k.min(block)), panel(nr, stretch), own + totals];
-    with_buffers::<T>(sizes, |a_block, b_panel, sums| {
-        let (sums, totals) = sums.split_at_mut(own);
-        for steps in pieces(0..k, block) {
-            let (first, last) = (steps.start == 0, steps.end == k);
-            let a_panels = || pieces(tile.rows.clone(), mr).zip(pieces(0..usize::MAX, panel(mr, steps.len())));
-            if packed_rows > 0 {
-                for (rows, at) in a_panels() {
-                    kernel.pack_tiles(&p.rows, rows, steps.clone(), &mut a_block[at]);
-                }
+    let ([mr, nr], k, panel) = (kernel.size, p.size.k, Micro::<T>::panel);
+    let sums = Sums::new(kernel, accumulate, &p.size, p.turned, c, p.pitch, tile.rows.len());
+    let (panels, packed) = (sums.panels, !p.in_place(kernel));
+    let rows = if packed { panels * panel(mr, k.min(block::<T>())) } else { 0 };
+    let sizes = [rows, panel(nr, sums.stretch.min(k)), sums.len(tile.cols.len().div_ceil(nr))];
+    with_buffers::<T>(sizes, |a_block, b_panel, space| {
+        for steps in pieces(0..k, block::<T>()) {
+            let size = panel(mr, steps.len());
+            if packed {
+                kernel.pack_block(&p.rows, tile.rows.clone(), steps.clone(), &mut a_block[..panels * size]);
             }
             for (j, cols) in pieces(tile.cols.clone(), nr).enumerate() {
-                for part in pieces(steps.clone(), stretch) {
+                for part in pieces(steps.clone(), sums.stretch) {
                     let b_panel = &mut b_panel[..panel(nr, part.len())];
                     kernel.pack_cols(&p.lanes, cols.clone(), part.clone(), b_panel);
-                    let [begins, ends] = [part.start == steps.start, part.end == steps.end];
                     // Meanwhile the next one is fetched from memory, a piece with each product of panels.
-                    let (next_cols, next_part) = if ends {
-                        (
-                            cols.end..(cols.end + nr).min(tile.cols.end),
-                            steps.start..(steps.start + stretch).min(steps.end),
-                        )
+                    let (next_cols, next) = if part.end == steps.end {
+                        (cols.end..(cols.end + nr).min(tile.cols.end), steps.start)
                     } else {
-                        (cols.clone(), part.end..(part.end + stretch).min(steps.end))
+                        (cols.clone(), part.end)
                     };
-                    for (i, (rows, at)) in a_panels().enumerate() {
+                    let next_steps = next..next.saturating_add(sums.stretch).min(steps.end);
+                    for (i, rows) in pieces(tile.rows.clone(), mr).enumerate() {
                         if p.lanes.ahead == 0 {
-                            p.lanes.prefetch(next_cols.clone(), next_part.clone(), i, row_panels);
+                            p.lanes.prefetch(next_cols.clone(), next_steps.clone(), i, panels);
                         }
-                        let size = [rows.len(), cols.len(), part.len()];
                         let a = match p.rows.rows_in_place(rows.start, &part) {
-                            Some(rows) if packed_rows == 0 => rows,
-                            _ => kernel.packed_tiles(&a_block[at], steps.len(), part.start - steps.start),
+                            Some(rows) if !packed => rows,
+                            _ => {
+                                kernel.packed_tiles(&a_block[i * size..][..size], steps.len(), part.start - steps.start)
+                            }
                         };
-                        // SAFETY: the rectangle `rows × cols` lies within the tile, hence within C, whose rows are `pitch`
-                        // apart; sums and totals are whole tiles.
-                        unsafe {
-                            let to = if p.turned { [cols.start, rows.start] } else { [rows.start, cols.start] };
-                            let c = c.add(to[0] * p.pitch + to[1]);
-                            let adding = accumulate || !first;
-                            let direct = direct && (!stretches || !adding && cols.len() == nr);
-                            // Whole tiles alone are chained, so in `sums` they are whole.
-                            let (to, pitch, size) = if direct {
-                                (c.cast(), p.pitch, size)
-                            } else {
-                                let at = if stretches { i * one } else { 0 };
-                                (sums[at..].as_mut_ptr(), nr, [size[0], nr, size[2]])
-                            };
-                            if begins {
-                                kernel.tile(size, a, b_panel, to, pitch, direct && adding);
-                            } else {
-                                kernel.add(size, a, b_panel, to, pitch);
-                            }
-                            if direct {
-                                continue;
-                            }
-                            let size = [rows.len(), cols.len()];
-                            if ends && waiting {
-                                let total = totals[(j * row_panels + i) * one..].as_mut_ptr();
-                                (kernel.put)(to, size, false, total, nr, !first);
-                                if last {
-                                    C::put(kernel, away)(total, size, p.turned, c, p.pitch, accumulate);
-                                }
-                            } else if ends {
-                                C::put(kernel, away)(to, size, p.turned, c, p.pitch, adding);
-                            }
-                        }
+                        let part = [rows, cols.clone(), part.clone()];
+                        // SAFETY: the part lies within the tile, hence within C.
+                        unsafe { sums.add([i, j], part, a, b_panel, space) };
                     }
                 }
             }
         }
     });
-    if away {
+    if sums.away {
         fence();
+    }
+}
+
+/// Where the sums of a rectangle of C go. Those of a panel of columns wait where they are not complete after one stretch of
+/// steps, or not of C's type, or do not lie as C does; those that must be rounded once, but are not complete after one
+/// block, wait once more.
+struct Sums<'a, T: GemmScalar, C> {
+    kernel: &'a Kernel<T>,
+    accumulate: bool,
+    /// Steps in all.
+    k: usize,
+    c: *mut C,
+    pitch: usize,
+    turned: bool,
+    /// Panels of rows.
+    panels: usize,
+    /// Steps of a stretch, at most.
+    stretch: usize,
+    /// Whether a block is several stretches.
+    stretches: bool,
+    /// Whether sums wait for the other blocks.
+    waiting: bool,
+    /// Whether C is written past the caches.
+    away: bool,
+}
+
+impl<'a, T: GemmScalar, C: Target<T>> Sums<'a, T, C> {
+    /// Of `rows` rows of a product of that size.
+    fn new(
+        kernel: &'a Kernel<T>,
+        accumulate: bool,
+        size: &Size,
+        turned: bool,
+        c: *mut C,
+        pitch: usize,
+        rows: usize,
+    ) -> Self {
+        let (k, block) = (size.k, block::<T>());
+        let (stretch, waiting) = (block.min(kernel.stretch), !C::EXACT && k > block);
+        let large = size.m * size.n * size_of::<C>() >= AWAY;
+        let away = large && kernel.away.is_some() && !accumulate && !turned && (waiting || k <= block);
+        let (panels, stretches) = (rows.div_ceil(kernel.rows()), k.min(block) > stretch);
+        Sums { kernel, accumulate, k, c, pitch, turned, panels, stretch, stretches, waiting, away }
+    }
+
+    /// Sums of one tile.
+    fn one(&self) -> usize {
+        self.kernel.rows() * self.kernel.cols()
+    }
+
+    /// Tiles of the first place to wait in.
+    fn own(&self) -> usize {
+        if self.stretches { self.panels } else { 1 }
+    }
+
+    /// Sums that wait, with so many panels of columns.
+    fn len(&self, columns: usize) -> usize {
+        (self.own() + if self.waiting { self.panels * columns } else { 0 }) * self.one()
+    }
+
+    /// Multiplies panel `i` of rows by panel `j` of columns over one stretch of steps, and writes what is complete to C. Of one
+    /// panel of columns, all panels of rows come before the next stretch, and all stretches before the next block.
+    ///
+    /// # Safety
+    /// These rows and columns of C may be written.
+    #[inline]
+    unsafe fn add(
+        &self,
+        [i, j]: [usize; 2],
+        [rows, cols, steps]: [Range<usize>; 3],
+        a: Rows<T>,
+        b: &[T],
+        space: &mut [T::Real],
+    ) {
+        let (kernel, nr, one, block) = (self.kernel, self.kernel.cols(), self.one(), block::<T>());
+        let (sums, totals) = space.split_at_mut(self.own() * one);
+        let [begins, ends] =
+            [steps.start.is_multiple_of(block), steps.end.is_multiple_of(block) || steps.end == self.k];
+        let (first, last) = (steps.start < block, steps.end == self.k);
+        let adding = self.accumulate || !first;
+        // Whole tiles alone are chained, so where they wait they are whole.
+        let whole = !self.stretches || !adding && cols.len() == nr;
+        let direct = C::EXACT && !self.turned && !self.away && whole;
+        let to = if self.turned { [cols.start, rows.start] } else { [rows.start, cols.start] };
+        let [rows, cols] = [rows.len(), cols.len()];
+        // SAFETY: for C the caller answers; what waits are whole tiles.
+        unsafe {
+            let c = self.c.add(to[0] * self.pitch + to[1]);
+            let (to, pitch, size) = if direct {
+                (c.cast(), self.pitch, [rows, cols, steps.len()])
+            } else {
+                let at = if self.stretches { i * one } else { 0 };
+                (sums[at..].as_mut_ptr(), nr, [rows, nr, steps.len()])
+            };
+            if ends && adding && !direct && !self.waiting {
+                // What it is added to comes meanwhile.
+                let [lines, columns] = if self.turned { [cols, rows] } else { [rows, cols] };
+                for line in 0..lines {
+                    let at = c.wrapping_add(line * self.pitch);
+                    (0..columns).step_by(64 / size_of::<C>()).for_each(|column| fetch(at.wrapping_add(column)));
+                }
+            }
+            if begins {
+                kernel.tile(size, a, b, to, pitch, direct && adding);
+            } else {
+                kernel.add(size, a, b, to, pitch);
+            }
+            if direct || !ends {
+                return;
+            }
+            if !self.waiting {
+                return C::put(kernel, self.away)(to, [rows, cols], self.turned, c, self.pitch, adding);
+            }
+            let total = totals[(j * self.panels + i) * one..].as_mut_ptr();
+            (kernel.put)(to, [rows, cols], false, total, nr, !first);
+            if last {
+                C::put(kernel, self.away)(total, [rows, cols], self.turned, c, self.pitch, self.accumulate);
+            }
+        }
     }
 }
 

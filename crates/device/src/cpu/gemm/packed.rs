@@ -5,14 +5,14 @@
 //! micro-kernel reads, each over all of k, and a product of one row is one stream through memory from the first byte to
 //! the last. The order of additions is that of the module above, so the bits are those of the same product unpacked.
 //!
-//! What loops around what differs: a panel meets all rows before the next is touched, for all of k, so that every weight is
-//! read from memory once, whatever the number of rows.
+//! What loops around what differs: a panel meets all rows before the next is touched, a stretch of steps after the other, so
+//! that every weight is read from memory once, whatever the number of rows.
 
 use super::kernel::{GemmScalar, Kernel, Rows};
 use super::pack::Side;
 use super::plan::{self, Size, Tile};
 use super::put::Target;
-use super::{Mat, MatMut, Micro, Out, ROWS_BYTES, block, pieces, with_buffers};
+use super::{Mat, MatMut, Micro, Out, ROWS_BYTES, Sums, block, fence, pieces, with_buffers};
 use crate::cpu::bands::bands;
 use crate::cpu::memory::{Block, Memory};
 use crate::cpu::pool::Pool;
@@ -158,7 +158,7 @@ unsafe fn compute<T: GemmScalar, C: Target<T>>(
     c: *mut C,
     tile: &Tile,
 ) {
-    let ([mr, nr], [n, k], block) = (kernel.size, p.w.shape, block::<T>());
+    let ([mr, nr], [n, k]) = (kernel.size, p.w.shape);
     // A single row needs no company, and rows that lie well may stay where they are.
     let in_place = |first: usize, steps: &Range<usize>| match T::own(p.a.data) {
         Some(data) if tile.rows.len() == 1 && steps.len().is_multiple_of(T::GROUP) => {
@@ -166,11 +166,16 @@ unsafe fn compute<T: GemmScalar, C: Target<T>>(
         }
         _ => p.a.rows_in_place(first, steps),
     };
+    let size = Size { m: p.a.rows, n, k, packing: [0.0; 2], putting: 0.0 };
+    let mut sums = Sums::new(kernel, accumulate, &size, false, c, n, tile.rows.len());
+    if sums.panels == 1 {
+        // Nobody else meets a stretch while it lies in the first cache.
+        (sums.stretch, sums.stretches) = (block::<T>(), false);
+    }
     let packed = in_place(tile.rows.start, &(0..k)).is_none();
     let strip = Micro::<T>::panel(mr, k);
-    let strips = if packed { tile.rows.len().div_ceil(mr) } else { 0 };
-    let sums = if C::EXACT { 0 } else { mr * nr };
-    with_buffers::<T>([0, strips * strip, sums], |_, a, sums| {
+    let strips = if packed { sums.panels } else { 0 };
+    with_buffers::<T>([0, strips * strip, sums.len(1)], |_, a, space| {
         if packed {
             for (rows, strip) in pieces(tile.rows.clone(), mr).zip(a.chunks_exact_mut(strip)) {
                 kernel.pack_tiles(&p.a, rows, 0..k, strip);
@@ -178,30 +183,21 @@ unsafe fn compute<T: GemmScalar, C: Target<T>>(
         }
         for cols in pieces(tile.cols.clone(), nr) {
             let panel = p.w.panel(cols.clone());
-            for (i, rows) in pieces(tile.rows.clone(), mr).enumerate() {
-                // SAFETY: the rectangle `rows × cols` lies within the tile, hence within C, whose rows are N apart.
-                let c = unsafe { c.add(rows.start * n + cols.start) };
-                for steps in pieces(0..k, block) {
-                    let first = steps.start == 0;
+            for steps in pieces(0..k, block::<T>()).flat_map(|block| pieces(block, sums.stretch)) {
+                let b = &panel[steps.start * nr..];
+                for (i, rows) in pieces(tile.rows.clone(), mr).enumerate() {
                     let a = match in_place(rows.start, &steps) {
                         Some(rows) if !packed => rows,
                         _ => kernel.packed_tiles(&a[i * strip..], k, steps.start),
                     };
-                    let (size, b) = ([rows.len(), cols.len(), steps.len()], &panel[steps.start * nr..]);
-                    // SAFETY: as above; sums are a whole tile.
-                    unsafe {
-                        if C::EXACT {
-                            kernel.tile(size, a, b, c.cast(), n, accumulate || !first);
-                        } else {
-                            kernel.tile(size, a, b, sums.as_mut_ptr(), nr, !first);
-                        }
-                    }
-                }
-                if !C::EXACT {
-                    // SAFETY: as above.
-                    unsafe { C::put(kernel, false)(sums.as_ptr(), [rows.len(), cols.len()], false, c, n, accumulate) };
+                    let part = [rows, cols.clone(), steps.clone()];
+                    // SAFETY: the part lies within the tile, hence within C.
+                    unsafe { sums.add([i, 0], part, a, b, space) };
                 }
             }
         }
     });
+    if sums.away {
+        fence();
+    }
 }

@@ -8,7 +8,7 @@ use super::kernel::{GemmScalar, Kernel};
 use crate::cpu::real::Stored;
 use half::bf16;
 #[cfg(target_arch = "x86_64")]
-pub(super) use wide::{Lanes, put as put_512, rounded};
+pub(super) use wide::{Lanes, put as put_512, put_away, round, rounded};
 
 /// Writes a tile of sums to C: the sums, whose rows are the kernel's columns apart; `[rows, columns]` of them; whether
 /// C has them as `[columns, rows]`; C, elements from one row of C to the next, and whether to accumulate.
@@ -65,7 +65,7 @@ pub(super) unsafe fn put<C: Stored, const N: usize>(
 
 #[cfg(target_arch = "x86_64")]
 mod wide {
-    use super::super::transpose::{mask, transpose};
+    use super::super::transpose::{self, mask, transpose};
     use crate::cpu::real::Stored;
     use half::bf16;
     use std::arch::x86_64::*;
@@ -123,7 +123,7 @@ mod wide {
         _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x0040_0000))
     }
 
-    /// [`Put`] from at most 16 rows of `N` sums.
+    /// [`Put`] from rows of `N` sums, 16 of them at a time.
     #[inline]
     #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
     pub(in super::super) unsafe fn put<C: Lanes, const N: usize>(
@@ -135,17 +135,17 @@ mod wide {
         accumulate: bool,
     ) {
         let all = |yes| if yes { !0 } else { 0 };
-        for first in (0..cols).step_by(16) {
-            let width = (cols - first).min(16);
+        for (top, first) in (0..rows).step_by(16).flat_map(|top| (0..cols).step_by(16).map(move |first| (top, first))) {
+            let (rows, width) = ((rows - top).min(16), (cols - first).min(16));
             let mut block = [_mm512_setzero_ps(); 16];
             for (i, row) in block.iter_mut().enumerate() {
                 // SAFETY: these are `rows` rows of N sums; the others are masked.
-                *row = unsafe { _mm512_maskz_loadu_ps(all(i < rows), sums.wrapping_add(i * N + first)) };
+                *row = unsafe { _mm512_maskz_loadu_ps(all(i < rows), sums.wrapping_add((top + i) * N + first)) };
             }
             let (block, count, width, c) = if turned {
-                (transpose(block), width, rows, c.wrapping_add(first * pitch))
+                (transpose(block), width, rows, c.wrapping_add(first * pitch + top))
             } else {
-                (block, rows, width, c.wrapping_add(first))
+                (block, rows, width, c.wrapping_add(top * pitch + first))
             };
             let width = mask(width) as __mmask16;
             for (i, row) in block.into_iter().enumerate().take(count) {
@@ -155,6 +155,57 @@ mod wide {
                     let old = C::load(width & all(accumulate), to);
                     C::store(width, to, _mm512_mask_add_ps(row, all(accumulate), old, row));
                 }
+            }
+        }
+    }
+
+    /// Whether rows of C are stretches of whole lines.
+    fn lines<C>(c: *const C, pitch: usize) -> bool {
+        (c.addr() | (pitch * size_of::<C>())).is_multiple_of(64)
+    }
+
+    /// As [`put`]; where rows of sums become rows of C, two vectors of them are one of C, if the processor rounds. With `AWAY` it
+    /// goes past the caches, if it is a line.
+    #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
+    pub(in super::super) unsafe fn round<const N: usize, const AWAY: bool>(
+        sums: *const f32,
+        [rows, cols]: [usize; 2],
+        turned: bool,
+        c: *mut bf16,
+        pitch: usize,
+        accumulate: bool,
+    ) {
+        const { assert!(N == 32) };
+        // SAFETY: passed on from the caller; whole rows of sums, and the processor has the instruction.
+        unsafe {
+            if turned || accumulate || cols < N || !transpose::narrows() {
+                return put::<bf16, N>(sums, [rows, cols], turned, c, pitch, accumulate);
+            }
+            let away = AWAY && lines(c, pitch);
+            for row in 0..rows {
+                transpose::store_rounded(sums.wrapping_add(row * N), c.wrapping_add(row * pitch), away);
+            }
+        }
+    }
+
+    /// As [`put`], past the caches where rows of sums become whole lines of C.
+    #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
+    pub(in super::super) unsafe fn put_away<const N: usize>(
+        sums: *const f32,
+        [rows, cols]: [usize; 2],
+        turned: bool,
+        c: *mut f32,
+        pitch: usize,
+        accumulate: bool,
+    ) {
+        const { assert!(N == 32) };
+        // SAFETY: passed on from the caller; whole rows of sums, to whole lines.
+        unsafe {
+            if turned || accumulate || cols < N || !lines(c, pitch) {
+                return put::<f32, N>(sums, [rows, cols], turned, c, pitch, accumulate);
+            }
+            for row in 0..rows {
+                transpose::stream(sums.wrapping_add(row * N), c.wrapping_add(row * pitch));
             }
         }
     }

@@ -15,13 +15,16 @@ use std::arch::x86_64::*;
 const FEW: usize = 4;
 /// … so it is fetched so many bytes ahead.
 const AHEAD: usize = 2048;
+/// Groups of steps between one advance of addresses and the next: on Intel's processors additions of addresses take turns with
+/// multiplications on the same ports.
+const AT_ONCE: usize = 4;
 
 macro_rules! kernel {
     (
         $module:ident, $name:literal, [$($feature:tt)+], $t:ty, group $group:literal,
         panels $splat:path, $load:path, $fma:path, $pack:ident,
         sums $sum:ty, $vector:ty, $lanes:literal, $zero:ident, $load_sums:ident, $store:ident, $add:ident,
-        put $put:ident: $target:path, $rounded:expr,
+        put $put:ident: $target:path, $rounded:expr, away $away:expr,
         $rows:literal: $($r:literal)+
     ) => {
         pub(super) mod $module {
@@ -47,7 +50,7 @@ macro_rules! kernel {
                 add: tile,
                 put: put_tile::<$sum>,
                 put_rounded: $rounded,
-                away: None,
+                away: $away,
             };
 
             $(#[target_feature(enable = $feature)])+
@@ -81,19 +84,23 @@ macro_rules! kernel {
                 pitch: usize,
                 accumulate: bool,
             ) {
+                // Rows lie packed, or as they came.
+                debug_assert!(a.group == GROUP || (a.row, a.group) == (GROUP, $rows * GROUP));
                 // SAFETY: passed on from the caller.
                 unsafe {
-                    match (size[0], size[1] <= $lanes) {
-                        $(($r, false) => tile_of::<$r, 2>(size, a, b, c, pitch, accumulate),)+
-                        $(($r, true) => tile_of::<$r, 1>(size, a, b, c, pitch, accumulate),)+
-                        (rows, _) => unreachable!("a tile of {rows} rows"),
+                    match (size[0], size[1] <= $lanes, a.group == GROUP) {
+                        $(($r, false, false) => tile_of::<$r, 2, true>(size, a, b, c, pitch, accumulate),)+
+                        $(($r, false, true) => tile_of::<$r, 2, false>(size, a, b, c, pitch, accumulate),)+
+                        $(($r, true, false) => tile_of::<$r, 1, true>(size, a, b, c, pitch, accumulate),)+
+                        $(($r, true, true) => tile_of::<$r, 1, false>(size, a, b, c, pitch, accumulate),)+
+                        (rows, ..) => unreachable!("a tile of {rows} rows"),
                     }
                 }
             }
 
-            /// A tile of exactly `R` rows by `V` vectors.
+            /// A tile of exactly `R` rows by `V` vectors; whether rows are packed.
             $(#[target_feature(enable = $feature)])+
-            unsafe fn tile_of<const R: usize, const V: usize>(
+            unsafe fn tile_of<const R: usize, const V: usize, const PACKED: bool>(
                 [_, cols, steps]: [usize; 3],
                 a: Rows<$t>,
                 mut b: *const $t,
@@ -102,8 +109,35 @@ macro_rules! kernel {
                 accumulate: bool,
             ) {
                 let mut sums = [[$zero(); V]; R];
+                let (row, group) = if PACKED { (GROUP, $rows * GROUP) } else { (a.row, GROUP) };
                 // Addresses of every third row: the others are a row and two rows on.
-                let mut thirds: [_; $rows / 3 + 1] = std::array::from_fn(|i| a.data.as_ptr().wrapping_add(3 * i * a.row));
+                let mut thirds: [_; $rows / 3 + 1] = std::array::from_fn(|i| a.data.as_ptr().wrapping_add(3 * i * row));
+                // One group of steps, so many after where the addresses are. Written out, row by row: left to itself, the compiler
+                // may keep a loop, and the sums in memory.
+                macro_rules! step {
+                    ($at:expr) => {{
+                        let b = b.wrapping_add($at * COLS * GROUP);
+                        let b_vectors: [_; V] = std::array::from_fn(|v| $load(b.add(v * $lanes * GROUP)));
+                        if R <= FEW {
+                            for v in 0..V {
+                                let ahead = b.wrapping_add(AHEAD / size_of::<$t>() + v * $lanes * GROUP);
+                                _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+                            }
+                        }
+                        $(if $r <= R {
+                            let x = $splat(thirds[($r - 1) / 3].add(($r - 1) % 3 * row + $at * group));
+                            for (sum, b) in sums[$r - 1].iter_mut().zip(b_vectors) {
+                                *sum = $fma(x, b, *sum);
+                            }
+                        })+
+                    }};
+                }
+                macro_rules! advance {
+                    ($by:expr) => {
+                        thirds.iter_mut().for_each(|address| *address = address.wrapping_add($by * group));
+                        b = b.wrapping_add($by * COLS * GROUP);
+                    };
+                }
                 // SAFETY: the caller answers for rows of A and a panel of B of `steps` steps, and for C; a prefetch never
                 // faults.
                 unsafe {
@@ -112,25 +146,17 @@ macro_rules! kernel {
                         _mm_prefetch::<_MM_HINT_T0>(row.cast());
                         _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(cols - 1).cast());
                     }
-                    for _ in 0..steps.div_ceil(GROUP) {
-                        let b_vectors: [_; V] = std::array::from_fn(|v| $load(b.add(v * $lanes * GROUP)));
-                        if R <= FEW {
-                            for v in 0..V {
-                                let ahead = b.wrapping_add(AHEAD / size_of::<$t>() + v * $lanes * GROUP);
-                                _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
-                            }
-                        }
-                        // Written out, row by row: left to itself, the compiler may keep a loop, and the sums in memory.
-                        $(if $r <= R {
-                            let x = $splat(thirds[($r - 1) / 3].add(($r - 1) % 3 * a.row));
-                            for (sum, b) in sums[$r - 1].iter_mut().zip(b_vectors) {
-                                *sum = $fma(x, b, *sum);
-                            }
-                        })+
-                        for address in &mut thirds {
-                            *address = address.wrapping_add(a.group);
-                        }
-                        b = b.add(COLS * GROUP);
+                    let groups = steps.div_ceil(GROUP);
+                    for _ in 0..groups / AT_ONCE {
+                        step!(0);
+                        step!(1);
+                        step!(2);
+                        step!(3);
+                        advance!(AT_ONCE);
+                    }
+                    for _ in 0..groups % AT_ONCE {
+                        step!(0);
+                        advance!(1);
                     }
                     if cols == V * $lanes {
                         $(if $r <= R {
@@ -178,49 +204,49 @@ kernel!(
     f32_avx512, "avx512", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "fma"], f32, group 1,
     panels splat::f32_512, _mm512_loadu_ps, _mm512_fmadd_ps, transpose,
     sums f32, __m512, 16, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps,
-    put put_512: put::Lanes, Some(put_tile::<bf16>),
+    put put_512: put::Lanes, Some(put::round::<COLS, false>), away Some((put::put_away::<COLS>, put::round::<COLS, true>)),
     14: 1 2 3 4 5 6 7 8 9 10 11 12 13 14
 );
 kernel!(
     f64_avx512, "avx512", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "fma"], f64, group 1,
     panels splat::f64_512, _mm512_loadu_pd, _mm512_fmadd_pd, pack,
     sums f64, __m512d, 8, _mm512_setzero_pd, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_add_pd,
-    put put: Stored<Real = f64>, None,
+    put put: Stored<Real = f64>, None, away None,
     14: 1 2 3 4 5 6 7 8 9 10 11 12 13 14
 );
 kernel!(
     bf16_avx512_bf16, "avx512_bf16", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "avx512bf16"], bf16, group 2,
     panels splat::pairs_512, pairs::load_512, pairs::dot_bf16, transpose,
     sums f32, __m512, 16, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps,
-    put put_512: put::Lanes, Some(put_tile::<bf16>),
+    put put_512: put::Lanes, Some(put::round::<COLS, false>), away Some((put::put_away::<COLS>, put::round::<COLS, true>)),
     14: 1 2 3 4 5 6 7 8 9 10 11 12 13 14
 );
 kernel!(
     bf16_avx512, "avx512", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "fma"], bf16, group 2,
     panels splat::pairs_512, pairs::load_512, pairs::dot_512, transpose,
     sums f32, __m512, 16, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps,
-    put put_512: put::Lanes, Some(put_tile::<bf16>),
+    put put_512: put::Lanes, Some(put::round::<COLS, false>), away Some((put::put_away::<COLS>, put::round::<COLS, true>)),
     12: 1 2 3 4 5 6 7 8 9 10 11 12
 );
 kernel!(
     f32_avx2, "avx2", ["avx2" "fma"], f32, group 1,
     panels splat::f32_256, _mm256_loadu_ps, _mm256_fmadd_ps, pack,
     sums f32, __m256, 8, _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps,
-    put put: Stored<Real = f32>, Some(put_tile::<bf16>),
+    put put: Stored<Real = f32>, Some(put_tile::<bf16>), away None,
     6: 1 2 3 4 5 6
 );
 kernel!(
     f64_avx2, "avx2", ["avx2" "fma"], f64, group 1,
     panels splat::f64_256, _mm256_loadu_pd, _mm256_fmadd_pd, pack,
     sums f64, __m256d, 4, _mm256_setzero_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_add_pd,
-    put put: Stored<Real = f64>, None,
+    put put: Stored<Real = f64>, None, away None,
     6: 1 2 3 4 5 6
 );
 kernel!(
     bf16_avx2, "avx2", ["avx2" "fma"], bf16, group 2,
     panels splat::pairs_256, pairs::load_256, pairs::dot_256, pack,
     sums f32, __m256, 8, _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps,
-    put put: Stored<Real = f32>, Some(put_tile::<bf16>),
+    put put: Stored<Real = f32>, Some(put_tile::<bf16>), away None,
     4: 1 2 3 4
 );
 
