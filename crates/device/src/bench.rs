@@ -408,6 +408,9 @@ impl Bench<'_> {
         self.time("adamw", s * 7 * n, n, 0, |cpu| {
             cpu.adamw(&step, g.view(), w.view_mut(), m.view_mut(), v.view_mut());
         });
+        self.time("nesterov", s * 4 * n, n, 0, |cpu| {
+            assert!(cpu.nesterov(1.0, 0.95, g.view(), m.view_mut(), v.view_mut()) >= 0.0);
+        });
     }
 }
 

@@ -375,6 +375,10 @@ pub trait Device: Clone + Send + Sync + 'static {
         dlogits: Option<ViewMut<Self>>,
     );
 
+    /// Nesterov's momentum in one pass: `m = scale·g + momentum·m`, and `u = scale·g + momentum·m` of the new m, all S.
+    /// Returns the sum of squares of u, accumulated as in [`Device::sum_of_squares`].
+    fn nesterov(&self, scale: f64, momentum: f64, g: View<Self>, m: ViewMut<Self>, u: ViewMut<Self>) -> f64;
+
     /// One AdamW step on a flat stretch: weights, first and second moment in place.
     fn adamw(&self, a: &AdamW, g: View<Self>, w: ViewMut<Self>, m: ViewMut<Self>, v: ViewMut<Self>);
 

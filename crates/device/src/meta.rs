@@ -308,6 +308,10 @@ impl Device for Meta {
 
     fn cross_entropy(&self, _: Option<f64>, _: &[u32], _: ViewMut<Self>, _: ViewMut<Self>, _: Option<ViewMut<Self>>) {}
 
+    fn nesterov(&self, _: f64, _: f64, g: View<Self>, m: ViewMut<Self>, u: ViewMut<Self>) -> f64 {
+        assert_eq!((g.len(), g.len()), (m.len(), u.len()), "lengths of momentum");
+        0.0
+    }
     fn adamw(&self, _: &AdamW, _: View<Self>, _: ViewMut<Self>, _: ViewMut<Self>, _: ViewMut<Self>) {}
 }
 

@@ -339,6 +339,11 @@ impl<'a, D: Device> Run<'a, D> {
             let a = AdamW { lr: 0.01, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step, grad_scale: 0.5 };
             device.adamw(&a, g.view(), w.view_mut(), m.view_mut(), s.view_mut());
         }
+        let (g, mut momentum, mut u) = (self.random_sums([n, 1]), self.random_sums([n, 1]), self.fresh_sums([n, 1]));
+        let size = device.nesterov(0.5, 0.95, g.view(), momentum.view_mut(), u.view_mut());
+        assert_eq!(size, device.sum_of_squares(u.view()), "the size of a momentum is the sum of its squares");
+        self.keep("axpby", "momentum", momentum.view());
+        self.keep("axpby", "Nesterov's", u.view());
         for (name, x) in [("w", &w), ("m", &m), ("v", &s)] {
             self.keep("adamw", name, x.view());
         }

@@ -34,6 +34,14 @@ versions! {
         join(fold(x, 0.0f64, add), |a, b| a + b)
     }
 
+    fn momentum<R: Real; S>(scale: R, momentum: R, g: &[R], m: &mut [R], u: &mut [R]) {
+        for ((m, u), &g) in m.iter_mut().zip(u).zip(g) {
+            let g = scale * g;
+            *m = S::fma(momentum, *m, g);
+            *u = S::fma(momentum, *m, g);
+        }
+    }
+
     /// Four rows at a time, since the sums are the most to load and store.
     fn add_rows<A: Stored; S>(x: &[A], sum: &mut [f64]) {
         let width = sum.len();
@@ -78,6 +86,15 @@ pub(crate) fn axpby<X: Stored, Y: Stored<Real = X::Real>>(pool: &Pool, a: f64, x
 /// `Σ x²` in f64.
 pub(crate) fn sum_of_squares<A: Stored>(pool: &Pool, x: &[A]) -> f64 {
     bands_sum(pool, x.len(), TASK, 1, (), |at, (), sum: &mut [f64]| sum[0] = squares(&x[at]))[0]
+}
+
+/// `m = scale·g + μ·m`, `u = scale·g + μ·m`, and `Σ u²` in f64.
+pub(crate) fn nesterov<R: Real>(pool: &Pool, scale: f64, mu: f64, g: &[R], m: &mut [R], u: &mut [R]) -> f64 {
+    let [scale, mu] = [scale, mu].map(R::of);
+    bands_sum(pool, g.len(), TASK, 1, (m, u), |at, (m, u), sum: &mut [f64]| {
+        momentum(scale, mu, &g[at], m, u);
+        sum[0] = squares(u);
+    })[0]
 }
 
 /// `Σ_rows x` per column in f64.
@@ -132,6 +149,14 @@ mod tests {
 
             let squares = x.iter().rev().map(|x| x.powi(2)).sum::<f64>();
             assert_close("Σx²", "sum_of_squares", DType::F64, &[squares], &[cpu.sum_of_squares(tx.view())]);
+            let (mut m, mut u) = (up(&cpu, shape, &y), fresh(&cpu, shape));
+            let size = cpu.nesterov(0.5, 0.75, tx.view(), m.view_mut(), u.view_mut());
+            let expected: Vec<f64> = x.iter().zip(&y).map(|(x, y)| 0.5 * x + 0.75 * y).collect();
+            assert_close("momentum", "axpby", DType::F64, &expected, &down(&cpu, &m));
+            let expected: Vec<f64> = x.iter().zip(&expected).map(|(x, m)| 0.5 * x + 0.75 * m).collect();
+            assert_close("Nesterov", "axpby", DType::F64, &expected, &down(&cpu, &u));
+            let squares = expected.iter().map(|x| x.powi(2)).sum::<f64>();
+            assert_close("its size", "sum_of_squares", DType::F64, &[squares], &[size]);
             let sums: Vec<f64> = (0..cols).map(|j| (0..rows).rev().map(|i| x[i * cols + j]).sum()).collect();
             assert_close("column sums", "column_sums", DType::F64, &sums, &cpu.column_sums(tx.view()));
 

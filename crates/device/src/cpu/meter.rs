@@ -50,7 +50,7 @@ impl Part {
 }
 
 /// Every kernel that is timed, under the name of its method.
-const KERNELS: [(&str, Part); 30] = [
+const KERNELS: [(&str, Part); 31] = [
     ("fill", Part::Elementwise),
     ("copy", Part::Elementwise),
     ("axpby", Part::Elementwise),
@@ -79,6 +79,7 @@ const KERNELS: [(&str, Part); 30] = [
     ("route", Part::Routing),
     ("route_backward", Part::Routing),
     ("cross_entropy", Part::Loss),
+    ("nesterov", Part::Optimizer),
     ("adamw", Part::Optimizer),
     ("transfer", Part::Elementwise),
 ];

@@ -678,6 +678,14 @@ impl Device for Cpu {
         ))
     }
 
+    fn nesterov(&self, scale: f64, momentum: f64, g: View<Self>, m: ViewMut<Self>, u: ViewMut<Self>) -> f64 {
+        timed!(self, nesterov);
+        let [rows, cols] = g.shape();
+        shapes!(m: [rows, cols], u: [rows, cols]);
+        by_dtype!(g.dtype(), R =>
+            elementwise::nesterov::<R>(&self.pool, scale, momentum, slice(g), slice_mut(m), slice_mut(u)))
+    }
+
     fn adamw(&self, a: &AdamW, g: View<Self>, w: ViewMut<Self>, m: ViewMut<Self>, v: ViewMut<Self>) {
         timed!(self, adamw);
         let [rows, cols] = g.shape();

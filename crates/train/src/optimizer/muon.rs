@@ -43,12 +43,10 @@ pub(super) struct Muon {
 impl Muon {
     /// Takes the gradient `g` into the momentum `m`, and writes what is to be orthogonalised to `x`, its norm being one. False
     /// if it is zero, for an expert that never saw a token.
-    pub fn direction<D: Device>(&self, device: &D, g: View<D>, mut m: ViewMut<D>, x: ViewMut<D>) -> bool {
-        device.axpby(self.grad_scale, g, self.momentum, m.reborrow());
+    pub fn direction<D: Device>(&self, device: &D, g: View<D>, m: ViewMut<D>, x: ViewMut<D>) -> bool {
         let mut u = Tensor::new(device, m.shape(), m.dtype());
-        device.axpby(self.momentum, m.as_view(), 0.0, u.view_mut());
-        device.axpby(self.grad_scale, g, 1.0, u.view_mut());
-        normalize(device, u.view(), x)
+        let squares = device.nesterov(self.grad_scale, self.momentum, g, m, u.view_mut());
+        normalize(device, u.view(), squares, x)
     }
 
     /// Moves the weights `w` along the orthogonal matrix `o`.
@@ -59,8 +57,8 @@ impl Muon {
 }
 
 /// `x = u/‖u‖`, or zero and false.
-fn normalize<D: Device>(device: &D, u: View<D>, x: ViewMut<D>) -> bool {
-    let norm = device.sum_of_squares(u).sqrt();
+fn normalize<D: Device>(device: &D, u: View<D>, squares: f64, x: ViewMut<D>) -> bool {
+    let norm = squares.sqrt();
     device.axpby(if norm == 0.0 { 0.0 } else { 1.0 / norm }, u, 0.0, x);
     norm != 0.0
 }
@@ -126,7 +124,7 @@ mod tests {
         let mut stack = Tensor::new(cpu, [count * rows, cols], DType::F64);
         for (i, x) in x.chunks_exact(rows * cols).enumerate() {
             let u = Tensor::from_host(cpu, [rows, cols], x);
-            normalize(cpu, u.view(), stack.view_mut().rows(i * rows..(i + 1) * rows));
+            normalize(cpu, u.view(), cpu.sum_of_squares(u.view()), stack.view_mut().rows(i * rows..(i + 1) * rows));
         }
         orthogonalize(cpu, count, stack).view().to_f64(cpu)
     }
