@@ -175,7 +175,7 @@ impl<D: Device> Model<D> {
     /// target is the likeliest token (of equals, the lowest id).
     pub fn judge(&self, cx: &Cx<D>, h_td: View<D>, rows: &[u32], targets: &[u32]) -> Result<Vec<(f64, bool)>, Fault> {
         assert_eq!(rows.len(), targets.len());
-        let at_once = (LOGITS / self.config.vocab_size).clamp(64, 2048);
+        let at_once = self.rows_at_once();
         let mut judged = Vec::with_capacity(rows.len());
         for (rows, targets) in rows.chunks(at_once).zip(targets.chunks(at_once)) {
             let mut some = Tensor::new(cx.device, [rows.len(), self.config.hidden_size], h_td.dtype());
@@ -229,6 +229,13 @@ impl<D: Device> Model<D> {
         Ok(losses)
     }
 
+    /// Rows that the head works on: a round number, because the head's gradient is summed over them in blocks, and one more
+    /// block of a few rows would read and write it once more.
+    fn rows_at_once(&self) -> usize {
+        let rows = (LOGITS / self.config.vocab_size).clamp(64, 2048);
+        rows - rows % 64
+    }
+
     /// Head and cross entropy in chunks of rows: the logits of a whole batch are never in memory.
     fn head(
         &self,
@@ -240,7 +247,7 @@ impl<D: Device> Model<D> {
         let (dev, t) = (cx.device, h_td.shape()[0]);
         assert_eq!(targets.len(), t);
         let w = cx.weights.operand(self.head);
-        let rows = (LOGITS / self.config.vocab_size).clamp(64, 2048);
+        let rows = self.rows_at_once();
         let mut losses = Tensor::new(dev, [t, 1], self.statistics());
         for from in (0..t).step_by(rows) {
             let band = from..(from + rows).min(t);
