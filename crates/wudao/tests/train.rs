@@ -47,6 +47,35 @@ fn any_number_of_threads_gives_the_same_bits() {
     assert_same_checkpoint(&out, trained());
 }
 
+/// A twin that was trained before is taken as it is, if its settings are the same.
+#[test]
+fn twins_that_were_trained_before_are_compared() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("twins");
+    let more = ["--set", "train.eval_every=2", "--steps", "4"];
+    train(&out.join("sparse"), &more);
+    let twins = |more: &[&'static str]| {
+        let all =
+            ["bench", "sparse-vs-dense", "--preset", "tiny", "--data", text(data()), "--out", text(&out), "--json"];
+        [&all[..], more].concat().into_iter().map(str::to_owned).collect::<Vec<String>>()
+    };
+    let call = |more: &[&'static str]| run(wudao().args(twins(more)));
+    // The dense layer of `tiny` is as wide as three experts, one of them shared.
+    let before = newest_checkpoint(&out.join("sparse"));
+    let first = call(&more);
+    assert_eq!(first.code, Some(0), "{}", first.err);
+    assert!(first.err.contains("sparse, finished before"), "{}", first.err);
+    assert!(before == newest_checkpoint(&out.join("sparse")));
+    let second = call(&more);
+    assert!(second.err.contains("dense, finished before"), "{}", second.err);
+    assert_eq!(first.out, second.out);
+    let other = call(&["--set", "train.eval_every=2", "--steps", "4", "--set", "train.lr=0.001"]);
+    assert_eq!(other.code, Some(2), "{}", other.err);
+    assert!(other.err.contains("other settings"), "{}", other.err);
+    let longer = call(&["--set", "train.eval_every=2", "--steps", "5"]);
+    assert!(longer.code == Some(2) && longer.err.contains("other settings"), "{}", longer.err);
+}
+
 #[test]
 fn a_folder_with_a_run_is_not_overwritten() {
     let before = newest_checkpoint(trained());

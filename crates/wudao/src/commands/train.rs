@@ -1,6 +1,6 @@
 //! `wudao train`: prepared shards in, checkpoints out.
 
-use super::Context;
+use super::{Context, bench};
 use crate::error::{Advice, Usage};
 use crate::live::Live;
 use crate::printer::{Unit, bytes};
@@ -208,7 +208,7 @@ impl Run<'_> {
             init: self.init,
             available_memory: available_memory(),
             peak_flops: Some(peak),
-            machine: machine(cx.threads, peak),
+            machine: machine(cx.threads, settings.dtype.operands(), peak),
         };
         let title = self.out.display().to_string();
         let view: Box<dyn Observer + '_> = match self.full_screen {
@@ -253,6 +253,12 @@ fn continued(dir: &Path, end_of_text: u32) -> Result<Config, weights::WeightsErr
         config.eos_token_id[..=at].rotate_right(1);
     }
     Ok(config)
+}
+
+/// Gives the model what it must share with the data set.
+pub fn fill_facts(layers: &mut Layers, data: &Path) -> anyhow::Result<()> {
+    let (train, tokenizer) = (ShardSet::open(data, Split::Train)?, Tokenizer::load(data)?);
+    Ok(layers.fill(&facts(&train, &tokenizer), &Origin::Data)?)
 }
 
 /// Facts of the data set that the model must share.
@@ -350,13 +356,13 @@ pub fn available_memory() -> Option<u64> {
 }
 
 /// What the report says of the machine.
-fn machine(threads: usize, peak: f64) -> Vec<(String, String)> {
+fn machine(threads: usize, operands: DType, peak: f64) -> Vec<(String, String)> {
     let mut facts = vec![];
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
     facts.extend(model.map(|(_, name)| ("processor".to_owned(), name.trim().to_owned())));
     facts.push(("threads".to_owned(), threads.to_string()));
-    facts.push(("measured peak".to_owned(), format!("{:.0} GFLOP/s in f32", peak / 1e9)));
+    facts.push(("measured peak".to_owned(), format!("{:.0} GFLOP/s in {}", peak / 1e9, bench::dtype_name(operands))));
     facts.extend(available_memory().map(|free| ("free memory".to_owned(), bytes(free))));
     facts.push(("system".to_owned(), format!("{} {}", std::env::consts::OS, std::env::consts::ARCH)));
     facts

@@ -178,7 +178,7 @@ fn median(values: &mut [f64]) -> f64 {
 }
 
 /// The name of a type in settings.
-fn dtype_name(dtype: DType) -> &'static str {
+pub(super) fn dtype_name(dtype: DType) -> &'static str {
     match dtype {
         DType::F64 => "f64",
         DType::F32 => "f32",

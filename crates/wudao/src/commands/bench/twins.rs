@@ -5,9 +5,12 @@
 //! shared ones side by side). So both have the same active parameters, but for the router. What is compared is bits per byte
 //! of held-out text against seconds of training. Each run plans its schedule for its own number of steps, as anyone
 //! would who has that much time.
+//!
+//! A run that `wudao train` has finished in its folder with the same settings is taken as it is. So the two may run side by
+//! side, on a core each, where one machine's whims then strike both.
 
 use super::Context;
-use crate::commands::train::Run;
+use crate::commands::train::{self, Run};
 use crate::printer::columns;
 use crate::settings::{self, DataSettings, OwnFlag, Resolved, SettingsArgs};
 use crate::{error::Usage, signals};
@@ -16,7 +19,8 @@ use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use toml::Value;
-use wudao_train::Init;
+use wudao_model::Config;
+use wudao_train::{Init, TrainSettings, metrics};
 
 /// Arguments of `wudao bench sparse-vs-dense`.
 #[derive(clap::Args, Debug)]
@@ -84,6 +88,11 @@ pub fn run(args: Args, cx: &Context) -> anyhow::Result<()> {
         let data: DataSettings = resolved.section("data")?;
         let data = data.path.context("--data sets data.path")?;
         let out = args.out.join(name);
+        if finished(&out, &mut resolved, &data)? {
+            cx.printer.status("Twin", format!("{name}, finished before in {}", out.display()));
+            courses.push(course(&out)?);
+            continue;
+        }
         cx.printer.status("Twin", format!("{name}, in {}", out.display()));
         let run =
             Run { resolved, data: &data, out: &out, init: Init::Fresh, full_screen: false, verify: courses.is_empty() };
@@ -142,8 +151,31 @@ fn make_dense(resolved: &mut Resolved) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Reads a finished run.
-fn course(out: &Path) -> anyhow::Result<Course> {
+/// Whether a run with these settings has come to its end in the folder. One of others, or one that goes on, is refused.
+fn finished(out: &Path, resolved: &mut Resolved, data: &Path) -> anyhow::Result<bool> {
+    let Ok(run) = metrics::read_run(out) else { return Ok(false) };
+    train::fill_facts(&mut resolved.layers, data)?;
+    let (model, settings) = (resolved.section::<Config>("model")?, resolved.section::<TrainSettings>("train")?);
+    let problem = if run.model != model || run.settings != settings {
+        "holds a run of other settings: give another --out"
+    } else if steps(out)?.last().is_none_or(|last| last.step < run.plan.steps) {
+        "holds a run that has not come to its end: `wudao train --resume --out` that folder goes on"
+    } else {
+        return Ok(true);
+    };
+    Err(Usage(format!("{} {problem}", out.display())).into())
+}
+
+/// A step of a run, and what held-out text said after it.
+struct Step {
+    step: u64,
+    tokens: u64,
+    seconds: f64,
+    bits_per_byte: Option<f64>,
+}
+
+/// The steps of the run in `out` so far.
+fn steps(out: &Path) -> anyhow::Result<Vec<Step>> {
     #[derive(Deserialize)]
     #[serde(tag = "kind", rename_all = "snake_case")]
     enum Line {
@@ -161,19 +193,32 @@ fn course(out: &Path) -> anyhow::Result<Course> {
     }
     let path = out.join("metrics.jsonl");
     let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let (mut points, mut now) = (vec![], (0, 0, 0.0));
+    let mut steps: Vec<Step> = vec![];
     for line in text.lines() {
         match serde_json::from_str(line).with_context(|| format!("in {}", path.display()))? {
-            Line::Step { step, tokens, seconds } => now = (step, tokens, now.2 + seconds),
-            Line::Evaluation { step, bits_per_byte } if step == now.0 => {
-                points.push(Point { seconds: now.2, tokens: now.1, bits_per_byte });
+            Line::Step { step, tokens, seconds } => {
+                let before = steps.last().map_or(0.0, |last| last.seconds);
+                steps.push(Step { step, tokens, seconds: before + seconds, bits_per_byte: None });
             }
-            Line::Evaluation { .. } | Line::Other => {}
+            Line::Evaluation { step, bits_per_byte } => {
+                if let Some(last) = steps.last_mut().filter(|last| last.step == step) {
+                    last.bits_per_byte = Some(bits_per_byte);
+                }
+            }
+            Line::Other => {}
         }
     }
-    anyhow::ensure!(points.len() > 1, "{} has fewer than two evaluations: lower train.eval_every", path.display());
-    let run =
-        wudao_train::metrics::read_run(out).with_context(|| format!("cannot read the run in {}", out.display()))?;
+    Ok(steps)
+}
+
+/// Reads a finished run.
+fn course(out: &Path) -> anyhow::Result<Course> {
+    let point = |Step { tokens, seconds, bits_per_byte, .. }: Step| {
+        Some(Point { seconds, tokens, bits_per_byte: bits_per_byte? })
+    };
+    let points: Vec<Point> = steps(out)?.into_iter().filter_map(point).collect();
+    anyhow::ensure!(points.len() > 1, "{} has fewer than two evaluations: lower train.eval_every", out.display());
+    let run = metrics::read_run(out).with_context(|| format!("cannot read the run in {}", out.display()))?;
     let counts = wudao_model::Counts::of(&run.model);
     let (parameters, active_parameters) = (counts.params.total(), counts.active.total());
     Ok(Course { folder: out.to_owned(), parameters, active_parameters, points })
@@ -283,7 +328,7 @@ impl Answer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use wudao_model::{Config, Counts};
+    use wudao_model::Counts;
 
     fn course(points: &[(f64, f64)]) -> Course {
         let point = |&(seconds, bits_per_byte): &(f64, f64)| Point { seconds, tokens: 1, bits_per_byte };
