@@ -26,7 +26,7 @@ good reason.
 
     reference/.venv/bin/python reference/bench_train.py --wudao target/release/wudao --configs a,b,c,d --dtypes f32,bf16
 
-Writes OUT.md, a table with ratios, and OUT.json, every figure of every run, anew after each run. Run it on an
+Writes OUT.md, a table with ratios, OUT.svg, the same as a figure, and OUT.json, every figure of every run, anew after each run. Run it on an
 idle machine: the load before each run is in the JSON. A ratio above 1 is in wudao's favour, for memory one below 1.
 """
 
@@ -321,6 +321,30 @@ def markdown(report: dict) -> str:
     return "\n".join([*lines, "", facts, ""])
 
 
+def figure(report: dict) -> str:
+    """Bars of tokens a second: ours, and the fastest PyTorch's beside it."""
+    rows = [r for r in report["rows"] if r["wudao"] and r["best"]]
+    wide, high, left, top, bottom = 74, 220, 20, 40, 40
+    width, height = 2 * left + wide * max(len(rows), 1), top + high + bottom
+    most = max((max(r["wudao"]["tokens_per_s"], r["torch"][r["best"]]["tokens_per_s"]) for r in rows), default=1.0)
+    out = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="10" '
+        f'role="img"><title>Training, tokens a second</title><rect width="{width}" height="{height}" fill="white"/>'
+        f'<text x="{left}" y="18" font-size="12">tokens a second: <tspan fill="#c0392b">WuDao</tspan>, '
+        '<tspan fill="#2c5f8a">PyTorch, its fastest way</tspan></text>'
+    ]
+    for i, r in enumerate(rows):
+        x = left + i * wide
+        for at, colour, speed in ((8, "#c0392b", r["wudao"]["tokens_per_s"]), (38, "#2c5f8a", r["torch"][r["best"]]["tokens_per_s"])):
+            tall = high * speed / most
+            out.append(f'<rect x="{x + at}" y="{top + high - tall:.1f}" width="28" height="{tall:.1f}" fill="{colour}"/>')
+            out.append(f'<text x="{x + at + 14}" y="{top + high - tall - 3:.1f}" text-anchor="middle">{speed:.0f}</text>')
+        middle = x + wide / 2
+        out.append(f'<text x="{middle}" y="{top + high + 14}" text-anchor="middle">{r["config"]}, {r["dtype"]}</text>')
+        out.append(f'<text x="{middle}" y="{top + high + 28}" text-anchor="middle" font-weight="bold">{r["ratio"]:.2f}</text>')
+    return "\n".join(out) + "\n</svg>\n"
+
+
 def main() -> int:
     if sys.argv[1:] == ["--worker"]:
         print(json.dumps(train(json.load(sys.stdin))))
@@ -336,7 +360,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=8, help="rows of a step [%(default)s]")
     parser.add_argument("--seq", type=int, default=512, help="tokens of a row [%(default)s]")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of both sides [%(default)s]")
-    parser.add_argument("--out", type=Path, default=Path("runs/bench_train"), help="the report, without .md and .json [%(default)s]")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench_train"), help="the report, without .md, .svg and .json [%(default)s]")
     args = parser.parse_args()
     if not args.wudao.is_file():
         parser.error(f"no such file: {args.wudao}")
@@ -368,6 +392,7 @@ def main() -> int:
             report["rows"].append(row(config, dtype, runs))
             args.out.with_name(args.out.name + ".json").write_text(json.dumps(report, indent=1))
             args.out.with_name(args.out.name + ".md").write_text(markdown(report))
+            args.out.with_name(args.out.name + ".svg").write_text(figure(report))
             told = found.get("error") or f"{found['tokens_per_s']:.0f} tokens/s, {found['peak_rss_mb']:.0f} MB"
             print(f"{config} {dtype} round {round + 1} {who:14} {told}", file=sys.stderr)
 
