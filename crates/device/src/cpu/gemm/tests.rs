@@ -413,28 +413,32 @@ fn micro_kernels_multiply_what_was_packed() {
 /// A result that is too large for the caches is the same as its parts, which are not, whichever way they were written.
 #[test]
 fn large_results_are_those_of_their_bands() {
-    fn large<C: Target<bf16> + Number>([m, n, k]: [usize; 3]) {
+    fn large<T: GemmScalar<Real = f32> + Number, C: Target<T> + Number>([m, n, k]: [usize; 3]) {
         assert!(m * n * size_of::<C>() >= AWAY, "a large result");
-        let a = Matrix::<bf16>::random(1, m, k, false);
+        let a = Matrix::<T>::random(1, m, k, false);
         let b = Matrix::<f32>::random(2, k, n, true);
         let mut parts: Vec<C> = vec![C::zeroed(); m * n];
         const ROWS: usize = 320;
         for (i, part) in parts.chunks_mut(ROWS * n).enumerate() {
             let band = a.band(i * ROWS..i * ROWS + part.len() / n);
-            gemm::<bf16, C>(&Pool::new(1), Gemm::NT, band.mat(), b.mat(), MatMut::new(part, band.rows, n));
+            gemm::<T, C>(&Pool::new(1), Gemm::NT, band.mat(), b.mat(), MatMut::new(part, band.rows, n));
         }
         // Whole lines are written only where they begin as lines do.
         let mut room: Vec<C> = vec![C::zeroed(); m * n + 64];
         let first = room.as_ptr().align_offset(64);
         for at in [first, first + 1] {
             let whole = &mut room[at..at + m * n];
-            gemm::<bf16, C>(&Pool::new(3), Gemm::NT, a.mat(), b.mat(), MatMut::new(whole, m, n));
+            gemm::<T, C>(&Pool::new(3), Gemm::NT, a.mat(), b.mat(), MatMut::new(whole, m, n));
             assert!(bits(whole) == bits(&parts), "{m}×{n}, {k}");
         }
     }
-    large::<f32>([1500, 1440, 40]);
-    large::<f32>([1500, 1456, 300]);
-    large::<f32>([1500, 1440, 1100]);
-    large::<bf16>([3000, 1440, 40]);
-    large::<bf16>([3000, 1440, 1100]);
+    large::<bf16, f32>([1500, 1440, 40]);
+    large::<bf16, f32>([1500, 1456, 300]);
+    large::<bf16, f32>([1500, 1440, 1100]);
+    large::<bf16, bf16>([3000, 1440, 40]);
+    large::<bf16, bf16>([3000, 1440, 1100]);
+    large::<f32, f32>([1500, 1440, 40]);
+    large::<f32, f32>([1500, 1440, 600]);
+    large::<f32, bf16>([3000, 1440, 40]);
+    large::<f32, bf16>([3000, 1440, 600]);
 }
