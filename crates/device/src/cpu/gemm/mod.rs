@@ -345,9 +345,7 @@ unsafe fn compute<T: GemmScalar, C: Target<T>>(
             }
         }
     });
-    if sums.away {
-        fence();
-    }
+    sums.finish();
 }
 
 /// Where the sums of a rectangle of C go. Those of a panel of columns wait where they are not complete after one stretch of
@@ -467,15 +465,17 @@ impl<'a, T: GemmScalar, C: Target<T>> Sums<'a, T, C> {
             }
         }
     }
-}
 
-/// Lets whoever takes the tile over see what was written past the caches.
-fn fence() {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: every x86-64 processor has it.
-    #[allow(unused_unsafe, reason = "safe in newer compilers")]
-    unsafe {
-        std::arch::x86_64::_mm_sfence()
+    /// Lets whoever takes the rectangle over see what was written past the caches.
+    fn finish(self) {
+        #[cfg(target_arch = "x86_64")]
+        if self.away {
+            // SAFETY: every x86-64 processor has it.
+            #[allow(unused_unsafe, reason = "safe in newer compilers")]
+            unsafe {
+                std::arch::x86_64::_mm_sfence()
+            }
+        }
     }
 }
 

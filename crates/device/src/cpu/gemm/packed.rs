@@ -12,7 +12,7 @@ use super::kernel::{GemmScalar, Kernel, Rows};
 use super::pack::Side;
 use super::plan::{self, Size, Tile};
 use super::put::Target;
-use super::{Mat, MatMut, Micro, Out, ROWS_BYTES, Sums, block, fence, pieces, with_buffers};
+use super::{Mat, MatMut, Micro, Out, ROWS_BYTES, Sums, block, pieces, with_buffers};
 use crate::cpu::bands::bands;
 use crate::cpu::memory::{Block, Memory};
 use crate::cpu::pool::Pool;
@@ -197,7 +197,5 @@ unsafe fn compute<T: GemmScalar, C: Target<T>>(
             }
         }
     });
-    if sums.away {
-        fence();
-    }
+    sums.finish();
 }
