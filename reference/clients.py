@@ -1,7 +1,7 @@
 """Real clients against a real server: the `openai` packages of Python and npm, lm-evaluation-harness, and schemathesis, which
 asks whatever the OpenAPI document allows, and much that it does not.
 
-    pip install openai==3.57.0 schemathesis==4.32.5 lm-eval==0.4.13 transformers==5.23.0
+    pip install openai==3.57.0 schemathesis==4.32.5 'lm-eval[api]==0.4.13'
     wudao prepare corpus --out /tmp/data --preset tiny && wudao train --preset tiny --data /tmp/data --out /tmp/run --steps 20
     python reference/clients.py --wudao target/release/wudao --model /tmp/run [--skip npm] [--skip lm-eval] …
 

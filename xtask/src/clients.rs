@@ -1,10 +1,9 @@
 //! `cargo xtask clients`: real clients against a real server.
 //!
-//! A tiny model is trained and served. OpenAI's Python and npm packages talk to it, schemathesis asks whatever the OpenAPI
-//! document allows (`reference/clients.py`), and the page's tests run in Chromium, beside their mock and against the server
+//! A tiny model is trained and served. OpenAI's Python and npm packages and lm-evaluation-harness talk to it, schemathesis asks
+//! whatever the OpenAPI document allows (`reference/clients.py`), and the page's tests run in Chromium, beside their mock and against the server
 //! (`crates/serve/web-tests`). All that needs Python, Node, a browser and two package registries; what is not there is left
-//! out, and it is said why. lm-evaluation-harness is not asked here: it brings gigabytes (PyTorch) along.
-//! `reference/clients.py` asks it where it is installed.
+//! out, and it is said why.
 
 use anyhow::{Context, Result, bail};
 use std::ffi::OsStr;
@@ -13,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 /// The packages of `reference/clients.py`.
-const PACKAGES: [&str; 2] = ["openai==3.57.0", "schemathesis==4.32.5"];
+const PACKAGES: [&str; 3] = ["openai==3.57.0", "schemathesis==4.32.5", "lm-eval[api]==0.4.13"];
 /// Oldest versions that the tests run with.
 const PYTHON: &str = "import sys; sys.exit(sys.version_info < (3, 11))";
 const NODE: &str = "const [a, b] = process.versions.node.split('.').map(Number); process.exit(a > 20 || (a === 20 && b >= 19) ? 0 : 1)";
@@ -40,13 +39,13 @@ pub fn run(wudao: Option<&str>) -> Result<()> {
     match python {
         Ok(python) => {
             let mut arguments = vec!["reference/clients.py".into(), "--wudao".into(), wudao.clone()];
-            arguments.extend(["--model".into(), model.clone(), "--skip".into(), "lm-eval".into()]);
+            arguments.extend(["--model".into(), model.clone()]);
             if node.is_err() {
                 arguments.extend(["--skip".into(), "npm".into()]);
             }
             call(Command::new(python).args(arguments).current_dir(&root))?;
         }
-        Err(why) => println!("skipped openai and schemathesis: {why:#}"),
+        Err(why) => println!("skipped openai, lm-eval and schemathesis: {why:#}"),
     }
     match node {
         Ok((tests, chromium)) => {

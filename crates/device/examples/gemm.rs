@@ -1,8 +1,8 @@
 //! Speed of matrix products: `cargo run --release -p wudao-device --example gemm [THREADS [WORD …]]`.
 //!
 //! Medians of several runs, beside the machine's peak measured in the same run: on a shared machine only the ratio says
-//! something. The peak of bf16 is taken as twice that of f32, as it is where products of pairs are one instruction. With
-//! words, only the lines that contain all of them.
+//! something. With words, only the lines that contain all of them; a first word `unit` multiplies f32 on the matrix unit, as
+//! training does.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
@@ -22,9 +22,9 @@ const PRODUCTS: &[(&str, Gemm, [usize; 3])] = &[
     ("A·B ", NN, [512, 768, 512]),
     ("A·Bᵀ", NT, [64, 768, 512]),
     ("A·B ", NN, [64, 768, 512]),
-    ("A·Bᵀ head", NT, [512, 32000, 512]),
-    ("A·B  head", NN, [512, 512, 32000]),
-    ("Aᵀ·B head", TN, [32000, 512, 512]),
+    ("A·Bᵀ head", NT, [2048, 32000, 512]),
+    ("A·B  head", NN, [2048, 512, 32000]),
+    ("Aᵀ·B head", TN, [32000, 512, 2048]),
     ("A·Bᵀ router", NT, [4096, 8, 512]),
     ("A·Bᵀ router", NT, [4096, 64, 512]),
     ("A·Bᵀ decode", NT, [1, 1536, 512]),
@@ -60,10 +60,13 @@ const EXPERTS: &[(Gemm, usize, [usize; 3])] = &[
 
 fn main() {
     let threads = std::env::args().nth(1).map_or(2, |n| n.parse().expect("a number of threads"));
-    let words: Vec<String> = std::env::args().skip(2).collect();
-    let cpu = Cpu::new(threads);
-    let (peak, read) = (cpu.peak_gflops(DType::F32), cpu.read_gbytes_per_s());
-    println!("{threads} threads, {}: peak {peak:.0} GFLOP/s, read {read:.1} GB/s", cpu.instructions());
+    let mut words: Vec<String> = std::env::args().skip(2).collect();
+    let mut cpu = Cpu::new(threads);
+    if words.first().is_some_and(|word| word == "unit") {
+        words.remove(0);
+        cpu = cpu.with_matrix_unit();
+    }
+    println!("{threads} threads, {}: reads {:.1} GB/s", cpu.instructions(), cpu.read_gbytes_per_s());
     if threads > 1 && words.is_empty() {
         // Two tasks that wait for each other: how long until another thread has joined.
         let hand_off = median(|| {
@@ -79,8 +82,8 @@ fn main() {
     }
     println!("{:<52}{:>10}{:>9}{:>9}{:>9}", "C[M,N], K", "ms", "GFLOP/s", "of peak", "GB/s");
     use DType::{Bf16, F32};
-    for (types, operands, result) in [("f32", F32, F32), ("bf16 → f32", Bf16, F32), ("bf16 → bf16", Bf16, Bf16)] {
-        let peak = if operands == Bf16 { 2.0 * peak } else { peak };
+    for (types, operands, result) in [("f32", F32, F32), ("bf16 to f32", Bf16, F32), ("bf16 to bf16", Bf16, Bf16)] {
+        let peak = cpu.peak_gflops(operands);
         let wanted = |g: Gemm, name: &str, [m, n, k]: [usize; 3]| {
             let name = format!("{types}: {name} {m}×{n}, {k}");
             let wanted = !(g.accumulate && result == Bf16) && words.iter().all(|word| name.contains(word.as_str()));
@@ -116,7 +119,7 @@ fn main() {
                 let b = Tensor::zeros(&cpu, [experts * rows, n], operands);
                 let mut c: Vec<_> = (0..experts).map(|_| Tensor::zeros(&cpu, [m, n], result)).collect();
                 report(&name, [m, n, k], experts, &mut || {
-                    cpu.gemm_bands_outer(&bands, a.view(), b.view(), c.iter_mut().map(Tensor::view_mut).collect());
+                    cpu.gemm_bands_outer(g, &bands, a.view(), b.view(), c.iter_mut().map(Tensor::view_mut).collect());
                 });
             } else {
                 let shape = if g.tb { [n, k] } else { [k, n] };

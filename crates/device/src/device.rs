@@ -41,8 +41,15 @@ impl Gemm {
     pub const NN: Gemm = Gemm { ta: false, tb: false, accumulate: false, exact: false };
     /// `C = A·Bᵀ`: a linear layer with Hugging Face's `[out, in]` weights.
     pub const NT: Gemm = Gemm { ta: false, tb: true, accumulate: false, exact: false };
-    /// `C += Aᵀ·B`: a weight gradient.
-    pub const TN_ACC: Gemm = Gemm { ta: true, tb: false, accumulate: true, exact: false };
+    /// `C = Aᵀ·B`: a weight gradient.
+    pub const TN: Gemm = Gemm { ta: true, tb: false, accumulate: false, exact: false };
+    /// `C += Aᵀ·B`: a weight gradient, added.
+    pub const TN_ACC: Gemm = Gemm::TN.adding(true);
+
+    /// As this one, added to C or not.
+    pub const fn adding(self, accumulate: bool) -> Gemm {
+        Gemm { accumulate, ..self }
+    }
 
     /// As this one, [exact](Gemm::exact).
     pub const fn exactly(self) -> Gemm {
@@ -149,6 +156,10 @@ pub trait Device: Clone + Send + Sync + 'static {
 
     /// A block of at least `bytes`, 64-byte aligned, contents unspecified.
     fn alloc(&self, bytes: usize) -> Self::Buf;
+    /// As [`Device::alloc`], for a block that may be touched here and there only: the rest should take no memory.
+    fn alloc_sparse(&self, bytes: usize) -> Self::Buf {
+        self.alloc(bytes)
+    }
     /// Address of a block's first byte.
     fn ptr(buf: &Self::Buf) -> Self::Ptr;
     /// The address `bytes` further on.
@@ -199,8 +210,9 @@ pub trait Device: Clone + Send + Sync + 'static {
     /// For every expert e: `C[band_e] (+)= A[band_e] · op(B_e)`. `g.ta` must be false; bands are ascending, disjoint,
     /// may be empty, and cover all rows of A and C. Of B all are plain, or all packed in one coding.
     fn gemm_bands(&self, g: Gemm, bands: &[Range<usize>], a: View<Self>, b: &[Operand<Self>], c: ViewMut<Self>);
-    /// For every expert e: `acc_C_e[M,N] += A[band_e]ᵀ · B[band_e]`; empty bands leave `C_e`.
-    fn gemm_bands_outer(&self, bands: &[Range<usize>], a: View<Self>, b: View<Self>, acc_c: Vec<ViewMut<Self>>);
+    /// For every expert e: `C_e[M,N] (+)= op(A[band_e]) · B[band_e]`, where `g` is [`Gemm::TN`] or [`Gemm::TN_ACC`]: an empty band
+    /// makes `C_e` zero, or leaves it.
+    fn gemm_bands_outer(&self, g: Gemm, bands: &[Range<usize>], a: View<Self>, b: View<Self>, c: Vec<ViewMut<Self>>);
 
     /// `y[i] = x[index[i]]` for rows; the one data movement. Both are `U32`, or of any floating-point types; or `x` is packed.
     fn gather<'x>(&self, index: &[u32], x: impl Into<Operand<'x, Self>>, y: ViewMut<Self>);
@@ -363,17 +375,9 @@ pub trait Device: Clone + Send + Sync + 'static {
         dlogits: ViewMut<Self>,
     );
 
-    /// Cross entropy of every row in nats, `losses` `[T, 1]` (0 where the target is [`IGNORE`]). With `scale` the logits
-    /// are replaced by their gradient `scale · (softmax − onehot)`, 0 in ignored rows; or the gradient goes to `dlogits`
-    /// (A), if given, and the logits are left undefined, as they are without `scale`.
-    fn cross_entropy(
-        &self,
-        scale: Option<f64>,
-        targets: &[u32],
-        logits: ViewMut<Self>,
-        losses: ViewMut<Self>,
-        dlogits: Option<ViewMut<Self>>,
-    );
+    /// Cross entropy of every row in nats, `losses` `[T, 1]` (0 where the target is [`IGNORE`]). With `scale` the logits (A) are
+    /// replaced by their gradient `scale · (softmax − onehot)`, 0 in ignored rows; without, they are left undefined.
+    fn cross_entropy(&self, scale: Option<f64>, targets: &[u32], logits: ViewMut<Self>, losses: ViewMut<Self>);
 
     /// Nesterov's momentum in one pass: `m = scale·g + momentum·m`, and `u = scale·g + momentum·m` of the new m, all S.
     /// Returns the sum of squares of u, accumulated as in [`Device::sum_of_squares`].

@@ -173,10 +173,10 @@ impl Device for Meta {
             self.gemm(g, a.rows(band.clone()), *b, c.reborrow().rows(band.clone()));
         }
     }
-    fn gemm_bands_outer(&self, bands: &[Range<usize>], a: View<Self>, b: View<Self>, acc_c: Vec<ViewMut<Self>>) {
-        assert_eq!(bands.len(), acc_c.len(), "one C for every band");
-        for (band, c) in bands.iter().zip(acc_c) {
-            self.gemm(Gemm::TN_ACC, a.rows(band.clone()), b.rows(band.clone()), c);
+    fn gemm_bands_outer(&self, g: Gemm, bands: &[Range<usize>], a: View<Self>, b: View<Self>, c: Vec<ViewMut<Self>>) {
+        assert_eq!(bands.len(), c.len(), "one C for every band");
+        for (band, c) in bands.iter().zip(c) {
+            self.gemm(g, a.rows(band.clone()), b.rows(band.clone()), c);
         }
     }
 
@@ -306,7 +306,7 @@ impl Device for Meta {
     ) {
     }
 
-    fn cross_entropy(&self, _: Option<f64>, _: &[u32], _: ViewMut<Self>, _: ViewMut<Self>, _: Option<ViewMut<Self>>) {}
+    fn cross_entropy(&self, _: Option<f64>, _: &[u32], _: ViewMut<Self>, _: ViewMut<Self>) {}
 
     fn nesterov(&self, _: f64, _: f64, g: View<Self>, m: ViewMut<Self>, u: ViewMut<Self>) -> f64 {
         assert_eq!((g.len(), g.len()), (m.len(), u.len()), "lengths of momentum");

@@ -39,11 +39,19 @@ impl<D: Device> Clone for View<'_, D> {
 }
 impl<D: Device> Copy for View<'_, D> {}
 
+fn bytes([rows, columns]: [usize; 2], dtype: DType) -> usize {
+    rows.checked_mul(columns).and_then(|n| n.checked_mul(dtype.size())).expect("tensor too large")
+}
+
 impl<D: Device> Tensor<D> {
     /// Contents are unspecified (NaN in debug builds): every kernel that takes a fresh tensor assigns all of it.
     pub fn new(device: &D, shape: [usize; 2], dtype: DType) -> Self {
-        let bytes = shape[0].checked_mul(shape[1]).and_then(|n| n.checked_mul(dtype.size())).expect("tensor too large");
-        Tensor { buf: device.alloc(bytes), shape, dtype }
+        Tensor { buf: device.alloc(bytes(shape, dtype)), shape, dtype }
+    }
+
+    /// As [`Tensor::new`], with rows that may never be touched, and then should take no memory.
+    pub fn sparse(device: &D, shape: [usize; 2], dtype: DType) -> Self {
+        Tensor { buf: device.alloc_sparse(bytes(shape, dtype)), shape, dtype }
     }
 
     /// All elements zero.

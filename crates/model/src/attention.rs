@@ -141,7 +141,7 @@ impl<D: Device> Branch<D> for Attention<D> {
         if let Some(b) = self.o_bias {
             dev.add_bias_backward(dy, grads.at_mut(b));
         }
-        dev.gemm(Gemm::TN_ACC, dy, out.view(), grads.at_mut(self.o));
+        grads.add(dev, Gemm::TN, self.o, dy, out.view());
         let mut dout = Tensor::new(dev, out.shape(), out.dtype());
         dev.gemm(Gemm::NN, dy, cx.weights.operand(self.o), dout.view_mut());
         let mut dqkv = Tensor::new(dev, qkv.shape(), qkv.dtype());
@@ -166,7 +166,7 @@ impl<D: Device> Branch<D> for Attention<D> {
             let n = db.len();
             dev.add_bias_backward(dqkv.view(), db.reshape([1, n]));
         }
-        dev.gemm(Gemm::TN_ACC, dqkv.view(), x_td, grads.at_mut(self.qkv));
+        grads.add(dev, Gemm::TN, self.qkv, dqkv.view(), x_td);
         let mut dx = Tensor::new(dev, x_td.shape(), x_td.dtype());
         dev.gemm(Gemm::NN, dqkv.view(), cx.weights.operand(self.qkv), dx.view_mut());
         Ok(dx)

@@ -68,7 +68,8 @@ impl<D: Device> PagedCache<D> {
     pub fn new(device: &D, config: &Config, pages: usize, dtype: DType) -> Self {
         let (heads, dim) = config.cache_heads();
         let shape = [pages, page_len(heads, dim, dtype)];
-        let layer = || LayerCache { k: Tensor::new(device, shape, dtype), v: Tensor::new(device, shape, dtype) };
+        let sparse = || Tensor::sparse(device, shape, dtype);
+        let layer = || LayerCache { k: sparse(), v: sparse() };
         PagedCache { layers: (0..config.num_hidden_layers).map(|_| layer()).collect(), pages }
     }
 

@@ -57,7 +57,7 @@ impl Gate {
         let mut dlogit_t = Tensor::new(dev, scores_t.shape(), scores_t.dtype());
         let (s, c, w, st) = (scores_t.view(), choice_t.view(), weight_t.view(), stats_t2.view());
         dev.route_backward(&ROUTING, &[], 0.0, s, c, w, st, dweight_t, dlogit_t.view_mut());
-        dev.gemm(Gemm::TN_ACC.exactly(), dlogit_t.view(), x_td, grads.at_mut(self.weight));
+        grads.add(dev, Gemm::TN.exactly(), self.weight, dlogit_t.view(), x_td);
         dev.gemm(ADD_NN, dlogit_t.view(), cx.weights.exact(self.weight), acc_dx);
     }
 }

@@ -53,7 +53,7 @@ impl Family {
     }
 
     /// Multi-head latent attention.
-    fn latent(self) -> bool {
+    pub(crate) fn latent(self) -> bool {
         matches!(self, Family::DeepseekV2 | Family::DeepseekV3)
     }
 }

@@ -26,7 +26,7 @@ use std::sync::Arc;
 use wudao_device::{DType, Device, Gemm, Heads, Operand, Paged, Tensor, View, ViewMut};
 
 /// Epsilon of the latents' norms, whatever that of the others is: transformers and DeepSeek's own code fix it.
-const LATENT_EPS: f64 = 1e-6;
+pub(crate) const LATENT_EPS: f64 = 1e-6;
 
 pub(crate) struct Mla<D: Device> {
     /// H.

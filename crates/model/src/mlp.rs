@@ -54,9 +54,9 @@ impl Mlp {
         // In place: the activation's gradient becomes the activation, and gate and up their gradients.
         let (weight, dweight) = weight.unzip();
         dev.swiglu_backward(weight, gate_up.view_mut(), act.view_mut(), dweight);
-        dev.gemm(Gemm::TN_ACC, dy, act.view(), grads.at_mut(self.ids.down));
+        grads.add(dev, Gemm::TN, self.ids.down, dy, act.view());
         drop(act);
-        dev.gemm(Gemm::TN_ACC, gate_up.view(), x_td, grads.at_mut(self.ids.gate_up));
+        grads.add(dev, Gemm::TN, self.ids.gate_up, gate_up.view(), x_td);
         gate_up
     }
 }

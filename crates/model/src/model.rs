@@ -13,10 +13,10 @@ use std::ops::Range;
 use std::sync::Arc;
 use wudao_device::{DType, Device, Fault, Gemm, Paged, Tensor, View};
 
-/// Logits that are in memory at once: the head works on as many rows as fit. A constant, so that the order of sums, hence
-/// every bit of a gradient, depends on nothing but the shapes. Fewer would save memory but walk over the head and its
-/// gradient more often.
-const LOGITS: usize = 32 << 20;
+/// Bytes of logits that are in memory at once: the head works on as many rows as fit. A constant, so that the order of sums,
+/// hence every bit of a gradient, depends on nothing but shapes and types. Fewer would save memory but walk over the head
+/// and its gradient more often.
+const LOGITS: usize = 128 << 20;
 
 /// Why a model with latent attention has no gradients.
 pub const NO_TRAINING: &str = "multi-head latent attention is for inference and scoring here, it cannot be trained: \
@@ -154,11 +154,11 @@ impl<D: Device> Model<D> {
     /// Logits `[T, V]` of every token: for tests and small inputs, since it holds all of them.
     pub fn logits(&self, cx: &mut Cx<D>, ids: &[u32]) -> Result<Tensor<D>, Fault> {
         let h_td = self.hidden(cx, ids)?;
-        Ok(self.project(cx, h_td.view()))
+        Ok(self.project(cx, h_td.view(), self.statistics()))
     }
 
-    fn project(&self, cx: &Cx<D>, h_td: View<D>) -> Tensor<D> {
-        let mut logits = Tensor::new(cx.device, [h_td.shape()[0], self.config.vocab_size], self.statistics());
+    fn project(&self, cx: &Cx<D>, h_td: View<D>, dtype: DType) -> Tensor<D> {
+        let mut logits = Tensor::new(cx.device, [h_td.shape()[0], self.config.vocab_size], dtype);
         cx.device.gemm(Gemm::NT, h_td, cx.weights.operand(self.head), logits.view_mut());
         logits
     }
@@ -175,15 +175,15 @@ impl<D: Device> Model<D> {
     /// target is the likeliest token (of equals, the lowest id).
     pub fn judge(&self, cx: &Cx<D>, h_td: View<D>, rows: &[u32], targets: &[u32]) -> Result<Vec<(f64, bool)>, Fault> {
         assert_eq!(rows.len(), targets.len());
-        let at_once = self.rows_at_once();
+        let at_once = self.rows_at_once(self.statistics());
         let mut judged = Vec::with_capacity(rows.len());
         for (rows, targets) in rows.chunks(at_once).zip(targets.chunks(at_once)) {
             let mut some = Tensor::new(cx.device, [rows.len(), self.config.hidden_size], h_td.dtype());
             cx.device.gather(rows, h_td, some.view_mut());
-            let mut logits = self.project(cx, some.view());
+            let mut logits = self.project(cx, some.view(), self.statistics());
             let values = logits.view().to_f64(cx.device);
             let mut losses = Tensor::new(cx.device, [rows.len(), 1], self.statistics());
-            cx.device.cross_entropy(None, targets, logits.view_mut(), losses.view_mut(), None);
+            cx.device.cross_entropy(None, targets, logits.view_mut(), losses.view_mut());
             let losses = losses.view().to_f64(cx.device);
             for ((row, &target), loss) in values.chunks(self.config.vocab_size).zip(targets).zip(losses) {
                 let (t, own) = (target as usize, row[target as usize]);
@@ -231,8 +231,8 @@ impl<D: Device> Model<D> {
 
     /// Rows that the head works on: a round number, because the head's gradient is summed over them in blocks, and one more
     /// block of a few rows would read and write it once more.
-    fn rows_at_once(&self) -> usize {
-        let rows = (LOGITS / self.config.vocab_size).clamp(64, 2048);
+    fn rows_at_once(&self, logits: DType) -> usize {
+        let rows = (LOGITS / (self.config.vocab_size * logits.size())).clamp(64, 2048);
         rows - rows % 64
     }
 
@@ -247,22 +247,20 @@ impl<D: Device> Model<D> {
         let (dev, t) = (cx.device, h_td.shape()[0]);
         assert_eq!(targets.len(), t);
         let w = cx.weights.operand(self.head);
-        let rows = self.rows_at_once();
+        let scale = gradient.as_ref().map(|(scale, ..)| *scale);
+        // The gradient, which is an operand, takes the logits' place, so that where operands have few bits logits do.
+        let dtype = if scale.is_some() { self.operands } else { self.statistics() };
+        let rows = self.rows_at_once(dtype);
         let mut losses = Tensor::new(dev, [t, 1], self.statistics());
         for from in (0..t).step_by(rows) {
             let band = from..(from + rows).min(t);
-            let mut logits = self.project(cx, h_td.rows(band.clone()));
-            let scale = gradient.as_ref().map(|(scale, ..)| *scale);
+            let mut logits = self.project(cx, h_td.rows(band.clone()), dtype);
             let out = losses.view_mut().rows(band.clone());
-            // In fewer bits the gradient has a place of its own; else it takes the logits'.
-            let apart = scale.is_some() && self.operands != self.statistics();
-            let mut narrow = apart.then(|| Tensor::new(dev, logits.shape(), self.operands));
-            let dlogits = narrow.as_mut().map(Tensor::view_mut);
-            dev.cross_entropy(scale, &targets[band.clone()], logits.view_mut(), out, dlogits);
+            dev.cross_entropy(scale, &targets[band.clone()], logits.view_mut(), out);
             if let Some((_, dh_td, grads)) = &mut gradient {
-                let dlogits = narrow.unwrap_or(logits);
+                let dlogits = logits;
                 dev.gemm(Gemm::NN, dlogits.view(), w, dh_td.view_mut().rows(band.clone()));
-                dev.gemm(Gemm::TN_ACC, dlogits.view(), h_td.rows(band), grads.at_mut(self.head));
+                grads.add(dev, Gemm::TN, self.head, dlogits.view(), h_td.rows(band));
             }
         }
         losses.view().to_f64(dev)
@@ -291,7 +289,7 @@ impl<D: Device> Model<D> {
         cache.len += n;
         let wanted = Tensor::copy_of(cx.device, x_td.view().rows(rows));
         let (h_td, _) = self.norm.forward(cx, wanted.view());
-        let logits = self.project(cx, h_td.view());
+        let logits = self.project(cx, h_td.view(), self.statistics());
         cx.device.sync()?;
         Ok(logits)
     }
@@ -318,7 +316,7 @@ impl<D: Device> Model<D> {
 
     /// Logits `[T, V]` of final hidden states.
     pub fn logits_of(&self, cx: &Cx<D>, h_td: View<D>) -> Result<Tensor<D>, Fault> {
-        let logits = self.project(cx, h_td);
+        let logits = self.project(cx, h_td, self.statistics());
         cx.device.sync()?;
         Ok(logits)
     }

@@ -138,13 +138,11 @@ impl<D: Device> Branch<D> for Moe {
         // In place: the activation's gradient becomes the activation, and gate and up their gradients.
         let (w, dw) = (Some(weight_n.view()), Some(dweight_n.view_mut()));
         dev.swiglu_backward(w, gate_up.view_mut(), act_nf.view_mut(), dw);
-        let ddown = grads.experts_mut(self.layer, ExpertPart::Down);
-        dev.gemm_bands_outer(bands, dout_nd.view(), act_nf.view(), ddown);
+        grads.add_experts(dev, self.layer, ExpertPart::Down, bands, dout_nd.view(), act_nf.view());
         drop((act_nf, dout_nd));
         let dgate_up = gate_up;
         let rows_nd = plan.dispatch(cx, x_td, operands)?;
-        let dgate_up_w = grads.experts_mut(self.layer, ExpertPart::GateUp);
-        dev.gemm_bands_outer(bands, dgate_up.view(), rows_nd.view(), dgate_up_w);
+        grads.add_experts(dev, self.layer, ExpertPart::GateUp, bands, dgate_up.view(), rows_nd.view());
         let mut drows_nd = rows_nd;
         dev.gemm_bands(Gemm::NN, bands, dgate_up.view(), &w_gate_up, drows_nd.view_mut());
         drop(dgate_up);
@@ -155,7 +153,7 @@ impl<D: Device> Branch<D> for Moe {
         let z = if cx.aux.z == 0.0 { 0.0 } else { cx.aux.z / cx.aux.tokens };
         let dw = dweight.view().reshape(w.shape());
         dev.route_backward(&self.routing, &balance_e, z, s, c, w, st, dw, dlogits_te.view_mut());
-        dev.gemm(Gemm::TN_ACC.exactly(), dlogits_te.view(), x_td, grads.at_mut(self.router));
+        grads.add(dev, Gemm::TN.exactly(), self.router, dlogits_te.view(), x_td);
         let mut dx_td = Tensor::new(dev, x_td.shape(), statistics);
         dev.gemm(Gemm::NN, dlogits_te.view(), cx.weights.exact(self.router), dx_td.view_mut());
         plan.combine(cx, drows_nd, dx_td.view_mut())?;

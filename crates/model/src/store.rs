@@ -9,9 +9,10 @@
 //! projection, one GEMM): [`Part`]s name them. Parts are what files hold and what Muon treats as matrices.
 
 use crate::config::{Config, Family, MlaConfig};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
-use wudao_device::{DType, Device, Fault, Operand, Tensor, View, ViewMut};
+use wudao_device::{DType, Device, Fault, Gemm, Operand, Tensor, View, ViewMut};
 
 /// What a parameter is, hence how it begins, decays and is updated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -62,7 +63,7 @@ pub struct Param {
 }
 
 /// A parameter of the dense part.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct ParamId(usize);
 
 impl ParamId {
@@ -73,7 +74,7 @@ impl ParamId {
 }
 
 /// One of an expert's two matrices.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum ExpertPart {
     /// `[2F, D]`: gate rows, then up rows.
     GateUp = 0,
@@ -458,6 +459,15 @@ pub struct Store<D: Device> {
     layout: Arc<Layout>,
     dense: Tensor<D>,
     experts: Vec<Vec<Tensor<D>>>,
+    /// Of a store of gradients, the parameters whose next product is assigned, not added: what is there is of another step.
+    spent: BTreeSet<Spent>,
+}
+
+/// A matrix, or one of all experts of a sparse layer.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Spent {
+    Dense(ParamId),
+    Experts(usize, ExpertPart),
 }
 
 impl<D: Device> Store<D> {
@@ -466,7 +476,7 @@ impl<D: Device> Store<D> {
         let dense = Tensor::zeros(device, [1, layout.dense_len()], dtype);
         let block = |p: &[Param; 2]| Tensor::zeros(device, [1, p[1].at.end], dtype);
         let experts = layout.experts.iter().map(|es| es.iter().map(block).collect()).collect();
-        Store { layout: layout.clone(), dense, experts }
+        Store { layout: layout.clone(), dense, experts, spent: BTreeSet::new() }
     }
 
     /// Zeros for the weights of a model that multiplies in `operands`: kept in the type of that computation's statistics.
@@ -569,5 +579,55 @@ impl<D: Device> Store<D> {
     pub fn clear(&mut self, device: &D) {
         device.fill(0.0, self.dense.view_mut());
         self.experts.iter_mut().flatten().for_each(|t| device.fill(0.0, t.view_mut()));
+        self.spent.clear();
+    }
+
+    /// Begins another sum of gradients. Matrices are not cleared, which would be a pass over memory to write and one to read it:
+    /// the first product is assigned. Those that none came for are cleared by [`Store::end_sum`].
+    pub fn begin_sum(&mut self, device: &D) {
+        let layout = self.layout.clone();
+        for (id, p) in layout.dense() {
+            match p.kind {
+                Kind::Matrix | Kind::Output | Kind::Head | Kind::Router => {
+                    self.spent.insert(Spent::Dense(id));
+                }
+                _ => device.fill(0.0, self.at_mut(id)),
+            }
+        }
+        for layer in (0..self.experts.len()).filter(|&layer| !self.experts[layer].is_empty()) {
+            self.spent.extend([ExpertPart::GateUp, ExpertPart::Down].map(|part| Spent::Experts(layer, part)));
+        }
+    }
+
+    /// Adds the gradient `op(A)·B` of a matrix.
+    pub fn add(&mut self, device: &D, g: Gemm, id: ParamId, a: View<D>, b: View<D>) {
+        let there = !self.spent.remove(&Spent::Dense(id));
+        device.gemm(g.adding(there), a, b, self.at_mut(id));
+    }
+
+    /// Adds the gradients `A[band_e]ᵀ·B[band_e]` of a matrix of every local expert of a sparse layer.
+    pub fn add_experts(
+        &mut self,
+        device: &D,
+        layer: usize,
+        part: ExpertPart,
+        bands: &[Range<usize>],
+        a: View<D>,
+        b: View<D>,
+    ) {
+        let there = !self.spent.remove(&Spent::Experts(layer, part));
+        device.gemm_bands_outer(Gemm::TN.adding(there), bands, a, b, self.experts_mut(layer, part));
+    }
+
+    /// Ends a sum of gradients: what nothing was added to is zero.
+    pub fn end_sum(&mut self, device: &D) {
+        for spent in std::mem::take(&mut self.spent) {
+            match spent {
+                Spent::Dense(id) => device.fill(0.0, self.at_mut(id)),
+                Spent::Experts(layer, part) => {
+                    self.experts_mut(layer, part).into_iter().for_each(|t| device.fill(0.0, t));
+                }
+            }
+        }
     }
 }

@@ -86,17 +86,17 @@ fn prove(dev: &Cpu, case: &str, model: &Model<Cpu>, weights: &Store<Cpu>, docume
 
 #[test]
 fn logits_loss_and_gradients() {
-    let dev = Cpu::new(2);
-    for case in CASES {
+    let devices = [Cpu::new(2), Cpu::new(2).with_matrix_unit()];
+    for (dev, case) in devices.iter().flat_map(|dev| CASES.map(|case| (dev, case))) {
         let expected = Expected::read(&golden_dir().join(case).join("golden.safetensors"));
         let ids = expected.ids("input_ids");
         let rows: Vec<Vec<u32>> = ids.chunks(ids.len() / 2).map(<[u32]>::to_vec).collect();
-        let (model, weights) = open(&dev, case);
+        let (model, weights) = open(dev, case);
         let batch = Batch::of(&rows);
-        let mut cx = solo(&dev, &weights, &batch.packing, Auxiliary::default(), None);
-        let logits = model.logits(&mut cx, &batch.ids).unwrap().view().to_f64(&dev);
+        let mut cx = solo(dev, &weights, &batch.packing, Auxiliary::default(), None);
+        let logits = model.logits(&mut cx, &batch.ids).unwrap().view().to_f64(dev);
         assert_close(&format!("{case}: logits"), "golden logits", DType::F32, &expected.0["logits"], &logits);
-        prove(&dev, case, &model, &weights, &rows, &expected);
+        prove(dev, case, &model, &weights, &rows, &expected);
     }
 }
 

@@ -105,6 +105,35 @@ fn recomputation_changes_no_bit() {
     }
 }
 
+/// A sum of gradients that begins where another was is that sum alone, to the bit; and one that nothing was added to is zero.
+#[test]
+fn a_sum_forgets_the_one_before() {
+    let dev = Cpu::new(2);
+    for (name, config) in every_family() {
+        for dtype in [DType::F32, DType::Bf16] {
+            let (model, weights) = model(&dev, &config, dtype, Recomputation::None, Shard::WHOLE, 8);
+            let batches = [[6, 2, 5], [3, 9, 1]].map(|lens| Batch::of(&documents(config.vocab_size, &lens, 3)));
+            let none = Auxiliary::default();
+            let mut grads = model.zeros(&dev);
+            let mut add = |grads: &mut _, batch: &Batch| {
+                let mut cx = solo(&dev, &weights, &batch.packing, none, None);
+                model.losses_and_gradients(&mut cx, grads, &batch.ids, &batch.targets, SCALE).unwrap();
+            };
+            batches.iter().for_each(|batch| add(&mut grads, batch));
+            let both = by_name(&dev, &grads);
+            for _ in 0..2 {
+                grads.begin_sum(&dev);
+                batches.iter().for_each(|batch| add(&mut grads, batch));
+                grads.end_sum(&dev);
+                assert!(by_name(&dev, &grads) == both, "{name} in {dtype:?}");
+            }
+            grads.begin_sum(&dev);
+            grads.end_sum(&dev);
+            assert!(by_name(&dev, &grads).values().flatten().all(|&g| g == 0.0), "{name} in {dtype:?}: zero");
+        }
+    }
+}
+
 /// Each document packed with others gives the losses it has alone, and the batch's gradient is the sum of theirs.
 #[test]
 fn documents_do_not_see_each_other() {

@@ -72,6 +72,9 @@ pub struct TrainSettings {
 
     /// What products multiply.
     pub dtype: Precision,
+    /// Multiply f32 on a matrix unit (AMX), where there is one: each number in three parts of bf16, results as near to the
+    /// exact ones as without. But without, the bits of a run in f32 are the same on every machine.
+    pub matrix_unit: bool,
     /// What the backward pass computes again instead of keeping.
     pub recompute: Recompute,
 
@@ -196,6 +199,7 @@ impl Default for TrainSettings {
             decay_ratio: 0.2,
             min_lr_ratio: 0.1,
             dtype: Precision::F32,
+            matrix_unit: true,
             recompute: Recompute::None,
             router_aux_loss_coef: 0.0,
             router_z_loss_coef: 0.0,

@@ -125,7 +125,7 @@ impl<'a, D: Device> Learner<'a, D> {
         let experts = config.moe.as_ref().map_or(0, |m| m.num_experts);
         let mut log = RouterLog::new(config.moe_layers().len(), experts);
         let mut loss = 0.0;
-        self.grads.clear(device);
+        self.grads.begin_sum(device);
         for batch in batches {
             let packing = packing(batch);
             let mut cx = Cx {
@@ -142,6 +142,7 @@ impl<'a, D: Device> Learner<'a, D> {
                 self.model.losses_and_gradients(&mut cx, &mut self.grads, ids, targets, 1.0 / tokens.max(1.0))?;
             loss += losses.iter().sum::<f64>();
         }
+        self.grads.end_sum(device);
         comm.all_reduce(device, self.grads.dense_mut())?;
         let mut loss = [loss];
         comm.all_reduce_host(&mut loss)?;

@@ -73,14 +73,16 @@ fn ten_steps_have_pytorchs_losses() {
             seq_len: batch.seq_len,
             ..Default::default()
         };
-        let (cpu, lr) = (Cpu::new(2), number("lr"));
-        let mut learner = Learner::new(&cpu, &Solo, &config, &settings, DType::F32).unwrap();
-        weights::load(&cpu, folder, &config, &mut learner.weights).unwrap();
-        for (step, expected) in reference["losses"].as_array().unwrap().iter().enumerate() {
-            let result = learner.step(std::slice::from_ref(&batch), Rates { lr, muon_lr: lr }).unwrap();
-            let (got, expected) = (result.loss, expected.as_f64().unwrap());
-            let difference = (got - expected).abs();
-            assert!(difference <= bound.allowed(expected), "{} step {step}: {got} {expected}", folder.display());
+        let lr = number("lr");
+        for cpu in [Cpu::new(2), Cpu::new(2).with_matrix_unit()] {
+            let mut learner = Learner::new(&cpu, &Solo, &config, &settings, DType::F32).unwrap();
+            weights::load(&cpu, folder, &config, &mut learner.weights).unwrap();
+            for (step, expected) in reference["losses"].as_array().unwrap().iter().enumerate() {
+                let result = learner.step(std::slice::from_ref(&batch), Rates { lr, muon_lr: lr }).unwrap();
+                let (got, expected) = (result.loss, expected.as_f64().unwrap());
+                let (difference, folder) = ((got - expected).abs(), folder.display());
+                assert!(difference <= bound.allowed(expected), "{folder} step {step}: {got} {expected}");
+            }
         }
     }
     assert_eq!(

@@ -151,10 +151,12 @@ impl<'a, D: Device> Run<'a, D> {
         device.gemm_bands(Gemm::NT, &bands, a.view(), &b, sum.view_mut());
         self.keep("gemm", "bands", c.view());
         self.keep("gemm", "bands to a sum", sum.view());
-        let mut outer: Vec<Tensor<D>> = bands.iter().map(|_| self.random_sums([n, k])).collect();
-        device.gemm_bands_outer(&bands, dc.view(), a.view(), outer.iter_mut().map(Tensor::view_mut).collect());
-        for (e, o) in outer.iter().enumerate() {
-            self.keep("gemm", &format!("bands outer {e}"), o.view());
+        for g in [Gemm::TN, Gemm::TN_ACC] {
+            let mut outer: Vec<Tensor<D>> = bands.iter().map(|_| self.random_sums([n, k])).collect();
+            device.gemm_bands_outer(g, &bands, dc.view(), a.view(), outer.iter_mut().map(Tensor::view_mut).collect());
+            for (e, o) in outer.iter().enumerate() {
+                self.keep("gemm", &format!("bands outer {e}, {g:?}"), o.view());
+            }
         }
     }
 
@@ -319,15 +321,14 @@ impl<'a, D: Device> Run<'a, D> {
     fn training(&mut self) {
         let (device, t, v) = (self.device, 70, 1003);
         let targets: Vec<u32> = (0..t).map(|i| if i % 7 == 3 { IGNORE } else { self.random.below(v) as u32 }).collect();
-        let logits = self.random_sums([t, v]);
-        for (scale, aside) in [(None, false), (Some(0.5), false), (Some(0.5), true)] {
-            let (mut x, mut losses) = (Tensor::copy_of(device, logits.view()), self.fresh_sums([t, 1]));
-            let mut dx = self.fresh([t, v]);
-            let into = aside.then(|| dx.view_mut());
-            device.cross_entropy(scale, &targets, x.view_mut(), losses.view_mut(), into);
-            self.keep("cross_entropy", "losses", losses.view());
-            if scale.is_some() {
-                self.keep("cross_entropy", "gradient", if aside { dx.view() } else { x.view() });
+        for logits in [self.random_sums([t, v]), self.random([t, v])] {
+            for scale in [None, Some(0.5)] {
+                let (mut x, mut losses) = (Tensor::copy_of(device, logits.view()), self.fresh_sums([t, 1]));
+                device.cross_entropy(scale, &targets, x.view_mut(), losses.view_mut());
+                self.keep("cross_entropy", "losses", losses.view());
+                if scale.is_some() {
+                    self.keep("cross_entropy", "gradient", x.view());
+                }
             }
         }
         let n = 70_001;
@@ -360,11 +361,11 @@ mod tests {
     /// Sums of bf16 operands are held to f32's rows of the table: only what is stored in bf16 is rounded to it.
     #[test]
     fn narrow_types_agree_with_f64() {
-        let cpu = Cpu::new(2);
-        for dtype in [DType::F32, DType::Bf16] {
+        let (cpu, unit) = (Cpu::new(2), Cpu::new(2).with_matrix_unit());
+        for (cpu, dtype) in [(&cpu, DType::F32), (&unit, DType::F32), (&cpu, DType::Bf16)] {
             for seed in 1..4 {
-                let exact = outputs(&cpu, DType::F64, dtype, seed);
-                let rounded = outputs(&cpu, dtype, dtype, seed);
+                let exact = outputs(cpu, DType::F64, dtype, seed);
+                let rounded = outputs(cpu, dtype, dtype, seed);
                 for (e, r) in exact.iter().zip(&rounded) {
                     assert_eq!(e.name, r.name);
                     assert_close(&e.name, e.kernel, r.dtype, &e.values, &r.values);
@@ -410,11 +411,11 @@ mod tests {
                 cpu.swiglu_backward(Some(weights), dx.view_mut(), dy.view_mut(), Some(dw.view_mut()));
                 let mut sum = Tensor::copy_of(&cpu, x);
                 cpu.gather_sum(2, index, start.view(), sum.view_mut());
-                let (mut logits, mut dlogits) = (Tensor::copy_of(&cpu, x), run.fresh([n, d]));
+                let mut logits = Tensor::copy_of(&cpu, start.view().rows(rows.clone()));
                 let targets: Vec<u32> = rows.map(|i| i as u32).collect();
                 let losses = rstd.view_mut();
-                cpu.cross_entropy(Some(1.0), &targets, logits.view_mut(), losses, Some(dlogits.view_mut()));
-                [y, rstd, dx, dw, dy, sum, dlogits]
+                cpu.cross_entropy(Some(1.0), &targets, logits.view_mut(), losses);
+                [y, rstd, dx, dw, dy, sum, logits]
             };
             for (whole, part) in all(0..t).iter().zip(&all(band.clone())) {
                 assert_eq!(whole.view().rows(band.clone()).to_f64(&cpu), part.view().to_f64(&cpu), "{dtype:?}");
@@ -424,10 +425,13 @@ mod tests {
 
     #[test]
     fn the_number_of_threads_changes_no_bit() {
-        for dtype in [DType::F32, DType::F64, DType::Bf16] {
-            let one = outputs(&Cpu::new(1), dtype, DType::F32, 7);
+        let unit = |threads| Cpu::new(threads).with_matrix_unit();
+        let devices: [(fn(usize) -> Cpu, DType); 4] =
+            [(Cpu::new, DType::F32), (unit, DType::F32), (Cpu::new, DType::F64), (Cpu::new, DType::Bf16)];
+        for (device, dtype) in devices {
+            let one = outputs(&device(1), dtype, DType::F32, 7);
             for threads in [2, 3] {
-                for (a, b) in one.iter().zip(&outputs(&Cpu::new(threads), dtype, DType::F32, 7)) {
+                for (a, b) in one.iter().zip(&outputs(&device(threads), dtype, DType::F32, 7)) {
                     let same = a.values.iter().zip(&b.values).all(|(a, b)| a.to_bits() == b.to_bits());
                     assert!(a.name == b.name && same, "{} with {threads} threads in {dtype:?}", a.name);
                 }

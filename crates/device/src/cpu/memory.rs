@@ -47,6 +47,8 @@ pub(crate) struct Memory(Arc<Mutex<Held>>);
 
 #[derive(Default)]
 struct Held {
+    /// Whether regions are in the system's ordinary pages.
+    small_pages: bool,
     regions: Vec<Region>,
     free: FreeRuns,
     /// Bytes in use, and the most that ever were.
@@ -68,6 +70,11 @@ unsafe impl Send for Block {}
 unsafe impl Sync for Block {}
 
 impl Memory {
+    /// In ordinary pages: for blocks that are touched here and there, of which huge pages would fill in far more.
+    pub fn in_small_pages() -> Self {
+        Memory(Arc::new(Mutex::new(Held { small_pages: true, ..Held::default() })))
+    }
+
     /// A block of at least `bytes` bytes. Aborts if the system has no more memory.
     pub fn alloc(&self, bytes: usize) -> Block {
         let bytes = block_bytes(bytes);
@@ -123,7 +130,7 @@ impl Held {
             return place;
         }
         let so_far: usize = self.regions.iter().map(|r| r.bytes).sum();
-        let region = Region::new(bytes, so_far.max(FIRST_REGION));
+        let region = Region::new(bytes, so_far.max(FIRST_REGION), !self.small_pages);
         self.free.put(Place { region: self.regions.len(), start: 0 }, region.bytes);
         self.regions.push(region);
         self.free.take(bytes).expect("the new region has room")
@@ -217,11 +224,11 @@ unsafe impl Send for Region {}
 
 impl Region {
     /// At least `need` bytes, `wish` if the system grants so much address space. Aborts if it does not grant `need`.
-    fn new(need: usize, wish: usize) -> Region {
+    fn new(need: usize, wish: usize, huge_pages: bool) -> Region {
         let need = need.next_multiple_of(HUGE_PAGE);
         let mut bytes = wish.next_multiple_of(HUGE_PAGE).max(need);
         loop {
-            match NonNull::new(map(bytes)) {
+            match NonNull::new(map(bytes, huge_pages)) {
                 Some(ptr) => return Region { ptr, bytes },
                 None if bytes > need => bytes = (bytes / 2).next_multiple_of(HUGE_PAGE).max(need),
                 None => std::alloc::handle_alloc_error(layout(need)),
@@ -236,9 +243,10 @@ impl Drop for Region {
     }
 }
 
-/// Pages that are zero and not there until touched, in huge pages if the system has them. Null if it grants no more.
+/// Pages that are zero and not there until touched, huge ones if that is wished and the system has them. Null if it grants no
+/// more.
 #[cfg(any(target_os = "linux", target_os = "macos"))]
-fn map(bytes: usize) -> *mut u8 {
+fn map(bytes: usize, huge_pages: bool) -> *mut u8 {
     let room = bytes + HUGE_PAGE;
     let access = libc::PROT_READ | libc::PROT_WRITE;
     // Without a reservation: the system need not have the memory for what is never touched.
@@ -256,8 +264,10 @@ fn map(bytes: usize) -> *mut u8 {
     #[cfg(target_os = "linux")]
     // SAFETY: the range is our own mapping; the advice may fail harmlessly.
     unsafe {
-        libc::madvise(region.cast(), bytes, libc::MADV_HUGEPAGE);
+        libc::madvise(region.cast(), bytes, if huge_pages { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE });
     }
+    #[cfg(not(target_os = "linux"))]
+    let _ = huge_pages;
     region
 }
 
@@ -271,7 +281,7 @@ fn unmap(start: *mut u8, bytes: usize) {
 }
 
 #[cfg(not(any(target_os = "linux", target_os = "macos")))]
-fn map(_: usize) -> *mut u8 {
+fn map(_: usize, _: bool) -> *mut u8 {
     unreachable!("there are no regions here")
 }
 

@@ -5,9 +5,9 @@
 //! thread that is late to wake or is disturbed by other programs does less instead of holding up the rest, and the best
 //! of several tries counts.
 
-use super::gemm::GemmScalar;
 #[cfg(target_arch = "x86_64")]
 use super::gemm::amx;
+use super::gemm::{GemmScalar, Thirds};
 use super::{Cpu, Pool};
 use crate::DType;
 use half::bf16;
@@ -24,9 +24,13 @@ const READ_BYTES: usize = 128 << 20;
 
 impl Cpu {
     /// Measured peak in GFLOP/s: multiply-adds of such operands on all threads, summed in f32. A machine that does not
-    /// multiply bf16 does it in f32. Takes about 0.1 s.
+    /// multiply bf16 does it in f32; one that multiplies f32 in parts makes six products of one. Takes about 0.1 s.
     pub fn peak_gflops(&self, operands: DType) -> f64 {
-        self.burn(if operands == DType::Bf16 { bf16_burner() } else { burner() })
+        match operands {
+            DType::Bf16 => self.burn(bf16_burner()),
+            _ if self.thirds => self.burn(bf16_burner()) / 6.0,
+            _ => self.burn(burner()),
+        }
     }
 
     fn burn(&self, (burn, flops): Burner) -> f64 {
@@ -45,9 +49,9 @@ impl Cpu {
         (tasks * steps * flops) as f64 / time.as_secs_f64() / 1e9
     }
 
-    /// Instructions that matrix products use, chosen when the program runs: `avx512`, `avx2` or `portable`.
+    /// Instructions that matrix products use, chosen when the program runs: `amx_f32`, `avx512`, `avx2` or `portable`.
     pub fn instructions(&self) -> &'static str {
-        f32::kernel().name
+        if self.thirds { Thirds::kernel().name } else { f32::kernel().name }
     }
 
     /// Whether the machine multiplies bf16. Elsewhere such products are made in f32: the same bits, no sooner.

@@ -8,8 +8,9 @@ use crate::Element;
 use half::bf16;
 use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub, SubAssign};
 
-/// A type that tensors are stored in: one that kernels compute in, or `bf16`, which is widened to be computed with.
-pub(crate) trait Stored: Element {
+/// What numbers lie in: a type that kernels compute in, or one that is widened to be computed with. Those of tensors are
+/// [`Element`]s, too.
+pub(crate) trait Stored: bytemuck::Pod + Send + Sync {
     /// The type of the arithmetic.
     type Real: Real;
     /// Widens, exactly.
@@ -78,6 +79,7 @@ to! {
 /// A floating-point type that kernels compute in.
 pub(crate) trait Real:
     Stored<Real = Self>
+    + Element
     + Default
     + PartialOrd
     + Add<Output = Self>

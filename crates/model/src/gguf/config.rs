@@ -24,17 +24,25 @@ pub(super) fn read(file: &File) -> Result<Config, WeightsError> {
     keys.refuse_the_unsupported(family)?;
     let hidden_size = keys.required("embedding_length")?;
     let num_attention_heads = keys.required("attention.head_count")?;
-    let head_dim = match keys.count("attention.key_length")? {
-        Some(n) => n,
-        None => hidden_size / num_attention_heads.max(1),
+    let mla = if family.latent() { Some(super::mla::read(&keys, num_attention_heads)?) } else { None };
+    let head_dim = match (&mla, keys.count("attention.key_length")?) {
+        (Some(m), _) => m.qk_nope_head_dim + m.qk_rope_head_dim,
+        (None, Some(n)) => n,
+        (None, None) => hidden_size / num_attention_heads.max(1),
     };
-    keys.only("attention.value_length", head_dim)?;
-    let rotated = keys.count("rope.dimension_count")?.unwrap_or(head_dim);
-    if family != Family::Glm4Moe {
-        keys.only("rope.dimension_count", head_dim)?;
-    }
-    // GLM's layers that predict several tokens come last; they are left out.
-    let extra = if family == Family::Glm4Moe { keys.count("nextn_predict_layers")?.unwrap_or(0) } else { 0 };
+    let rotated = match &mla {
+        // Of those columns that turn all do.
+        Some(_) => head_dim,
+        None => {
+            keys.only("attention.value_length", head_dim)?;
+            if family != Family::Glm4Moe {
+                keys.only("rope.dimension_count", head_dim)?;
+            }
+            keys.count("rope.dimension_count")?.unwrap_or(head_dim)
+        }
+    };
+    // Layers that predict several tokens come last; they are left out.
+    let extra = if has_router_keys(family) { keys.count("nextn_predict_layers")?.unwrap_or(0) } else { 0 };
     let num_hidden_layers = keys.required("block_count")?.saturating_sub(extra);
     let has = |name: &str| file.tensor(name).is_some();
     let Some(embedding) = file.tensor("token_embd.weight") else {
@@ -49,14 +57,16 @@ pub(super) fn read(file: &File) -> Result<Config, WeightsError> {
         eos.extend(token(file, key)?.filter(|id| !eos.contains(id)));
     }
     let mut config = Config {
-        mla: None,
         family,
         vocab_size: embedding.shape()[0],
         hidden_size,
         intermediate_size: keys.count("feed_forward_length")?.unwrap_or(0),
         num_hidden_layers,
         num_attention_heads,
-        num_key_value_heads: keys.count("attention.head_count_kv")?.unwrap_or(num_attention_heads),
+        num_key_value_heads: match &mla {
+            Some(_) => num_attention_heads,
+            None => keys.count("attention.head_count_kv")?.unwrap_or(num_attention_heads),
+        },
         head_dim,
         max_position_embeddings: keys.required("context_length")?,
         rope_theta: keys.number("rope.freq_base")?.unwrap_or(1e4),
@@ -75,6 +85,7 @@ pub(super) fn read(file: &File) -> Result<Config, WeightsError> {
         eos_token_id: eos,
         pad_token_id: token(file, "padding_token_id")?,
         moe: None,
+        mla,
     };
     config.moe = keys.moe(&config)?;
     let checked =
@@ -122,22 +133,22 @@ fn token(file: &File, key: &str) -> Result<Option<u32>, WeightsError> {
 }
 
 /// The keys of an architecture.
-struct Keys<'a> {
-    file: &'a File,
+pub(super) struct Keys<'a> {
+    pub file: &'a File,
     arch: &'a str,
 }
 
 impl Keys<'_> {
-    fn full(&self, key: &str) -> String {
+    pub fn full(&self, key: &str) -> String {
         format!("{}.{key}", self.arch)
     }
 
     /// A count. In some models there is one for each layer, as a list; no such model is one of ours.
-    fn count(&self, key: &str) -> Result<Option<usize>, WeightsError> {
+    pub fn count(&self, key: &str) -> Result<Option<usize>, WeightsError> {
         self.file.typed(&self.full(key), "one whole number, not negative", |v| v.whole()?.try_into().ok())
     }
 
-    fn required(&self, key: &str) -> Result<usize, WeightsError> {
+    pub fn required(&self, key: &str) -> Result<usize, WeightsError> {
         self.count(key)?.ok_or_else(|| self.file.missing(&self.full(key)))
     }
 
@@ -146,7 +157,7 @@ impl Keys<'_> {
     }
 
     /// Refuses any value of a count but the one that we compute.
-    fn only(&self, key: &str, supported: usize) -> Result<(), WeightsError> {
+    pub fn only(&self, key: &str, supported: usize) -> Result<(), WeightsError> {
         match self.count(key)? {
             Some(n) if n != supported => {
                 Err(self.file.wrong(&self.full(key), &format!("{n} is not supported; only {supported} is")))
@@ -167,6 +178,15 @@ impl Keys<'_> {
             "qwen3moe" => Family::Qwen3Moe,
             "olmoe" => Family::Olmoe,
             "glm4moe" => Family::Glm4Moe,
+            // Files from before the key was invented are of softmax routers.
+            "deepseek2" => match self.count("expert_gating_func")?.unwrap_or(0) {
+                0 | 1 => Family::DeepseekV2,
+                2 => Family::DeepseekV3,
+                n => {
+                    let what = format!("{n} is not supported; only 1 (softmax) and 2 (sigmoid) are");
+                    return Err(self.file.wrong(&self.full("expert_gating_func"), &what));
+                }
+            },
             other => {
                 let what = format!("{other:?} is not supported; supported are {}", architectures());
                 return Err(self.file.wrong("general.architecture", &what));
@@ -184,8 +204,8 @@ impl Keys<'_> {
                 format!("{window} is not supported; only 0 is, or {longest} and more"),
             );
         }
-        // A clamp, a scale of attention's scores, tokens that see those after them.
-        for key in ["attention.clamp_kqv", "attention.scale"] {
+        // A clamp, a scale of attention's scores, one that depends on positions, tokens that see those after them.
+        for key in ["attention.clamp_kqv", "attention.scale", "attention.temperature_scale"] {
             if let Some(x) = self.number(key)?.filter(|&x| x != 0.0) {
                 return no(key, format!("{x} is not supported; only 0 is"));
             }
@@ -204,11 +224,11 @@ impl Keys<'_> {
             );
         }
         let gating = self.count("expert_gating_func")?.filter(|&n| n != 0);
-        let (ours, name) = if family == Family::Glm4Moe { (2, "sigmoid") } else { (1, "softmax") };
+        let (ours, name) = if has_sigmoid_router(family) { (2, "sigmoid") } else { (1, "softmax") };
         if let Some(n) = gating.filter(|&n| n != ours) {
             return no("expert_gating_func", format!("{n} is not supported; only {ours} ({name}) is"));
         }
-        if family != Family::Glm4Moe {
+        if !has_router_keys(family) {
             let scale = self.number("expert_weights_scale")?.filter(|&x| x != 0.0 && x != 1.0);
             if let Some(x) = scale {
                 return no("expert_weights_scale", format!("{x} is not supported; only 1 is"));
@@ -225,14 +245,14 @@ impl Keys<'_> {
     /// The sparse half.
     fn moe(&self, config: &Config) -> Result<Option<MoeConfig>, WeightsError> {
         let family = config.family;
-        if !matches!(family, Family::Mixtral | Family::Olmoe | Family::Qwen2Moe | Family::Qwen3Moe | Family::Glm4Moe) {
+        if matches!(family, Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3) {
             if let Some(n) = self.count("expert_count")?.filter(|&n| n > 0) {
                 let what = format!("{n} is not supported in this architecture; only 0 is");
                 return Err(self.file.wrong(&self.full("expert_count"), &what));
             }
             return Ok(None);
         }
-        let glm = family == Family::Glm4Moe;
+        let keyed = has_router_keys(family);
         let used = self.required("expert_used_count")?;
         let wide = self.count("expert_feed_forward_length")?.filter(|&n| n > 0);
         let moe_intermediate_size = match family {
@@ -241,7 +261,7 @@ impl Keys<'_> {
             _ => wide.unwrap_or(config.intermediate_size / used.max(1)),
         };
         let n_shared_experts = match family {
-            Family::Glm4Moe => self.required("expert_shared_count")?,
+            _ if keyed => self.required("expert_shared_count")?,
             Family::Qwen2Moe => {
                 let shared = self.count("expert_shared_feed_forward_length")?.filter(|&n| n > 0);
                 let shared = shared.unwrap_or(config.intermediate_size);
@@ -255,20 +275,21 @@ impl Keys<'_> {
             }
             _ => 0,
         };
-        let dense = if glm { self.count("leading_dense_block_count")?.unwrap_or(0) } else { 0 };
+        let dense = if keyed { self.count("leading_dense_block_count")?.unwrap_or(0) } else { 0 };
         let norm = self.file.typed(&self.full("expert_weights_norm"), "true or false", Value::flag)?;
-        let scale = self.number("expert_weights_scale")?.filter(|&x| glm && x != 0.0);
-        let groups = |key: &str| Ok::<_, WeightsError>(self.count(key)?.filter(|&n| glm && n > 0).unwrap_or(1));
+        if norm == Some(true) && family == Family::DeepseekV2 {
+            let what = "true is not supported with a softmax router; only false is";
+            return Err(self.file.wrong(&self.full("expert_weights_norm"), what));
+        }
+        let scale = self.number("expert_weights_scale")?.filter(|&x| keyed && x != 0.0);
+        let groups = |key: &str| Ok::<_, WeightsError>(self.count(key)?.filter(|&n| keyed && n > 0).unwrap_or(1));
         Ok(Some(MoeConfig {
             num_experts: self.required("expert_count")?,
             num_experts_per_tok: used,
             moe_intermediate_size,
             n_shared_experts,
-            sigmoid: glm,
-            norm_topk_prob: match family {
-                Family::Glm4Moe => norm.unwrap_or(false),
-                family => implied_norm(family),
-            },
+            sigmoid: has_sigmoid_router(family),
+            norm_topk_prob: if keyed { norm.unwrap_or(false) } else { implied_norm(family) },
             routed_scaling_factor: scale.unwrap_or(1.0),
             n_group: groups("expert_group_count")?,
             topk_group: groups("expert_group_used_count")?,
@@ -276,6 +297,16 @@ impl Keys<'_> {
             router_aux_loss_coef: 0.0,
         }))
     }
+}
+
+/// Whether the format has keys for all of a family's router, and for layers without one. Of the others' the architecture
+/// implies it.
+pub(super) fn has_router_keys(family: Family) -> bool {
+    family == Family::Glm4Moe || family.latent()
+}
+
+fn has_sigmoid_router(family: Family) -> bool {
+    matches!(family, Family::Glm4Moe | Family::DeepseekV3)
 }
 
 /// Whether llama.cpp divides the chosen experts' weights by their sum, where that is not a key.
@@ -328,9 +359,14 @@ pub(super) fn write(config: &Config) -> Result<Vec<(String, Field)>, ConfigError
     to.count("embedding_length", config.hidden_size);
     to.count("feed_forward_length", config.intermediate_size);
     to.count("attention.head_count", config.num_attention_heads);
-    to.count("attention.head_count_kv", config.num_key_value_heads);
-    to.count("attention.key_length", config.head_dim);
-    to.count("attention.value_length", config.head_dim);
+    match &config.mla {
+        Some(m) => super::mla::write(config, m, &mut to, must)?,
+        None => {
+            to.count("attention.head_count_kv", config.num_key_value_heads);
+            to.count("attention.key_length", config.head_dim);
+            to.count("attention.value_length", config.head_dim);
+        }
+    }
     to.number("attention.layer_norm_rms_epsilon", config.rms_norm_eps);
     to.count("vocab_size", config.vocab_size);
     to.count("rope.dimension_count", config.rotary_dim());
@@ -339,10 +375,11 @@ pub(super) fn write(config: &Config) -> Result<Vec<(String, Field)>, ConfigError
         // Llama3's is a tensor.
         None | Some(RopeScaling::Llama3 { .. }) => {}
         Some(RopeScaling::Linear { factor }) => {
+            must("rope_scaling", config.mla.is_none(), "with yarn")?;
             to.text("rope.scaling.type", "linear");
             to.number("rope.scaling.factor", *factor);
         }
-        Some(scaling) => to.yarn(scaling, must)?,
+        Some(scaling) => to.yarn(config, scaling, must)?,
     }
     if let Some(m) = &config.moe {
         to.moe(config, m, must)?;
@@ -350,7 +387,7 @@ pub(super) fn write(config: &Config) -> Result<Vec<(String, Field)>, ConfigError
     Ok(to.fields)
 }
 
-struct Writer {
+pub(super) struct Writer {
     arch: &'static str,
     fields: Vec<(String, Field)>,
 }
@@ -359,7 +396,7 @@ impl Writer {
     fn put(&mut self, key: &str, field: Field) {
         self.fields.push((format!("{}.{key}", self.arch), field));
     }
-    fn count(&mut self, key: &str, n: usize) {
+    pub fn count(&mut self, key: &str, n: usize) {
         // `Config::check` bounds all counts far below this type's.
         self.put(key, Field::Whole(n as u32));
     }
@@ -372,11 +409,19 @@ impl Writer {
 
     fn yarn(
         &mut self,
+        config: &Config,
         scaling: &RopeScaling,
         must: impl Fn(&'static str, bool, &str) -> Result<(), ConfigError>,
     ) -> Result<(), ConfigError> {
-        let &RopeScaling::Yarn { factor, original_max_position_embeddings, beta_fast, beta_slow, truncate, .. } =
-            scaling
+        let &RopeScaling::Yarn {
+            factor,
+            original_max_position_embeddings,
+            beta_fast,
+            beta_slow,
+            mscale_all_dim,
+            truncate,
+            ..
+        } = scaling
         else {
             return Ok(());
         };
@@ -387,6 +432,14 @@ impl Writer {
         self.count("rope.scaling.original_context_length", original_max_position_embeddings);
         self.number("rope.scaling.yarn_beta_fast", beta_fast);
         self.number("rope.scaling.yarn_beta_slow", beta_slow);
+        if config.mla.is_some() {
+            // See `rope::latent_mscale`.
+            let plain = (scaling.attention_factor() - 1.0).abs() <= f64::from(f32::EPSILON) && factor >= 1.0;
+            let share = mscale_all_dim.filter(|&x| x != 0.0);
+            must("rope_scaling", plain && share.is_some(), "with yarn's mscale = mscale_all_dim, and that not 0")?;
+            share.into_iter().for_each(|x| self.number("rope.scaling.yarn_log_multiplier", 0.1 * x));
+            return Ok(());
+        }
         // llama.cpp multiplies what it recommends by this.
         let stretch = scaling.attention_factor() / super::rope::recommended(factor);
         if (stretch - 1.0).abs() > f64::from(f32::EPSILON) {
@@ -401,26 +454,26 @@ impl Writer {
         m: &MoeConfig,
         must: impl Fn(&'static str, bool, &str) -> Result<(), ConfigError>,
     ) -> Result<(), ConfigError> {
-        let glm = config.family == Family::Glm4Moe;
         self.count("expert_count", m.num_experts);
         self.count("expert_used_count", m.num_experts_per_tok);
         self.count("expert_feed_forward_length", m.moe_intermediate_size);
         if config.family == Family::Qwen2Moe {
             self.count("expert_shared_feed_forward_length", m.n_shared_experts * m.moe_intermediate_size);
         }
-        if !glm {
+        if !has_router_keys(config.family) {
             let implied = implied_norm(config.family);
             must("norm_topk_prob", m.norm_topk_prob == implied, &format!("with {implied}"))?;
             return must("dense_layers", m.dense_layers.is_empty(), "with experts in every layer");
         }
         self.count("expert_shared_count", m.n_shared_experts);
         self.count("leading_dense_block_count", m.dense_layers.len());
-        self.count("expert_gating_func", 2);
+        self.count("expert_gating_func", if m.sigmoid { 2 } else { 1 });
         self.number("expert_weights_scale", m.routed_scaling_factor);
         self.put("expert_weights_norm", Field::Flag(m.norm_topk_prob));
         // Choosing from all groups is choosing from one, and llama.cpp wants it said so.
         if m.topk_group < m.n_group {
             must("n_group", m.n_group < m.num_experts, "with groups of several experts")?;
+            must("n_group", m.sigmoid, "with groups judged by their two best experts")?;
             self.count("expert_group_count", m.n_group);
             self.count("expert_group_used_count", m.topk_group);
         }

@@ -1,11 +1,13 @@
 //! A file, mapped and checked, and the rows of its tensors.
 
 use super::blocks;
+use super::config::has_router_keys;
 use super::header::{Header, Tensor};
+use super::mla::{self, Expansion};
 use super::names::{Place, architecture, place};
 use super::types::TensorType;
 use super::value::{Reader, Value};
-use crate::config::{Config, Family};
+use crate::config::Config;
 use crate::weights::{Mapped, WeightsError};
 use memmap2::Mmap;
 use std::collections::BTreeSet;
@@ -82,10 +84,7 @@ impl File {
             return Err(WeightsError::tensor(&self.path, part, problem));
         };
         let fail = |problem: String| Err(WeightsError::tensor(&self.path, &name, problem));
-        let Some(tensor) = self.tensor(&name) else { return fail(format!("missing (it holds {part})")) };
-        if !tensor.kind.is_readable() {
-            return fail(format!("has type {}; supported are {}", tensor.kind, TensorType::readable_names()));
-        }
+        let tensor = self.readable(&name, part)?;
         let [rows, columns] = rows_and_columns(shape);
         let found = tensor.shape();
         // A matrix of one row may be a vector here.
@@ -108,6 +107,40 @@ impl File {
         Ok(Rows { kind: tensor.kind, bytes, rows, columns, row_bytes, paired })
     }
 
+    /// The Hugging Face tensor `part`, which has the shape `shape`, if this file has it in two halves; `None` if it is one of
+    /// [`File::part`].
+    pub fn expansion(
+        &self,
+        config: &Config,
+        part: &str,
+        shape: &[usize],
+    ) -> Result<Option<Expansion<'_>>, WeightsError> {
+        Expansion::find(self, config, part, shape)
+    }
+
+    /// The rows of all matrices of a tensor of three dimensions, in which `part` is, with others or in part.
+    pub(super) fn stacked(&self, name: &str, part: &str, shape: [usize; 3]) -> Result<Rows<'_>, WeightsError> {
+        let fail = |problem: String| Err(WeightsError::tensor(&self.path, name, problem));
+        let (tensor, [matrices, rows, columns]) = (self.readable(name, part)?, shape);
+        if tensor.shape() != shape {
+            return fail(format!("has shape {:?}, expected {shape:?}", tensor.shape()));
+        }
+        // A tensor's rows are whole blocks: it was checked when the file was opened.
+        let Some(row_bytes) = tensor.kind.row_bytes(columns) else { return fail("its rows are cut".into()) };
+        let bytes = self.bytes(tensor);
+        Ok(Rows { kind: tensor.kind, bytes, rows: matrices * rows, columns, row_bytes, paired: None })
+    }
+
+    /// The tensor `name`, which has elements of the Hugging Face tensor `part`.
+    fn readable(&self, name: &str, part: &str) -> Result<&Tensor, WeightsError> {
+        let fail = |problem: String| Err(WeightsError::tensor(&self.path, name, problem));
+        let Some(tensor) = self.tensor(name) else { return fail(format!("missing (it holds {part})")) };
+        if !tensor.kind.is_readable() {
+            return fail(format!("has type {}; supported are {}", tensor.kind, TensorType::readable_names()));
+        }
+        Ok(tensor)
+    }
+
     /// Where rows of this file are in it.
     pub(crate) fn mapped<'a>(&'a self, rows: &Rows<'a>) -> Mapped<'a> {
         Mapped::new(&self.map, rows.bytes)
@@ -115,15 +148,21 @@ impl File {
 
     /// Refuses a file with a tensor that the model has not. What is missing is told by [`File::part`].
     pub(crate) fn complete(&self, config: &Config) -> Result<(), WeightsError> {
-        let known: BTreeSet<String> =
-            crate::weights::names(config).iter().filter_map(|part| Some(place(config, part)?.name)).collect();
+        let names = crate::weights::names(config);
+        let places = names.iter().filter_map(|part| Some(place(config, part)?.name));
+        let known: BTreeSet<String> = places
+            .flat_map(|name| match mla::halves_in(self, config, &name) {
+                Some(halves) => halves.map(|half| half.name).to_vec(),
+                None => vec![name],
+            })
+            .collect();
         let later = |name: &str| {
-            // GLM's layers that predict several tokens.
+            // Layers that predict several tokens.
             let layer = name
                 .strip_prefix("blk.")
                 .and_then(|rest| rest.split_once('.'))
                 .map(|(layer, _)| layer.parse::<usize>());
-            config.family == Family::Glm4Moe && matches!(layer, Some(Ok(l)) if l >= config.num_hidden_layers)
+            has_router_keys(config.family) && matches!(layer, Some(Ok(l)) if l >= config.num_hidden_layers)
         };
         let may_stay = |name: &str| name == super::rope::FREQUENCIES && architecture(config.family) == Some("llama");
         let strange = |t: &&Tensor| !known.contains(&t.name) && !later(&t.name) && !may_stay(&t.name);

@@ -11,13 +11,14 @@
 //! | `types` | how elements are coded: blocks and their sizes |
 //! | `blocks` | from coded rows to numbers, and back where we write them |
 //! | `names` | which of the file's tensors a Hugging Face tensor is |
-//! | `config`, `rope` | from metadata to [`Config`](crate::Config), and back |
+//! | `config`, `rope`, `mla` | from metadata to [`Config`](crate::Config), and back |
 //! | `write` | a file, tensor by tensor |
 //!
 //! Three habits of the format matter to a reader. Dimensions are listed innermost first. All experts of a layer are one
 //! tensor of three dimensions. And where llama.cpp rotates neighbouring columns as pairs (the `llama` architecture), rows
 //! of queries and keys are stored in another order than in Hugging Face's files, which pair a column of a head's first half
-//! with one of its second: [`Rows`] puts them back, row by row, without a copy.
+//! with one of its second: [`Rows`] puts them back, row by row, without a copy. One matrix of latent attention cannot be had
+//! so, because its rows are columns in the file: an [`Expansion`] decodes it.
 //!
 //! A file is mapped, not read: nothing of it is in memory twice, and only headers are touched until a tensor is asked for.
 //! Nothing in it is trusted; see `header`. What cannot be defended against is a file that another process cuts short while
@@ -27,6 +28,7 @@ mod blocks;
 mod config;
 mod file;
 mod header;
+mod mla;
 mod names;
 mod rope;
 mod types;
@@ -36,6 +38,7 @@ mod write;
 pub(crate) use file::rows_and_columns;
 pub use file::{File, Rows};
 pub use header::Tensor;
+pub use mla::Expansion;
 pub use names::{Place, architecture, place};
 pub use types::TensorType;
 pub use value::{Array, Value};

@@ -3,7 +3,7 @@
 use crate::config::{Config, Family};
 
 /// Families that the format has an architecture for, with the architecture's name, which begins its keys. `llama` is
-/// several families: what a file of it is, is told by its keys.
+/// several families, and so is `deepseek2`: what a file of them is, is told by its keys.
 const ARCHITECTURES: &[(Family, &str)] = &[
     (Family::Llama, "llama"),
     (Family::Mistral, "llama"),
@@ -14,6 +14,8 @@ const ARCHITECTURES: &[(Family, &str)] = &[
     (Family::Qwen3Moe, "qwen3moe"),
     (Family::Olmoe, "olmoe"),
     (Family::Glm4Moe, "glm4moe"),
+    (Family::DeepseekV2, "deepseek2"),
+    (Family::DeepseekV3, "deepseek2"),
 ];
 
 /// Tensors outside of layers.
@@ -36,6 +38,13 @@ const LAYER: &[(&str, &str)] = &[
     ("self_attn.o_proj.bias", "attn_output.bias"),
     ("self_attn.q_norm.weight", "attn_q_norm.weight"),
     ("self_attn.k_norm.weight", "attn_k_norm.weight"),
+    ("self_attn.q_a_proj.weight", "attn_q_a.weight"),
+    ("self_attn.q_a_layernorm.weight", "attn_q_a_norm.weight"),
+    ("self_attn.q_b_proj.weight", "attn_q_b.weight"),
+    ("self_attn.kv_a_proj_with_mqa.weight", "attn_kv_a_mqa.weight"),
+    ("self_attn.kv_a_layernorm.weight", "attn_kv_a_norm.weight"),
+    // Or two halves: see `mla`.
+    ("self_attn.kv_b_proj.weight", "attn_kv_b.weight"),
     ("post_attention_layernorm.weight", "ffn_norm.weight"),
     ("mlp.gate_proj.weight", "ffn_gate.weight"),
     ("mlp.up_proj.weight", "ffn_up.weight"),
@@ -110,19 +119,26 @@ pub fn place(config: &Config, part: &str) -> Option<Place> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::common::families::every_family;
+    use crate::common::families::{all_families, every_family};
+    use crate::gguf::mla::halves;
     use crate::store::{Layout, Shard};
     use std::collections::BTreeSet;
 
     #[test]
     fn every_tensor_of_every_family_has_a_place_of_its_own() {
-        for (name, config) in every_family() {
+        for (name, config) in all_families() {
+            // Biases of latent attention have no names.
+            let attention_bias = config.attention_bias && config.mla.is_none();
+            let config = Config { attention_bias, attention_output_bias: attention_bias, ..config };
             let layout = Layout::new(&config, Shard::WHOLE);
             let params = layout.dense().map(|(_, p)| p).chain(layout.experts().flat_map(|(.., p)| p));
             let mut seen = BTreeSet::new();
             for part in params.flat_map(|p| &p.parts) {
                 let place = place(&config, &part.name).unwrap_or_else(|| panic!("{name}: {}", part.name));
-                assert!(seen.insert((place.name.clone(), place.expert)), "{name}: {place:?} twice");
+                let halves = halves(&config, &place.name).map(|halves| halves.map(|half| half.name).to_vec());
+                for tensor in halves.unwrap_or_else(|| vec![place.name]) {
+                    assert!(seen.insert((tensor.clone(), place.expert)), "{name}: {tensor} twice");
+                }
             }
         }
         let (_, llama) = every_family().swap_remove(0);

@@ -7,7 +7,7 @@
 //! is found must give back the tensor, or the file is refused.
 
 use super::file::File;
-use super::value::Value;
+use super::value::{Value, decimal};
 use crate::config::Config;
 use crate::rope::{RopeScaling, beta_fast, beta_slow};
 use crate::weights::WeightsError;
@@ -25,8 +25,9 @@ pub(super) fn read(file: &File, arch: &str, config: &Config) -> Result<Option<Ro
     let number = |key: &str| file.typed(&format!("{arch}.rope.{key}"), "a number", Value::number);
     // Absent and 0 are the same to llama.cpp.
     let given = |key: &str| Ok::<_, WeightsError>(number(key)?.filter(|&x| x != 0.0));
+    let latent = config.mla.is_some();
     for key in ["scaling.alpha", "scaling.yarn_log_multiplier"] {
-        if let Some(x) = given(key)? {
+        if let Some(x) = given(key)?.filter(|_| !latent || key == "scaling.alpha") {
             return Err(file.wrong(&format!("{arch}.rope.{key}"), &format!("{x} is not supported; only 0 is")));
         }
     }
@@ -39,6 +40,9 @@ pub(super) fn read(file: &File, arch: &str, config: &Config) -> Result<Option<Ro
     let keys = match kind {
         "none" => None,
         "linear" if factor == 1.0 => None,
+        "linear" if latent => {
+            return Err(file.wrong(&key, "\"linear\" is not supported in latent attention; \"none\" and \"yarn\" are"));
+        }
         "linear" => Some(RopeScaling::Linear { factor }),
         "yarn" => {
             if let Some(x) = number("scaling.yarn_ext_factor")?.filter(|&x| x >= 0.0 && x != 1.0) {
@@ -48,14 +52,15 @@ pub(super) fn read(file: &File, arch: &str, config: &Config) -> Result<Option<Ro
             let key = format!("{arch}.rope.scaling.original_context_length");
             let trained = file.typed(&key, "a whole number", |v| v.whole()?.try_into().ok())?;
             let stretch = given("scaling.attn_factor")?.filter(|&x| x != 1.0);
+            let mscale = if latent { Some(latent_mscale(file, arch, factor, stretch)?) } else { None };
             Some(RopeScaling::Yarn {
                 factor,
                 original_max_position_embeddings: trained.unwrap_or(config.max_position_embeddings),
                 attention_factor: stretch.map(|x| x * recommended(factor)),
                 beta_fast: given("scaling.yarn_beta_fast")?.unwrap_or(beta_fast()),
                 beta_slow: given("scaling.yarn_beta_slow")?.unwrap_or(beta_slow()),
-                mscale: None,
-                mscale_all_dim: None,
+                mscale,
+                mscale_all_dim: mscale,
                 truncate: true,
             })
         }
@@ -79,6 +84,25 @@ pub(super) fn read(file: &File, arch: &str, config: &Config) -> Result<Option<Ro
     match found(&factors, config) {
         Some(scaling) => Ok(scaling),
         None => fail("these frequencies are not supported; those of Hugging Face's rope_type \"llama3\" are".into()),
+    }
+}
+
+/// Both of yarn's `mscale`s. In latent attention llama.cpp takes one number, a tenth of which is in the file, for the two:
+/// cosines and sines are not stretched, and scores are multiplied by the square of what yarn recommends for that share, as
+/// ours are ([`RopeScaling::latent_factor`]). Without the number, with a factor of attention's own or with linear scaling it
+/// sharpens attention in ways in which no model was trained.
+fn latent_mscale(file: &File, arch: &str, factor: f64, stretch: Option<f64>) -> Result<f64, WeightsError> {
+    let no = |key: &str, what: String| Err(file.wrong(&format!("{arch}.rope.scaling.{key}"), &what));
+    if let Some(x) = stretch {
+        return no("attn_factor", format!("{x} is not supported in latent attention; only 1 is"));
+    }
+    if factor < 1.0 {
+        return no("factor", format!("{factor} is not supported in latent attention; only 1 and more is"));
+    }
+    let key = format!("{arch}.rope.scaling.yarn_log_multiplier");
+    match file.typed(&key, "a number", Value::number)?.filter(|&x| x != 0.0) {
+        Some(tenth) => Ok(decimal((tenth * 10.0) as f32)),
+        None => no("yarn_log_multiplier", "missing or 0, which is not supported with yarn in latent attention".into()),
     }
 }
 

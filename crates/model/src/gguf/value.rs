@@ -276,6 +276,6 @@ impl<'a> Reader<'a> {
 }
 
 /// The number that the shortest decimal of `x` stands for.
-fn decimal(x: f32) -> f64 {
+pub(super) fn decimal(x: f32) -> f64 {
     if x.is_finite() { format!("{x:e}").parse().unwrap_or(x.into()) } else { x.into() }
 }

@@ -2,18 +2,21 @@
 //!
 //! Vectors, routers and correction biases are kept in f32, as everyone keeps them. Matrices are coded as asked, but the
 //! embedding and the head of a 4-bit model have 8 bits, because they are what 4 bits hurt most; and a matrix whose rows are
-//! not whole blocks is kept in bf16. Blocks that a source has already in the type that is asked for are copied as they are.
+//! not whole blocks is kept in bf16. Blocks that a source has already in the type that is asked for are copied as they are,
+//! but where latent attention's matrix is cut in halves (`mla`): its numbers are decoded and coded again.
 
 use super::header::aligned;
+use super::mla::{self, Half};
 use super::names::{Place, place};
 use super::rope::FREQUENCIES;
 use super::types::TensorType;
 use super::{MAGIC, config, rope};
 use crate::config::Config;
 use crate::store::{Kind, Layout, Part, Shard};
-use crate::weights::{Hashed, Source, WeightsError, Written};
+use crate::weights::{Elements, Hashed, Source, WeightsError, Written};
 use safetensors::Dtype;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 
 /// A value of the metadata to be written.
@@ -79,6 +82,8 @@ struct Entry {
 enum Content {
     /// Hugging Face tensors, one after the other: one, or those of all experts.
     Parts(Vec<Part>, Option<usize>),
+    /// Some rows of each head of one.
+    Half(Part, Half),
     Numbers(Vec<f32>),
 }
 
@@ -127,6 +132,7 @@ pub fn write(
                     copy(source, part, *paired, entry.kind, &mut file)?;
                 }
             }
+            Content::Half(part, half) => copy_half(source, part, half, entry.kind, &mut file)?,
         }
         let bytes = entry.bytes();
         file.write(&vec![0; (aligned(bytes) - bytes) as usize])?;
@@ -142,6 +148,14 @@ fn entries(config: &Config, dtype: TensorType) -> Vec<Entry> {
     let mut by_name = BTreeMap::new();
     for (kind, part) in params.flat_map(|p| p.parts.iter().map(|part| (p.kind, part))) {
         let Place { name, expert, paired } = place(config, &part.name).expect("checked: the family has names");
+        if let Some(halves) = mla::halves(config, &name) {
+            entries.extend(halves.map(|half| {
+                let dims: Vec<usize> = half.shape().into_iter().rev().collect();
+                let kind = coded(kind, dtype, dims[0]);
+                Entry { name: half.name.clone(), kind, dims, content: Content::Half(part.clone(), half) }
+            }));
+            continue;
+        }
         let at = *by_name.entry(name.clone()).or_insert_with(|| {
             // A gate that is a matrix of one row is a vector here.
             let shape = if part.shape[0] == 1 { &part.shape[1..] } else { &part.shape[..] };
@@ -230,11 +244,32 @@ fn copy(
     }
     let whole_heads = paired.unwrap_or(1);
     for piece in elements.pieces(whole_heads) {
-        let wide = elements.read(piece.clone(), Dtype::F32);
-        let wide: Vec<f32> = wide.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
+        let wide = wide(&elements, piece.clone());
         let row = |i| &wide[(from(i) - piece.start) * columns..][..columns];
         let ordered: Vec<f32> = piece.clone().flat_map(row).copied().collect();
         file.write(&super::blocks::encode(kind, &ordered))?;
     }
     Ok(())
+}
+
+/// Writes the rows of each head that are this half's, coded as `kind`.
+fn copy_half(
+    source: &Source,
+    part: &Part,
+    half: &Half,
+    kind: TensorType,
+    file: &mut Hashed,
+) -> Result<(), WeightsError> {
+    let elements = source.tensor(&part.name, &part.shape)?;
+    for head in 0..half.heads {
+        let at = head * half.per_head;
+        let x = wide(&elements, at + half.rows.start..at + half.rows.end);
+        file.write(&super::blocks::encode(kind, &half.turned(x, half.columns)))?;
+    }
+    Ok(())
+}
+
+/// The numbers of some rows.
+fn wide(elements: &Elements, rows: Range<usize>) -> Vec<f32> {
+    elements.read(rows, Dtype::F32).as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect()
 }

@@ -87,6 +87,11 @@ impl Source {
         match &self.files {
             Kind::Folder(files) => files.elements(name, shape),
             Kind::Gguf(file) => {
+                if let Some(made) = file.expansion(&self.config, name, shape)? {
+                    let (shape, [a, b]) = (made.shape(), made.rows());
+                    let mapped = file.mapped(a).join(file.mapped(b));
+                    return Ok(Elements { shape, coded: Coded::Made(Box::new(made)), mapped });
+                }
                 let rows = file.part(&self.config, name, shape)?;
                 Ok(Elements { shape: rows.shape(), coded: Coded::Gguf(rows), mapped: file.mapped(&rows) })
             }
@@ -115,6 +120,8 @@ enum Coded<'a> {
     /// e4m3, and a scale for each block.
     Scaled(&'a [u8], Vec<f64>),
     Gguf(gguf::Rows<'a>),
+    /// Not in rows there.
+    Made(Box<gguf::Expansion<'a>>),
 }
 
 impl<'a> Elements<'a> {
@@ -195,6 +202,10 @@ impl<'a> Elements<'a> {
                 let mut wide = vec![0.0; rows.len() * columns];
                 blocks.decode(rows, &mut wide);
                 encode(to, wide.into_iter().map(f64::from)).into()
+            }
+            Coded::Made(made) => {
+                let wide = &made.numbers()[rows.start * columns..rows.end * columns];
+                encode(to, wide.iter().copied().map(f64::from)).into()
             }
         }
     }

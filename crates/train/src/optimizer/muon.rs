@@ -80,8 +80,7 @@ pub(super) fn orthogonalize<D: Device>(device: &D, count: usize, mut x: Tensor<D
     let [a, b, c] = QUINTIC;
     for _ in 0..ITERATIONS {
         if tall {
-            device.fill(0.0, gram.view_mut());
-            device.gemm_bands_outer(&of_x, x.view(), x.view(), split(gram.view_mut(), n));
+            device.gemm_bands_outer(Gemm::TN, &of_x, x.view(), x.view(), split(gram.view_mut(), n));
         } else {
             device.gemm_bands(Gemm::NT, &of_x, x.view(), &each(&x, &of_x), gram.view_mut());
         }

@@ -25,6 +25,7 @@ use crate::settings;
 use wudao_device::{Coding, Cpu, DType, QuantKind};
 use wudao_model::WeightOptions;
 use wudao_model::weights::ExpertReads;
+use wudao_train::TrainSettings;
 
 /// What every command has at hand.
 pub struct Context<'a> {
@@ -51,6 +52,12 @@ impl Context<'_> {
             self.printer.warn("this processor cannot multiply bf16: results are right, but no sooner than in f32");
         }
         cpu
+    }
+
+    /// The machine, to train on.
+    pub fn cpu_to_train(&self, settings: &TrainSettings) -> Cpu {
+        let cpu = self.cpu_for(settings.dtype.operands());
+        if settings.matrix_unit { cpu.with_matrix_unit() } else { cpu }
     }
 }
 

@@ -195,7 +195,7 @@ impl Run<'_> {
         if self.full_screen && !cx.printer.full_screen() {
             return Err(Usage("--tui needs a terminal".into()).into());
         }
-        let device = cx.cpu_for(settings.dtype.operands());
+        let device = cx.cpu_to_train(&settings);
         let peak = device.peak_gflops(settings.dtype.operands()) * 1e9;
         let job = Job {
             device: &device,

@@ -73,14 +73,14 @@ impl<'a, A: Number> Context<'a, A> {
 }
 
 /// Working space from the device's pool of memory.
-struct Scratch<T> {
+pub(in crate::cpu) struct Scratch<T> {
     block: Block,
     len: usize,
     kind: PhantomData<T>,
 }
 
 impl<T: Element> Scratch<T> {
-    fn new(memory: &Memory, len: usize) -> Self {
+    pub fn new(memory: &Memory, len: usize) -> Self {
         Scratch { block: memory.alloc(len * size_of::<T>()), len, kind: PhantomData }
     }
 
@@ -90,12 +90,12 @@ impl<T: Element> Scratch<T> {
         scratch
     }
 
-    fn get(&self) -> &[T] {
+    pub fn get(&self) -> &[T] {
         // SAFETY: the block is aligned, has that many initialised elements, and any bits are a `T`.
         unsafe { std::slice::from_raw_parts(self.block.as_ptr().cast(), self.len) }
     }
 
-    fn slice(&mut self) -> &mut [T] {
+    pub fn slice(&mut self) -> &mut [T] {
         // SAFETY: the block is aligned, has that many initialised elements, any bits are a `T`, and it is ours alone.
         unsafe { std::slice::from_raw_parts_mut(self.block.as_ptr().cast(), self.len) }
     }

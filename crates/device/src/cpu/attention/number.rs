@@ -10,13 +10,14 @@ use super::round::{pair, round};
 #[cfg(target_arch = "x86_64")]
 use super::softmax::Wide;
 use super::softmax::{At, Gradients, Running, Space, exponentials, score_gradients};
-use crate::cpu::gemm::{GemmScalar, Micro};
+use crate::Element;
+use crate::cpu::gemm::{Micro, Source};
 use crate::cpu::real::{Real, Stored};
 use crate::cpu::simd::Isa;
 use half::bf16;
 
 /// A type of queries, keys and values.
-pub(crate) trait Number: GemmScalar + Stored<Real: GemmScalar<Real = <Self as Stored>::Real>> {
+pub(crate) trait Number: Source + Element + Stored<Real: Source<Real = <Self as Stored>::Real>> {
     /// `2ˣ` of differences to a maximum, so for x that is hardly above 0. NaN stays NaN.
     fn exp2<S: Isa>(x: Self::Real) -> Self::Real;
 

@@ -22,9 +22,9 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// Rows and columns of a tile, 4 bytes each.
-const TILE: usize = 16;
-const ROWS: usize = 2 * TILE;
-const COLS: usize = 2 * TILE;
+pub(super) const TILE: usize = 16;
+pub(super) const ROWS: usize = 2 * TILE;
+pub(super) const COLS: usize = 2 * TILE;
 /// Steps of k that a tile of A holds.
 const STEPS: usize = TILE_STEPS;
 
@@ -57,7 +57,7 @@ const fn shapes(rows: usize) -> Shapes {
 }
 
 /// [`shapes`] for every number of rows.
-static SHAPES: [Shapes; ROWS + 1] = {
+pub(super) static SHAPES: [Shapes; ROWS + 1] = {
     let mut all = [shapes(1); ROWS + 1];
     let mut rows = 1;
     while rows <= ROWS {
@@ -155,7 +155,7 @@ unsafe fn sum(
 
 /// A block of working space.
 #[repr(C, align(64))]
-struct Aligned<T>(T);
+pub(super) struct Aligned<T>(pub T);
 
 /// With `CHAINED`, what accumulates is loaded into the tiles first, if C has all columns of a tile.
 unsafe fn tile<const CHAINED: bool>(

@@ -13,6 +13,11 @@ pub(crate) trait GemmScalar: Stored {
     /// Steps of k that lie together in a panel, lane by lane. Panels hold a whole number of groups, the last one with
     /// zeros.
     const GROUP: usize;
+    /// Steps of k, whole groups, that are summed in registers. Part of the order of additions: changing it changes results'
+    /// last bits.
+    const BLOCK: usize;
+    /// Whether operands may change roles: whether `x·y` adds what `y·x` does, in the same order.
+    const TURNS: bool = true;
     /// Micro-kernels, best first; the last one works on any machine.
     const KERNELS: &'static [Kernel<Self>];
 
@@ -21,14 +26,17 @@ pub(crate) trait GemmScalar: Stored {
         Self::KERNELS.iter().find(|k| (k.supported)()).expect("the portable kernel is always supported")
     }
 
-    /// Elements to pack, into panels of this type or another.
-    fn data(x: &[Self]) -> Data<'_, Self::Real>;
-
     /// The elements, if no conversion is needed to pack them into panels of this type.
     fn own(data: Data<'_, Self::Real>) -> Option<&[Self]>;
 
     /// Widens, where it must be.
     fn from_bf16(x: bf16) -> Self;
+}
+
+/// A type of packed operands that matrices have, too.
+pub(crate) trait Source: GemmScalar {
+    /// Elements to pack, into panels of this type or another.
+    fn data(x: &[Self]) -> Data<'_, Self::Real>;
 }
 
 /// Elements of an operand as they are stored. What panels hold is another matter: packing converts.
@@ -272,10 +280,10 @@ fn check_panel<T: GemmScalar>(
     assert!(side.data.len() == side.rows * side.pitch && len == width * steps.len().next_multiple_of(T::GROUP));
 }
 
-const PORTABLE_ROWS: usize = 4;
+pub(super) const PORTABLE_ROWS: usize = 4;
 
 /// The portable micro-kernel; the compiler vectorises over the columns. `G` is the group.
-unsafe fn portable<T: GemmScalar, const N: usize, const G: usize>(
+pub(super) unsafe fn portable<T: GemmScalar, const N: usize, const G: usize>(
     [rows, cols, steps]: [usize; 3],
     a: Rows<T>,
     b: *const T,
@@ -315,6 +323,7 @@ macro_rules! gemm_scalar {
     ) => {
         impl GemmScalar for $t {
             const GROUP: usize = $group;
+            const BLOCK: usize = 512 * $group;
             const KERNELS: &'static [Kernel<$t>] = &[
                 $(#[cfg(target_arch = "x86_64")] super::x86::$x86::KERNEL,)*
                 Kernel {
@@ -333,9 +342,6 @@ macro_rules! gemm_scalar {
                     away: None,
                 },
             ];
-            fn data(x: &[$t]) -> Data<'_, Self::Real> {
-                Data::$data(x)
-            }
             fn own(data: Data<'_, Self::Real>) -> Option<&[$t]> {
                 match data {
                     Data::$data(x) => Some(x),
@@ -345,6 +351,11 @@ macro_rules! gemm_scalar {
             #[inline(always)]
             fn from_bf16(x: bf16) -> $t {
                 $from_bf16(x)
+            }
+        }
+        impl Source for $t {
+            fn data(x: &[$t]) -> Data<'_, Self::Real> {
+                Data::$data(x)
             }
         }
     };

@@ -3,7 +3,7 @@
 //! The structure is Goto's (Goto & van de Geijn 2008, "Anatomy of high-performance matrix multiplication"), with one
 //! level fewer. A call is a list of products (one, or one per expert). [`plan`] cuts each into rectangles of C, the
 //! largest first, and the threads take them one by one in a single hand-off: small experts go whole to a thread, large
-//! ones are split. A rectangle is computed for one block of `K_BLOCK` steps of k after another: its rows of A are
+//! ones are split. A rectangle is computed for one block of [`GemmScalar::BLOCK`] steps of k after another: its rows of A are
 //! packed into panels that stay in the second cache ([`pack`]), then for each panel of columns, B's panel is packed and
 //! met with each of A's by a micro-kernel that keeps a small tile of C in registers ([`kernel`]). A panel of B is used
 //! while it is hot and then forgotten, so there is no buffer of the size of B, threads share nothing, and a product with
@@ -16,7 +16,7 @@
 //! The order of additions is part of the contract. One element of C is
 //!
 //! ```text
-//! ((C₀ + s₀) + s₁) + …     s_b = fma chain from 0 over k = b·K_BLOCK .. (b+1)·K_BLOCK, in order
+//! ((C₀ + s₀) + s₁) + …     s_b = fma chain from 0 over k = b·BLOCK .. (b+1)·BLOCK, in order
 //! ```
 //!
 //! (without `C₀` where C is assigned). So its bits depend on its own row of A, its own column of B and K, never on the
@@ -37,15 +37,17 @@ mod plan;
 mod put;
 #[cfg(test)]
 mod tests;
+mod thirds;
 #[cfg(target_arch = "x86_64")]
 pub(in crate::cpu) mod transpose;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+use super::memory::{Block, Memory};
 use super::pool::Pool;
 use super::real::{Real, Stored};
 use crate::Gemm;
-pub(crate) use kernel::{Data, GemmScalar};
+pub(crate) use kernel::{Data, GemmScalar, Source};
 use kernel::{Kernel, Rows};
 use pack::Side;
 pub(in crate::cpu) use pack::fetch;
@@ -55,10 +57,8 @@ use plan::{Size, Tile};
 use put::Target;
 use std::cell::RefCell;
 use std::ops::Range;
-
-/// Groups of steps of k that are summed in registers. Part of the order of additions: changing it changes results' last
-/// bits.
-const BLOCK_GROUPS: usize = 512;
+use std::sync::LazyLock;
+pub(crate) use thirds::Thirds;
 
 /// Bytes of the broadcast operand that a thread goes through at a time: what stays in a second-level cache beside the
 /// panel of the other, about.
@@ -66,11 +66,6 @@ const ROWS_BYTES: usize = 1 << 20;
 
 /// Bytes of a C that nobody finds in a cache when it is done.
 const AWAY: usize = 8 << 20;
-
-/// Steps of k that are summed in registers.
-const fn block<T: GemmScalar>() -> usize {
-    BLOCK_GROUPS * T::GROUP
-}
 
 /// A dense row-major matrix to read.
 #[derive(Clone, Copy)]
@@ -144,17 +139,19 @@ pub(crate) fn gemm_bands<T: GemmScalar, C: Target<T>>(
     multiply(pool, T::kernel(), g.accumulate, &mut products);
 }
 
-/// For every expert e: `acc_C_e[M,N] += A[band_e]ᵀ · B[band_e]`; empty bands leave `C_e`.
+/// For every expert e: `C_e[M,N] (+)= A[band_e]ᵀ · B[band_e]`; an empty band makes `C_e` zero, or leaves it.
 pub(crate) fn gemm_bands_outer<T: GemmScalar, C: Target<T>>(
     pool: &Pool,
+    g: Gemm,
     bands: &[Range<usize>],
     a: Mat<T::Real>,
     b: Mat<T::Real>,
-    acc_c: Vec<MatMut<C>>,
+    c: Vec<MatMut<C>>,
 ) {
-    assert_eq!(bands.len(), acc_c.len(), "one C for every band");
-    let products = bands.iter().zip(acc_c).map(|(band, c)| Product::new(Gemm::TN_ACC, a.band(band), b.band(band), c));
-    multiply(pool, T::kernel(), true, &mut products.collect::<Vec<_>>());
+    assert!(g.ta && !g.tb, "bands are steps of the sum");
+    assert_eq!(bands.len(), c.len(), "one C for every band");
+    let products = bands.iter().zip(c).map(|(band, c)| Product::new(g, a.band(band), b.band(band), c));
+    multiply(pool, T::kernel(), g.accumulate, &mut products.collect::<Vec<_>>());
 }
 
 /// One product of a call: `C (+)= op(A) · op(B)`, and how it is computed.
@@ -181,16 +178,18 @@ impl<'a, R: Real, C: Stored<Real = R>> Product<'a, R, C> {
         Product { size, rows, lanes, turned: false, c: c.data, pitch: c.cols }
     }
 
-    /// Chooses the cheaper way round.
+    /// Chooses the cheaper way round, if there are two.
     fn plan<T: GemmScalar<Real = R>>(&mut self, kernel: &Kernel<T>)
     where
         C: Target<T>,
     {
         self.estimate(kernel);
-        let straight = self.size.cost(kernel.lanes());
-        self.turn(kernel);
-        if self.size.cost(kernel.lanes()) >= straight {
+        if T::TURNS {
+            let straight = self.size.cost(kernel.lanes());
             self.turn(kernel);
+            if self.size.cost(kernel.lanes()) >= straight {
+                self.turn(kernel);
+            }
         }
         let few = self.size.m <= 2 * kernel.rows();
         self.lanes.ahead = if few && !self.lanes.lanes_adjacent { kernel.cols() * self.lanes.pitch } else { 0 };
@@ -220,13 +219,13 @@ impl<'a, R: Real, C: Stored<Real = R>> Product<'a, R, C> {
         C: Target<T>,
     {
         let in_place = self.in_place(kernel);
-        let blocks = if C::EXACT { self.size.k.div_ceil(block::<T>()) } else { 1 };
-        // A group is transposed as quickly as an element of that size, but lanes that lie side by side must be interleaved.
+        let blocks = if C::EXACT { self.size.k.div_ceil(T::BLOCK) } else { 1 };
+        // A pair is transposed as quickly as an element of that size, but lanes that lie side by side must be interleaved.
+        let pair = T::GROUP.min(2) as f64;
         let beside = |cost: f64| cost * kernel.speed;
-        let packing = |side: &Side<R>| beside(plan::PACKING) * if side.lanes_adjacent { T::GROUP as f64 } else { 1.0 };
+        let packing = |side: &Side<R>| beside(plan::PACKING) * if side.lanes_adjacent { pair } else { 1.0 };
         self.size.packing = [if in_place { 0.0 } else { packing(&self.rows) }, packing(&self.lanes)];
-        self.size.putting =
-            if self.turned || !C::EXACT { beside(plan::PUTTING) * (blocks * T::GROUP) as f64 } else { 0.0 };
+        self.size.putting = if self.turned || !C::EXACT { beside(plan::PUTTING) * blocks as f64 * pair } else { 0.0 };
     }
 }
 
@@ -256,7 +255,7 @@ fn run<T: GemmScalar, C: Target<T>>(
         products.iter_mut().filter(|p| p.size.k == 0).for_each(|p| p.c.fill(C::zeroed()));
     }
     let sizes: Vec<Size> = products.iter().map(|p| p.size).collect();
-    let steps = sizes.iter().map(|size| size.k).max().unwrap_or(0).clamp(1, block::<T>());
+    let steps = sizes.iter().map(|size| size.k).max().unwrap_or(0).clamp(1, T::BLOCK);
     let most_rows = (ROWS_BYTES / size_of::<T>() / steps).next_multiple_of(kernel.rows()) - kernel.rows();
     let tiles = plan::tiles(&sizes, [kernel.rows(), kernel.cols()], most_rows, pool.threads());
     let outs: Vec<Out<C>> = products.iter_mut().map(|p| Out(p.c.as_mut_ptr())).collect();
@@ -274,9 +273,12 @@ fn run<T: GemmScalar, C: Target<T>>(
 #[repr(C, align(64))]
 struct Line([u8; 64]);
 
+/// Huge pages for working space: rows go through it as fast as through the second cache, if pages do not hold them up.
+static MEMORY: LazyLock<Memory> = LazyLock::new(Memory::default);
+
 thread_local! {
-    /// A thread's working space, kept between calls.
-    static BUFFER: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
+    /// A thread's working space, kept between calls, and its lines.
+    static BUFFER: RefCell<Option<(Block, usize)>> = const { RefCell::new(None) };
 }
 
 /// Calls `f` with buffers of `n`, `m` and `sums` elements.
@@ -284,10 +286,14 @@ fn with_buffers<T: GemmScalar>([n, m, sums]: [usize; 3], f: impl FnOnce(&mut [T]
     let [n, m] = [n, m].map(|n| (n * size_of::<T>()).div_ceil(size_of::<Line>()));
     let sums = (sums * size_of::<T::Real>()).div_ceil(size_of::<Line>());
     BUFFER.with_borrow_mut(|buffer| {
-        if buffer.len() < n + m + sums {
-            *buffer = vec![Line([0; 64]); n + m + sums];
-        }
-        let (first, rest) = buffer.split_at_mut(n);
+        let lines = n + m + sums;
+        let (block, _) = match buffer {
+            Some(it) if it.1 >= lines => it,
+            _ => buffer.insert((MEMORY.alloc(lines * size_of::<Line>()), lines)),
+        };
+        // SAFETY: the block has so many lines, aligned and initialised, and is borrowed exclusively.
+        let lines = unsafe { std::slice::from_raw_parts_mut(block.as_ptr().cast::<Line>(), lines) };
+        let (first, rest) = lines.split_at_mut(n);
         let (second, rest) = rest.split_at_mut(m);
         use bytemuck::cast_slice_mut as cast;
         f(cast(first), cast(second), cast(&mut rest[..sums]));
@@ -308,10 +314,10 @@ unsafe fn compute<T: GemmScalar, C: Target<T>>(
     let ([mr, nr], k, panel) = (kernel.size, p.size.k, Micro::<T>::panel);
     let sums = Sums::new(kernel, accumulate, &p.size, p.turned, c, p.pitch, tile.rows.len());
     let (panels, packed) = (sums.panels, !p.in_place(kernel));
-    let rows = if packed { panels * panel(mr, k.min(block::<T>())) } else { 0 };
+    let rows = if packed { panels * panel(mr, k.min(T::BLOCK)) } else { 0 };
     let sizes = [rows, panel(nr, sums.stretch.min(k)), sums.len(tile.cols.len().div_ceil(nr))];
     with_buffers::<T>(sizes, |a_block, b_panel, space| {
-        for steps in pieces(0..k, block::<T>()) {
+        for steps in pieces(0..k, T::BLOCK) {
             let size = panel(mr, steps.len());
             if packed {
                 kernel.pack_block(&p.rows, tile.rows.clone(), steps.clone(), &mut a_block[..panels * size]);
@@ -382,7 +388,7 @@ impl<'a, T: GemmScalar, C: Target<T>> Sums<'a, T, C> {
         pitch: usize,
         rows: usize,
     ) -> Self {
-        let (k, block) = (size.k, block::<T>());
+        let (k, block) = (size.k, T::BLOCK);
         let (stretch, waiting) = (block.min(kernel.stretch), !C::EXACT && k > block);
         let large = size.m * size.n * size_of::<C>() >= AWAY;
         let away = large && kernel.away.is_some() && !accumulate && !turned && (waiting || k <= block);
@@ -419,7 +425,7 @@ impl<'a, T: GemmScalar, C: Target<T>> Sums<'a, T, C> {
         b: &[T],
         space: &mut [T::Real],
     ) {
-        let (kernel, nr, one, block) = (self.kernel, self.kernel.cols(), self.one(), block::<T>());
+        let (kernel, nr, one, block) = (self.kernel, self.kernel.cols(), self.one(), T::BLOCK);
         let (sums, totals) = space.split_at_mut(self.own() * one);
         let [begins, ends] =
             [steps.start.is_multiple_of(block), steps.end.is_multiple_of(block) || steps.end == self.k];

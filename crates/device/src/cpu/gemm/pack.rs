@@ -125,11 +125,11 @@ fn pack_as<T: GemmScalar, X: Copy, const W: usize, const G: usize>(
         }
     } else {
         // A few steps of all lanes at a time, so that the lines that are written stay in the first cache.
-        const AT_ONCE: usize = 16;
+        let at_once = G.max(16);
         let first = lanes.start;
-        for (out, at) in panel.chunks_mut(AT_ONCE / G).zip(steps.clone().step_by(AT_ONCE)) {
+        for (out, at) in panel.chunks_mut(at_once / G).zip(steps.clone().step_by(at_once)) {
             for lane in lanes.clone() {
-                let row = &data[lane * side.pitch + at..lane * side.pitch + (at + AT_ONCE).min(steps.end)];
+                let row = &data[lane * side.pitch + at..lane * side.pitch + (at + at_once).min(steps.end)];
                 for (x, out) in row.chunks(G).zip(&mut *out) {
                     x.iter().zip(&mut out[lane - first]).for_each(|(&x, out)| *out = convert(x));
                 }

@@ -8,11 +8,11 @@
 //! What loops around what differs: a panel meets all rows before the next is touched, a stretch of steps after the other, so
 //! that every weight is read from memory once, whatever the number of rows.
 
-use super::kernel::{GemmScalar, Kernel, Rows};
+use super::kernel::{Kernel, Rows, Source};
 use super::pack::Side;
 use super::plan::{self, Size, Tile};
 use super::put::Target;
-use super::{Mat, MatMut, Micro, Out, ROWS_BYTES, Sums, block, pieces, with_buffers};
+use super::{Mat, MatMut, Micro, Out, ROWS_BYTES, Sums, pieces, with_buffers};
 use crate::cpu::bands::bands;
 use crate::cpu::memory::{Block, Memory};
 use crate::cpu::pool::Pool;
@@ -28,7 +28,7 @@ pub(crate) struct Panels<T> {
     of: PhantomData<T>,
 }
 
-impl<T: GemmScalar> Panels<T> {
+impl<T: Source> Panels<T> {
     /// Packs the rows of a matrix; `row(i)` gives the bytes of row i. Panics if they are not K elements.
     pub fn pack<'a>(
         pool: &Pool,
@@ -97,13 +97,13 @@ impl<T: GemmScalar> Panels<T> {
 }
 
 /// One product of a call: `C (+)= A · Wᵀ`.
-struct Product<'a, T: GemmScalar> {
+struct Product<'a, T: Source> {
     a: Side<'a, T::Real>,
     w: &'a Panels<T>,
 }
 
 /// For every expert e: `C[band_e] (+)= A[band_e] · W_eᵀ`. Bands ascend, are disjoint, and cover the rows of A and C.
-pub(crate) fn gemm_packed<T: GemmScalar, C: Target<T>>(
+pub(crate) fn gemm_packed<T: Source, C: Target<T>>(
     pool: &Pool,
     accumulate: bool,
     bands: &[Range<usize>],
@@ -151,7 +151,7 @@ pub(crate) fn gemm_packed<T: GemmScalar, C: Target<T>>(
 ///
 /// # Safety
 /// `c` is the address of the product's C, `tile` lies within it, and nobody else touches these elements meanwhile.
-unsafe fn compute<T: GemmScalar, C: Target<T>>(
+unsafe fn compute<T: Source, C: Target<T>>(
     kernel: &Kernel<T>,
     accumulate: bool,
     p: &Product<T>,
@@ -170,7 +170,7 @@ unsafe fn compute<T: GemmScalar, C: Target<T>>(
     let mut sums = Sums::new(kernel, accumulate, &size, false, c, n, tile.rows.len());
     if sums.panels == 1 {
         // Nobody else meets a stretch while it lies in the first cache.
-        (sums.stretch, sums.stretches) = (block::<T>(), false);
+        (sums.stretch, sums.stretches) = (T::BLOCK, false);
     }
     let packed = in_place(tile.rows.start, &(0..k)).is_none();
     let strip = Micro::<T>::panel(mr, k);
@@ -183,7 +183,7 @@ unsafe fn compute<T: GemmScalar, C: Target<T>>(
         }
         for cols in pieces(tile.cols.clone(), nr) {
             let panel = p.w.panel(cols.clone());
-            for steps in pieces(0..k, block::<T>()).flat_map(|block| pieces(block, sums.stretch)) {
+            for steps in pieces(0..k, T::BLOCK).flat_map(|block| pieces(block, sums.stretch)) {
                 let b = &panel[steps.start * nr..];
                 for (i, rows) in pieces(tile.rows.clone(), mr).enumerate() {
                     let a = match in_place(rows.start, &steps) {

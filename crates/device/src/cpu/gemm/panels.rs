@@ -3,7 +3,7 @@
 //! Attention is such a kernel: the tile of scores that one product leaves in the first cache is the packed operand of the
 //! next one, so nothing but the outermost operands is ever packed.
 
-use super::kernel::{GemmScalar, Kernel};
+use super::kernel::{GemmScalar, Kernel, Source};
 use super::pack::Side;
 use super::pieces;
 use super::put::Target;
@@ -20,7 +20,7 @@ pub(in crate::cpu) struct Operand<'a, T> {
     pub lanes_adjacent: bool,
 }
 
-impl<'a, X: GemmScalar> Operand<'a, X> {
+impl<'a, X: Source> Operand<'a, X> {
     fn side(&self) -> Side<'a, X::Real> {
         let rows = self.data.len() / self.pitch;
         Side { data: X::data(self.data), pitch: self.pitch, rows, lanes_adjacent: self.lanes_adjacent, ahead: 0 }
@@ -81,7 +81,7 @@ impl<T: GemmScalar> Micro<T> {
 
     /// Packs `lanes` as rows of A: panels of [`Micro::rows`] lanes (zeros after the last lane), one after another. The
     /// operand is of the panels' type, or one that is converted to it (sums of bf16 products are rounded).
-    pub fn pack_rows<X: GemmScalar<Real = T::Real>>(
+    pub fn pack_rows<X: Source<Real = T::Real>>(
         &self,
         x: Operand<X>,
         lanes: Range<usize>,
@@ -97,7 +97,7 @@ impl<T: GemmScalar> Micro<T> {
     /// Packs up to [`Micro::cols`] lanes as the columns of one panel of B, with zeros after the last lane. In bf16 the
     /// panel holds pairs: lane l of step s is element `(s / 2 · cols + l)·2 + s mod 2`, and zero for a step that makes
     /// up the last pair.
-    pub fn pack_cols<X: GemmScalar<Real = T::Real>>(
+    pub fn pack_cols<X: Source<Real = T::Real>>(
         &self,
         x: Operand<X>,
         lanes: Range<usize>,

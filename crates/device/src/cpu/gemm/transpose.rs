@@ -288,7 +288,7 @@ pub(super) unsafe fn stream(sums: *const f32, to: *mut f32) {
 /// have then, numbers below 2⁻¹²⁶ are taken as zero, as products on such processors take them anyway.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn round<const INSTRUCTION: bool>(x: __m512, y: __m512) -> __m512i {
+pub(super) fn round<const INSTRUCTION: bool>(x: __m512, y: __m512) -> __m512i {
     if INSTRUCTION {
         let halves;
         // SAFETY: the processor has the instruction, which touches registers alone. It is written so, and not by its

@@ -51,7 +51,7 @@ pub fn run(args: &Args, cx: &Context) -> anyhow::Result<()> {
     let own = [("train.steps", "--steps", Some("1".to_owned()))];
     let measured = args.shape.resolve(&own, cx)?;
     measured.settings.check()?;
-    let (operands, cpu) = (measured.operands(), cx.cpu_for(measured.operands()));
+    let (operands, cpu) = (measured.operands(), cx.cpu_to_train(&measured.settings));
     let (peak_gflops, read_gbytes_per_s) = (cpu.peak_gflops(operands), cpu.read_gbytes_per_s());
     let shape = sizes(&measured);
     cx.printer.say(format!("Measuring {} tokens of width {}, for a minute or two", shape.tokens, shape.width));

@@ -108,7 +108,7 @@ fn answer(args: &Args, cx: &Context) -> anyhow::Result<Answer> {
         return Err(anyhow::anyhow!(what)).help("lower --batch or --seq, or set train.recompute=block");
     }
 
-    let cpu = cx.cpu_for(measured.operands());
+    let cpu = cx.cpu_to_train(settings);
     let before = cpu.peak_gflops(measured.operands());
     let steps = measure(args, &measured, &cpu, cx)?;
     let peak_rss_mb = process_bytes().map(|bytes| bytes as f64 / 1e6);
