@@ -425,8 +425,9 @@ mod tests {
 
     #[test]
     fn the_number_of_threads_changes_no_bit() {
-        let unit = |threads| Cpu::new(threads).with_matrix_unit();
-        let devices: [(fn(usize) -> Cpu, DType); 4] =
+        type Make = fn(usize) -> Cpu;
+        let unit: Make = |threads| Cpu::new(threads).with_matrix_unit();
+        let devices: [(Make, DType); 4] =
             [(Cpu::new, DType::F32), (unit, DType::F32), (Cpu::new, DType::F64), (Cpu::new, DType::Bf16)];
         for (device, dtype) in devices {
             let one = outputs(&device(1), dtype, DType::F32, 7);
