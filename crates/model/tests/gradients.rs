@@ -115,7 +115,7 @@ fn a_sum_forgets_the_one_before() {
             let batches = [[6, 2, 5], [3, 9, 1]].map(|lens| Batch::of(&documents(config.vocab_size, &lens, 3)));
             let none = Auxiliary::default();
             let mut grads = model.zeros(&dev);
-            let mut add = |grads: &mut _, batch: &Batch| {
+            let add = |grads: &mut _, batch: &Batch| {
                 let mut cx = solo(&dev, &weights, &batch.packing, none, None);
                 model.losses_and_gradients(&mut cx, grads, &batch.ids, &batch.targets, SCALE).unwrap();
             };
