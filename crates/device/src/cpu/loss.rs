@@ -1,9 +1,8 @@
 //! Cross entropy over the vocabulary, with its gradient written over the logits: they are the largest tensor of a
 //! small model, and nobody needs them afterwards. Logits of fewer bits are widened row by row, in a cache.
 
-use super::attention::Scratch;
 use super::bands::{bands, piece};
-use super::memory::Memory;
+use super::memory::{Memory, Scratch};
 use super::simd::{fold, join, max, sum, versions};
 use super::{Pool, Real, Stored};
 use crate::IGNORE;

@@ -21,8 +21,10 @@
 //! its own. All memory is zero when it comes from the system, so a block never holds uninitialised bytes; a block that was
 //! used before holds what was left in it.
 
+use bytemuck::Pod;
 use std::alloc::Layout;
 use std::collections::{BTreeMap, BTreeSet};
+use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -120,6 +122,40 @@ impl Drop for Block {
             // SAFETY: a block without a place came from `allocate` with this layout.
             None => unsafe { std::alloc::dealloc(self.ptr.as_ptr(), layout(self.bytes)) },
         }
+    }
+}
+
+/// Working space: a block of so many elements.
+pub(super) struct Scratch<T> {
+    block: Block,
+    len: usize,
+    kind: PhantomData<T>,
+}
+
+impl<T: Pod> Scratch<T> {
+    pub fn new(memory: &Memory, len: usize) -> Self {
+        const { assert!(align_of::<T>() <= ALIGN) };
+        Scratch { block: memory.alloc(len * size_of::<T>()), len, kind: PhantomData }
+    }
+
+    pub fn zeros(memory: &Memory, len: usize) -> Self {
+        let mut scratch = Self::new(memory, len);
+        scratch.slice().fill(T::zeroed());
+        scratch
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn get(&self) -> &[T] {
+        // SAFETY: the block is aligned, has that many initialised elements, and any bits are a `T`.
+        unsafe { std::slice::from_raw_parts(self.block.as_ptr().cast(), self.len) }
+    }
+
+    pub fn slice(&mut self) -> &mut [T] {
+        // SAFETY: the block is aligned, has that many initialised elements, any bits are a `T`, and it is ours alone.
+        unsafe { std::slice::from_raw_parts_mut(self.block.as_ptr().cast(), self.len) }
     }
 }
 

@@ -39,12 +39,11 @@ pub(crate) use paged::attention_paged;
 
 use super::Pool;
 use super::gemm::{Micro, Operand, fetch};
-use super::memory::{Block, Memory};
+use super::memory::{Memory, Scratch};
 use super::real::Stored;
 use super::simd::versions;
-use crate::{Element, Heads};
+use crate::Heads;
 use number::Number;
-use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Keys (forward) or queries (backward) whose scores are in the cache at a time, about: a multiple of the panel's rows.
@@ -69,35 +68,6 @@ pub(crate) struct Context<'a, A: Number> {
 impl<'a, A: Number> Context<'a, A> {
     pub fn new(pool: &'a Pool, memory: &'a Memory) -> Self {
         Context { pool, memory, micro: Micro::best(), turner: Micro::best() }
-    }
-}
-
-/// Working space from the device's pool of memory.
-pub(in crate::cpu) struct Scratch<T> {
-    block: Block,
-    len: usize,
-    kind: PhantomData<T>,
-}
-
-impl<T: Element> Scratch<T> {
-    pub fn new(memory: &Memory, len: usize) -> Self {
-        Scratch { block: memory.alloc(len * size_of::<T>()), len, kind: PhantomData }
-    }
-
-    fn zeros(memory: &Memory, len: usize) -> Self {
-        let mut scratch = Self::new(memory, len);
-        scratch.slice().fill(T::zeroed());
-        scratch
-    }
-
-    pub fn get(&self) -> &[T] {
-        // SAFETY: the block is aligned, has that many initialised elements, and any bits are a `T`.
-        unsafe { std::slice::from_raw_parts(self.block.as_ptr().cast(), self.len) }
-    }
-
-    pub fn slice(&mut self) -> &mut [T] {
-        // SAFETY: the block is aligned, has that many initialised elements, any bits are a `T`, and it is ours alone.
-        unsafe { std::slice::from_raw_parts_mut(self.block.as_ptr().cast(), self.len) }
     }
 }
 

@@ -268,7 +268,7 @@ impl<T: GemmScalar> Kernel<T> {
     }
 }
 
-fn check_panel<T: GemmScalar>(
+pub(super) fn check_panel<T: GemmScalar>(
     side: &Side<T::Real>,
     lanes: &Range<usize>,
     steps: &Range<usize>,

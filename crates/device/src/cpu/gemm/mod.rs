@@ -21,7 +21,8 @@
 //!
 //! (without `C₀` where C is assigned). So its bits depend on its own row of A, its own column of B and K, never on the
 //! number of threads, on how C was cut, or on the other rows of the call; and they are the same on every machine that
-//! has a fused multiply-add. bf16 in a matrix unit ([`amx`]) has another order within a block, and the same independence.
+//! has a fused multiply-add. bf16 in a matrix unit ([`amx`]), and f32 there in parts ([`thirds`]), have another order within a
+//! block, and the same independence.
 //!
 //! Another type of operand is another [`kernel::Kernel`]: its packed form is known to its two packing functions and its
 //! micro-kernel only. bf16 lies there in pairs of steps, as `vdpbf16ps` takes them, and its sums are f32: C may be either
@@ -43,7 +44,7 @@ pub(in crate::cpu) mod transpose;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-use super::memory::{Block, Memory};
+use super::memory::{Memory, Scratch};
 use super::pool::Pool;
 use super::real::{Real, Stored};
 use crate::Gemm;
@@ -277,8 +278,8 @@ struct Line([u8; 64]);
 static MEMORY: LazyLock<Memory> = LazyLock::new(Memory::default);
 
 thread_local! {
-    /// A thread's working space, kept between calls, and its lines.
-    static BUFFER: RefCell<Option<(Block, usize)>> = const { RefCell::new(None) };
+    /// A thread's working space, kept between calls.
+    static BUFFER: RefCell<Option<Scratch<Line>>> = const { RefCell::new(None) };
 }
 
 /// Calls `f` with buffers of `n`, `m` and `sums` elements.
@@ -287,13 +288,11 @@ fn with_buffers<T: GemmScalar>([n, m, sums]: [usize; 3], f: impl FnOnce(&mut [T]
     let sums = (sums * size_of::<T::Real>()).div_ceil(size_of::<Line>());
     BUFFER.with_borrow_mut(|buffer| {
         let lines = n + m + sums;
-        let (block, _) = match buffer {
-            Some(it) if it.1 >= lines => it,
-            _ => buffer.insert((MEMORY.alloc(lines * size_of::<Line>()), lines)),
+        let buffer = match buffer {
+            Some(buffer) if buffer.len() >= lines => buffer,
+            _ => buffer.insert(Scratch::new(&MEMORY, lines)),
         };
-        // SAFETY: the block has so many lines, aligned and initialised, and is borrowed exclusively.
-        let lines = unsafe { std::slice::from_raw_parts_mut(block.as_ptr().cast::<Line>(), lines) };
-        let (first, rest) = lines.split_at_mut(n);
+        let (first, rest) = buffer.slice().split_at_mut(n);
         let (second, rest) = rest.split_at_mut(m);
         use bytemuck::cast_slice_mut as cast;
         f(cast(first), cast(second), cast(&mut rest[..sums]));

@@ -92,7 +92,7 @@ impl GemmScalar for Thirds {
 #[cfg(target_arch = "x86_64")]
 mod amx {
     use super::super::amx::{Aligned, COLS, ROWS, SHAPES, TILE, supported as has_unit};
-    use super::super::kernel::{Kernel, Rows};
+    use super::super::kernel::{Kernel, Rows, check_panel};
     use super::super::pack::{self, Side};
     use super::super::put::{self, Lanes};
     use super::super::transpose::{interleave, mask, narrows, round, transpose};
@@ -109,12 +109,12 @@ mod amx {
         supported: || has_unit() && narrows(),
         size: [ROWS, COLS],
         rows_adjacent: false,
-        stretch: 512,
+        stretch: usize::MAX,
         speed: 5.0,
         pack_rows,
         pack_cols,
-        tile: tile::<false>,
-        add: tile::<true>,
+        tile,
+        add: tile,
         put: put::put_512::<f32, COLS>,
         put_rounded: Some(put::round::<COLS, false>),
         away: Some((put::put_away::<COLS>, put::round::<COLS, true>)),
@@ -124,8 +124,7 @@ mod amx {
     const ROW_PART: usize = GROUP;
     const COLS_PART: usize = 2 * COLS;
 
-    /// With `CHAINED`, what accumulates is loaded into the tiles first, if C has all columns of a tile.
-    unsafe fn tile<const CHAINED: bool>(
+    unsafe fn tile(
         [rows, cols, steps]: [usize; 3],
         a: Rows<Thirds>,
         b: *const Thirds,
@@ -135,34 +134,26 @@ mod amx {
     ) {
         debug_assert!(a.row == GROUP && (a.tiles || steps <= GROUP), "rows as this kernel packs them");
         let mut sums = Aligned(MaybeUninit::<[f32; ROWS * COLS]>::uninit());
-        let direct = (CHAINED || !accumulate) && cols == COLS;
+        let direct = !accumulate && cols == COLS;
         let (to, to_pitch) = if direct { (c, 4 * pitch) } else { (sums.0.as_mut_ptr().cast(), 4 * COLS) };
         // SAFETY: this kernel is only handed out where the unit is supported. The caller answers for rows of A and a panel of B
         // of `steps` steps, made up to whole groups, and for `rows × cols` elements of C; other sums go to a buffer.
         unsafe {
             SHAPES[rows].set();
-            sum(rows, a.data.as_ptr(), b, steps.div_ceil(GROUP), to, to_pitch, CHAINED && accumulate && direct);
+            sum(rows, a.data.as_ptr(), b, steps.div_ceil(GROUP), to, to_pitch);
             if !direct {
                 put::put_512::<f32, COLS>(to, [rows, cols], false, c, pitch, accumulate);
             }
         }
     }
 
-    /// Sums of so many groups into up to 32 × 32 elements at `c`, whose rows are `pitch` bytes apart; with `more` they are added
-    /// to what is there. The largest product comes last, so that the others lose little; each part of A is loaded once.
+    /// Sums of so many groups into up to 32 × 32 elements at `c`, whose rows are `pitch` bytes apart. The largest product comes
+    /// last, so that the others lose little; each part of A is loaded once.
     ///
     /// # Safety
     /// The unit is supported and its tiles have the [`SHAPES`] for `rows`. Groups of so many rows of A and of all columns of B
-    /// may be read; rows of 32 sums may be written (and read, with `more`) at `c`.
-    unsafe fn sum(
-        rows: usize,
-        a: *const Thirds,
-        b: *const Thirds,
-        groups: usize,
-        c: *mut f32,
-        pitch: usize,
-        more: bool,
-    ) {
+    /// may be read; rows of 32 sums may be written at `c`.
+    unsafe fn sum(rows: usize, a: *const Thirds, b: *const Thirds, groups: usize, c: *mut f32, pitch: usize) {
         const ROW: usize = size_of::<Thirds>() * GROUP;
         const PAIR: usize = size_of::<Thirds>() * 2 * COLS;
         let (lower, c_lower) = (a.wrapping_byte_add(TILE * ROW), c.wrapping_byte_add(TILE * pitch));
@@ -194,10 +185,29 @@ mod amx {
                 )
             };
         }
+        macro_rules! zero {
+            (upper) => {
+                "tilezero tmm0\ntilezero tmm1\n"
+            };
+            (both) => {
+                concat!(zero!(upper), "tilezero tmm2\ntilezero tmm3\n")
+            };
+        }
+        macro_rules! store {
+            (upper) => {
+                "tilestored [{c} + {pitch}], tmm0\ntilestored [{c} + {pitch} + 64], tmm1\n"
+            };
+            (both) => {
+                concat!(
+                    store!(upper),
+                    "tilestored [{c_lower} + {pitch}], tmm2\ntilestored [{c_lower} + {pitch} + 64], tmm3\n"
+                )
+            };
+        }
         macro_rules! sum {
-            ($which:ident, $start:literal, $end:literal, $($tile:tt)*) => {
+            ($which:ident) => {
                 asm!(
-                    $start,
+                    zero!($which),
                     "2:",
                     rows!($which 2), cols!(0), products!($which),
                     rows!($which 1), products!($which),
@@ -210,48 +220,21 @@ mod amx {
                     "add {b}, {step}",
                     "dec {groups}",
                     "jnz 2b",
-                    $end,
+                    store!($which),
+                    // Not all of them are in the text for `upper`.
+                    "/* {c_lower} */",
                     a = inout(reg) a => _, lower = inout(reg) lower => _, b = inout(reg) b => _,
                     groups = inout(reg) groups => _, row = in(reg) ROW, pair = in(reg) PAIR, step = const GROUP * PAIR / 2,
                     c = in(reg) c, c_lower = in(reg) c_lower, pitch = in(reg) pitch,
-                    $(out($tile) _,)*
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                     options(nostack),
                 )
             };
         }
         const { assert!(ROWS == COLS, "a group of rows has the size of one of columns") };
         // SAFETY: the caller's promises.
-        unsafe {
-            match (rows > TILE, more) {
-                (true, false) => sum!(
-                    both,
-                    "tilezero tmm0\ntilezero tmm1\ntilezero tmm2\ntilezero tmm3",
-                    "tilestored [{c} + {pitch}], tmm0\ntilestored [{c} + {pitch} + 64], tmm1\n
-                     tilestored [{c_lower} + {pitch}], tmm2\ntilestored [{c_lower} + {pitch} + 64], tmm3",
-                    "tmm0" "tmm1" "tmm2" "tmm3" "tmm4" "tmm5" "tmm6" "tmm7"
-                ),
-                (true, true) => sum!(
-                    both,
-                    "tileloadd tmm0, [{c} + {pitch}]\ntileloadd tmm1, [{c} + {pitch} + 64]\n
-                     tileloadd tmm2, [{c_lower} + {pitch}]\ntileloadd tmm3, [{c_lower} + {pitch} + 64]",
-                    "tilestored [{c} + {pitch}], tmm0\ntilestored [{c} + {pitch} + 64], tmm1\n
-                     tilestored [{c_lower} + {pitch}], tmm2\ntilestored [{c_lower} + {pitch} + 64], tmm3",
-                    "tmm0" "tmm1" "tmm2" "tmm3" "tmm4" "tmm5" "tmm6" "tmm7"
-                ),
-                (false, false) => sum!(
-                    upper,
-                    "tilezero tmm0\ntilezero tmm1",
-                    "tilestored [{c} + {pitch}], tmm0\ntilestored [{c} + {pitch} + 64], tmm1\n/* {c_lower} */",
-                    "tmm0" "tmm1" "tmm4" "tmm6" "tmm7"
-                ),
-                (false, true) => sum!(
-                    upper,
-                    "tileloadd tmm0, [{c} + {pitch}]\ntileloadd tmm1, [{c} + {pitch} + 64]",
-                    "tilestored [{c} + {pitch}], tmm0\ntilestored [{c} + {pitch} + 64], tmm1\n/* {c_lower} */",
-                    "tmm0" "tmm1" "tmm4" "tmm6" "tmm7"
-                ),
-            }
-        }
+        unsafe { if rows > TILE { sum!(both) } else { sum!(upper) } }
     }
 
     /// The parts of 16 pairs, of which `x` are the first and `y` the second.
@@ -297,12 +280,6 @@ mod amx {
         }
     }
 
-    /// Checks what the two functions below rely on.
-    fn check<X>(data: &[X], side: &Side<f32>, lanes: &Range<usize>, steps: &Range<usize>, panel: usize, most: usize) {
-        assert!(lanes.len() <= most && panel == most * steps.len().next_multiple_of(GROUP));
-        assert!(data.len() == side.rows * side.pitch && lanes.end <= side.lanes() && steps.end <= side.steps());
-    }
-
     /// 16 lanes of 32 steps: of each lane the even steps, and the odd ones. Zero where there are no more.
     #[inline]
     #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
@@ -332,7 +309,7 @@ mod amx {
         steps: Range<usize>,
         panel: &mut [Thirds],
     ) {
-        check(data, side, &lanes, &steps, panel.len(), COLS);
+        check_panel::<Thirds>(side, &lanes, &steps, COLS, panel.len());
         let panel = bytemuck::cast_slice_mut::<_, bf16>(panel);
         let pairs = panel.as_chunks_mut::<{ 3 * COLS_PART }>().0;
         if side.lanes_adjacent {
@@ -383,7 +360,7 @@ mod amx {
         steps: Range<usize>,
         panel: &mut [Thirds],
     ) {
-        check(data, side, &lanes, &steps, panel.len(), ROWS);
+        check_panel::<Thirds>(side, &lanes, &steps, ROWS, panel.len());
         let panel = bytemuck::cast_slice_mut::<_, bf16>(panel);
         let groups = panel.as_chunks_mut::<{ 3 * ROW_PART }>().0.chunks_exact_mut(ROWS);
         for (rows, part) in groups.zip(pieces(steps, GROUP)) {
