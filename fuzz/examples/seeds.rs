@@ -33,16 +33,17 @@ fn seed(target: &str, name: &str, bytes: impl AsRef<[u8]>) -> Result {
 
 fn main() -> Result {
     let scratch = tempfile::tempdir()?;
-    let config = configs()?;
+    let configs = configs()?;
+    let config = &configs[0].1;
     let tokenizer = tokenizers()?;
     documents()?;
     shards(scratch.path(), &tokenizer)?;
-    weights(scratch.path(), &config)?;
-    gguf(scratch.path(), &config, &tokenizer)?;
+    weights(scratch.path(), config)?;
+    gguf(scratch.path(), &configs, &tokenizer)?;
     settings()?;
     server()?;
     tasks()?;
-    run(&config)
+    run(config)
 }
 
 /// A byte that says what follows, then lines or a table.
@@ -231,10 +232,11 @@ fn shards(folder: &Path, tokenizer: &Tokenizer) -> Result {
     seed("manifest", "good", manifest.to_bytes())
 }
 
-fn configs() -> Result<Config> {
-    let common = r#""hidden_size":8,"intermediate_size":12,"num_attention_heads":2,"num_key_value_heads":1,"head_dim":4,"vocab_size":16,"max_position_embeddings":8,"rms_norm_eps":1e-5,"hidden_act":"silu","#;
+/// By name, the smallest first.
+fn configs() -> Result<Vec<(&'static str, Config)>> {
+    let common = r#""hidden_size":8,"intermediate_size":12,"num_attention_heads":2,"num_key_value_heads":1,"head_dim":4,"vocab_size":16,"max_position_embeddings":8,"rms_norm_eps":1e-6,"hidden_act":"silu","#;
     let experts = r#""num_hidden_layers":2,"num_experts":4,"num_experts_per_tok":2,"moe_intermediate_size":6,"norm_topk_prob":true,"#;
-    let mut tiny = None;
+    let mut configs = vec![];
     for (name, rest) in [
         ("tiny", r#""model_type":"llama","num_hidden_layers":1,"rope_theta":1e4,"tie_word_embeddings":true"#.into()),
         ("qwen3", r#""model_type":"qwen3","num_hidden_layers":1,"rope_parameters":{"rope_type":"default","rope_theta":1e6},"eos_token_id":[1,2]"#.into()),
@@ -246,9 +248,9 @@ fn configs() -> Result<Config> {
         let json = format!("{{{common}{rest}}}");
         let config = Config::from_json(json.as_bytes()).map_err(|error| format!("{name}: {error}"))?;
         seed("config", name, json)?;
-        tiny = tiny.or(Some(config));
+        configs.push((name, config));
     }
-    Ok(tiny.ok_or("none")?)
+    Ok(configs)
 }
 
 fn weights(folder: &Path, config: &Config) -> Result {
@@ -272,18 +274,21 @@ fn weights(folder: &Path, config: &Config) -> Result {
     seed("index", "good", r#"{"metadata":{"total_size":8},"weight_map":{"x":"a","y":"b"}}"#)
 }
 
-fn gguf(folder: &Path, config: &Config, tokenizer: &Tokenizer) -> Result {
-    let config = Config { vocab_size: tokenizer.vocab_size(), ..config.clone() };
+fn gguf(folder: &Path, configs: &[(&str, Config)], tokenizer: &Tokenizer) -> Result {
     let device = Cpu::new(1);
-    let model = Model::new(&device, &config, 8, Options::default())?;
-    let dir = folder.join("model");
-    fs::create_dir(&dir)?;
-    wudao_model::weights::save(&device, &dir, &config, &model.init(&device, 1), DType::F32, 1 << 30)?;
-    let (source, fields) = (weights::Source::open(&dir)?, wudao_infer::gguf::fields(tokenizer, &config, None)?);
-    for dtype in [TensorType::F32, TensorType::BF16] {
-        let path = folder.join(format!("{dtype}.gguf"));
-        write(&path, &source, dtype, &fields)?;
-        seed("gguf", &dtype.name().to_lowercase(), fs::read(path)?)?;
+    // GGUF has no qwen3_moe with a dense layer.
+    for (name, config) in configs.iter().filter(|(name, _)| *name != "qwen3_moe") {
+        let config = Config { vocab_size: tokenizer.vocab_size(), ..config.clone() };
+        let model = Model::new(&device, &config, 8, Options::default())?;
+        let dir = folder.join(format!("{name}-model"));
+        fs::create_dir(&dir)?;
+        wudao_model::weights::save(&device, &dir, &config, &model.init(&device, 1), DType::F32, 1 << 30)?;
+        let (source, fields) = (weights::Source::open(&dir)?, wudao_infer::gguf::fields(tokenizer, &config, None)?);
+        for dtype in [TensorType::F32, TensorType::BF16] {
+            let path = folder.join(format!("{name}.{dtype}.gguf"));
+            write(&path, &source, dtype, &fields)?;
+            seed("gguf", &format!("{name}-{}", dtype.name().to_lowercase()), fs::read(path)?)?;
+        }
     }
     Ok(())
 }
