@@ -8,7 +8,7 @@
 //     panels.js what is open beside          notices.js  what is said beside       settings.js          the settings
 
 import { ApiError, countTokens, listModels } from "./api.js";
-import { FileRefused, append, merge, newConversation, path, remove, settleInterrupted, step } from "./chat.js";
+import { FileRefused, append, catchUp, merge, newConversation, path, remove, settleInterrupted, step } from "./chat.js";
 import { Composer } from "./composer.js";
 import { byId, el, icon } from "./dom.js";
 import { download, readConversations } from "./files.js";
@@ -257,12 +257,13 @@ const draftKey = () => (conversations.has(current.id) ? current.id : "");
 
 /** Keeps a conversation in the browser, now. */
 async function keep(conversation) {
-    if (!conversations.has(conversation.id)) return;
+    const { id } = conversation;
+    if (!conversations.has(id)) return;
     drawList();
-    clearTimeout(keepTimers.get(conversation.id));
-    keepTimers.delete(conversation.id);
+    clearTimeout(keepTimers.get(id));
+    keepTimers.delete(id);
     try {
-        await store.put(conversation);
+        await store.put(conversation, (kept) => writing.has(id) || catchUp(conversation, kept));
     } catch (error) {
         notice(t("notice.saveFailed", { why: error?.message ?? String(error) }));
     }
@@ -283,6 +284,7 @@ async function changedElsewhere(id) {
         if (theirs) merge(ours, theirs);
         return;
     }
+    if (theirs && ours) catchUp(theirs, ours);
     if (theirs) conversations.set(id, theirs);
     else conversations.delete(id);
     drawList();

@@ -101,6 +101,21 @@ export function merge(ours, theirs) {
     }
 }
 
+const PROGRESS = ["streaming", "stopped", "error", "done"];
+const progress = ({ state, content, reasoning = "" }) => [PROGRESS.indexOf(state), content.length + reasoning.length];
+
+/**
+ * Takes from another copy of the same conversation how far replies have come. A message changes in no other way, so what another
+ * tab wrote of a copy that it had before a reply ended does not undo the reply.
+ */
+export function catchUp(ours, theirs) {
+    for (const [id, node] of Object.entries(theirs.nodes)) {
+        if (!Object.hasOwn(ours.nodes, id)) continue;
+        const [[state, length], [ourState, ourLength]] = [progress(node), progress(ours.nodes[id])];
+        if (state > ourState || (state === ourState && length > ourLength)) Object.assign(ours.nodes[id], node);
+    }
+}
+
 /** Replies that were being written when the page was closed: they end where they are. */
 export function settleInterrupted(conversation) {
     for (const node of Object.values(conversation.nodes)) if (node.state === "streaming") node.state = "stopped";

@@ -35,9 +35,17 @@ export async function openStore(changed) {
         /** Every conversation kept, in no order. */
         all: async () => (database ? request("readonly", (table) => table.getAll()) : []),
         get: async (id) => (database ? request("readonly", (table) => table.get(id)) : undefined),
-        async put(conversation) {
+        /** `meet` is called with what was kept before, while no other tab can write. */
+        async put(conversation, meet) {
             if (!database) return;
-            await request("readwrite", (table) => table.put(conversation));
+            await request("readwrite", (table) => {
+                const asked = table.get(conversation.id);
+                asked.onsuccess = () => {
+                    if (asked.result) meet(asked.result);
+                    table.put(conversation);
+                };
+                return asked;
+            });
             channel?.postMessage(conversation.id);
         },
         async delete(id) {

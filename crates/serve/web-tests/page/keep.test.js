@@ -165,6 +165,44 @@ test("two tabs show the same", {}, async ({ page, context, mock, url }) => {
     await eventually(async () => (await bodies(other)).at(-1), "slow");
 });
 
+test("a copy that another tab wrote late does not undo a reply", {}, async ({ page, context, mock, url }) => {
+    const rest = gate();
+    mock.script.push({ pieces: ["slow"], hold: rest.promise });
+    await send(page, "one");
+    await eventually(() => reply(page).innerText(), "slow");
+    const other = await context.newPage();
+    await other.goto(url);
+    const kept = () => other.evaluate(() => new Promise((resolve, reject) => {
+        const opened = indexedDB.open("wudao-chat");
+        opened.onerror = () => reject(opened.error);
+        opened.onsuccess = () => {
+            const all = opened.result.transaction("conversations").objectStore("conversations").getAll();
+            all.onsuccess = () => resolve(all.result[0]);
+        };
+    }));
+    await eventually(async () => Object.values((await kept()).nodes).at(-1).content, "slow");
+    const early = await kept();
+    rest.open();
+    await finished(page);
+    await other.evaluate((conversation) => new Promise((resolve, reject) => {
+        const opened = indexedDB.open("wudao-chat");
+        opened.onerror = () => reject(opened.error);
+        opened.onsuccess = () => {
+            const transaction = opened.result.transaction("conversations", "readwrite");
+            transaction.objectStore("conversations").put(conversation);
+            transaction.oncomplete = () => {
+                new BroadcastChannel("wudao-chat").postMessage(conversation.id);
+                resolve();
+            };
+        };
+    }), { ...early, title: "renamed", named: true });
+    await eventually(() => titles(page), ["renamed"]);
+    await finished(page);
+    await ask(page, "two");
+    await eventually(async () => Object.values((await kept()).nodes).map(({ state }) => state), ["done", "done", "done", "done"]);
+    assert.equal((await kept()).title, "renamed");
+});
+
 test("settings reach the request, wrong ones do not, and both conversations and reloads keep them", { real: true }, async ({ page }) => {
     const asked = [];
     page.on("request", (request) => {

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import {
-    FileRefused, append, children, exportFile, importFile, matches, merge, messages, newConversation, path, remove, settleInterrupted,
+    FileRefused, append, catchUp, children, exportFile, importFile, matches, merge, messages, newConversation, path, remove, settleInterrupted,
     step, text,
 } from "../../web/chat.js";
 import { fileName, sift } from "../../web/files.js";
@@ -78,6 +78,30 @@ test("what another tab added is taken in, and ours holds where both changed", ()
     assert.deepEqual(children(c, q2.id).map((node) => node.content), ["a3", "theirs"]);
     assert.equal(c.nodes[q2.id].content, "q2");
     assert.equal("orphan" in c.nodes, false);
+});
+
+test("how far a reply has come in another copy is taken over, and never undone", () => {
+    const { c, q2 } = talk();
+    const node = append(c, q2.id, "assistant", "half", { state: "streaming" });
+    const earlier = structuredClone(c);
+    Object.assign(node, { content: "half and half", reasoning: "hm", state: "done", finish: "stop" });
+    const later = structuredClone(c);
+    catchUp(c, earlier);
+    assert.deepEqual(c, later);
+    catchUp(earlier, c);
+    assert.deepEqual(earlier, later);
+    // Of two that are being written, the longer; a page that was loaded meanwhile took the reply for an interrupted one.
+    Object.assign(node, { content: "half", state: "streaming" });
+    Object.assign(earlier.nodes[node.id], { content: "half a", state: "streaming" });
+    catchUp(c, earlier);
+    assert.equal(node.content, "half a");
+    settleInterrupted(earlier);
+    catchUp(earlier, later);
+    assert.deepEqual(earlier, later);
+    // What only one has stays there.
+    delete earlier.nodes[node.id];
+    catchUp(earlier, later);
+    assert.equal(node.id in earlier.nodes, false);
 });
 
 test("a reply that a closed page left unfinished ends where it is", () => {
