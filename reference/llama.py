@@ -4,7 +4,8 @@ compute the same here. Run in the environment of llama_cpp.sh.
 
     llama.py families --wudao PATH --logits PATH
         converts the tiny models of golden/ (those that llama.cpp computes) and random ones of the families that are left,
-        in f32, and compares logits: llama.cpp's, wudao's on the GGUF file, and, for golden models, transformers'
+        in f32, and compares logits: llama.cpp's, wudao's on the GGUF file and on the same split into several, and, for
+        golden models, transformers'
     llama.py dtypes --wudao PATH --logits PATH
         converts one model in every type, and compares logits of llama.cpp and wudao on the same file
     llama.py smollm2 FILE [--check]
@@ -24,7 +25,9 @@ import struct
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 
+import gguf
 import llama_cpp
 import numpy as np
 
@@ -65,11 +68,43 @@ SMALL = {
 }
 SPARSE = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 1e4}
-# Families whose golden model llama.cpp does not compute (heads wider than the stream, layers without experts, ...).
+LATENT = SMALL | {
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-6,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 24,
+    "head_dim": 8,
+    "attention_bias": False,
+    "topk_method": "greedy",
+    "n_shared_experts": 2,
+    "n_group": 1,
+    "topk_group": 1,
+}
+SIGMOID = {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "norm_topk_prob": True, "routed_scaling_factor": 2.5}
+SOFTMAX = {"scoring_func": "softmax", "norm_topk_prob": False, "routed_scaling_factor": 1.5}
+
+
+def sharpened(share: float) -> dict:
+    return {"rope_scaling": YARN | {"type": "yarn", "mscale": share, "mscale_all_dim": share}}
+
+
+# Families whose golden model llama.cpp does not compute (heads wider than the stream, layers without experts, ...), by name
+# with what follows a dash being a habit of it.
 RANDOM = {
     "qwen2": SMALL | {"rope_parameters": YARN | {"attention_factor": 1.3}},
     "qwen2_moe": SMALL | SPARSE | {"shared_expert_intermediate_size": 64, "norm_topk_prob": False},
     "qwen3_moe": SMALL | SPARSE | {"head_dim": 32, "norm_topk_prob": True, "attention_bias": False},
+    "deepseek_v2": LATENT | SOFTMAX,
+    "deepseek_v2-lite": LATENT | SOFTMAX | {"q_lora_rank": None} | sharpened(0.707),
+    "deepseek_v3": LATENT | SIGMOID | {"n_group": 4, "topk_group": 2} | sharpened(1.0),
+    "deepseek_v3-tied": LATENT | SIGMOID | {"norm_topk_prob": False, "tie_word_embeddings": True},
 }
 
 
@@ -105,36 +140,64 @@ def random_weights(family: str, c: dict) -> dict[str, np.ndarray]:
         scale = scale if scale is not None else 1 / shape[-1] ** 0.5
         arrays[name] = (rng.standard_normal(shape) * scale).astype(np.float32)
 
-    d, heads, kv = c["hidden_size"], c["num_attention_heads"], c["num_key_value_heads"]
-    head = c.get("head_dim", d // heads)
+    def norm(name: str, width: int) -> None:
+        arrays[f"{name}.weight"] = (1 + 0.2 * rng.standard_normal(width)).astype(np.float32)
+
+    d = c["hidden_size"]
     put("model.embed_tokens.weight", c["vocab_size"], d, scale=1.0)
-    put("lm_head.weight", c["vocab_size"], d)
-    norms = ["model.norm.weight"]
+    if not c["tie_word_embeddings"]:
+        put("lm_head.weight", c["vocab_size"], d)
+    norm("model.norm", d)
     for layer in range(c["num_hidden_layers"]):
         at = f"model.layers.{layer}"
-        norms += [f"{at}.input_layernorm.weight", f"{at}.post_attention_layernorm.weight"]
-        for which, rows in [("q", heads), ("k", kv), ("v", kv)]:
-            put(f"{at}.self_attn.{which}_proj.weight", rows * head, d)
-            if family.startswith("qwen2"):
-                put(f"{at}.self_attn.{which}_proj.bias", rows * head, scale=0.2)
-        put(f"{at}.self_attn.o_proj.weight", d, heads * head)
-        if family == "qwen3_moe":
-            for which in "qk":
-                arrays[f"{at}.self_attn.{which}_norm.weight"] = (1 + 0.2 * rng.standard_normal(head)).astype(np.float32)
+        norm(f"{at}.input_layernorm", d)
+        norm(f"{at}.post_attention_layernorm", d)
+        (latent_attention if "kv_lora_rank" in c else attention)(family, c, f"{at}.self_attn", put, norm)
         feeds = [("mlp", c["intermediate_size"])]
-        if "num_experts" in c:
-            put(f"{at}.mlp.gate.weight", c["num_experts"], d, scale=0.5)
-            feeds = [(f"mlp.experts.{e}", c["moe_intermediate_size"]) for e in range(c["num_experts"])]
+        experts = c.get("num_experts", c.get("n_routed_experts", 0))
+        if experts and layer >= c.get("first_k_dense_replace", 0):
+            put(f"{at}.mlp.gate.weight", experts, d, scale=0.5)
+            feeds = [(f"mlp.experts.{e}", c["moe_intermediate_size"]) for e in range(experts)]
+            if family == "deepseek_v3":
+                put(f"{at}.mlp.gate.e_score_correction_bias", experts, scale=0.1)
             if family == "qwen2_moe":
                 put(f"{at}.mlp.shared_expert_gate.weight", 1, d)
                 feeds.append(("mlp.shared_expert", c["shared_expert_intermediate_size"]))
+            if "n_shared_experts" in c:
+                feeds.append(("mlp.shared_experts", c["n_shared_experts"] * c["moe_intermediate_size"]))
         for name, width in feeds:
             put(f"{at}.{name}.gate_proj.weight", width, d)
             put(f"{at}.{name}.up_proj.weight", width, d)
             put(f"{at}.{name}.down_proj.weight", d, width)
-    for name in norms:
-        arrays[name] = (1 + 0.2 * rng.standard_normal(d)).astype(np.float32)
     return arrays
+
+
+def attention(family: str, c: dict, at: str, put: Callable, norm: Callable) -> None:
+    d, heads, kv = c["hidden_size"], c["num_attention_heads"], c["num_key_value_heads"]
+    head = c.get("head_dim", d // heads)
+    for which, rows in [("q", heads), ("k", kv), ("v", kv)]:
+        put(f"{at}.{which}_proj.weight", rows * head, d)
+        if family.startswith("qwen2"):
+            put(f"{at}.{which}_proj.bias", rows * head, scale=0.2)
+    put(f"{at}.o_proj.weight", d, heads * head)
+    if family == "qwen3_moe":
+        for which in "qk":
+            norm(f"{at}.{which}_norm", head)
+
+
+def latent_attention(family: str, c: dict, at: str, put: Callable, norm: Callable) -> None:
+    d, heads, rank = c["hidden_size"], c["num_attention_heads"], c["kv_lora_rank"]
+    queries = heads * (c["qk_nope_head_dim"] + c["qk_rope_head_dim"])
+    if q := c["q_lora_rank"]:
+        put(f"{at}.q_a_proj.weight", q, d)
+        norm(f"{at}.q_a_layernorm", q)
+        put(f"{at}.q_b_proj.weight", queries, q, scale=2 / q**0.5)
+    else:
+        put(f"{at}.q_proj.weight", queries, d, scale=2 / d**0.5)
+    put(f"{at}.kv_a_proj_with_mqa.weight", rank + c["qk_rope_head_dim"], d, scale=2 / d**0.5)
+    norm(f"{at}.kv_a_layernorm", rank)
+    put(f"{at}.kv_b_proj.weight", heads * (c["qk_nope_head_dim"] + c["v_head_dim"]), rank)
+    put(f"{at}.o_proj.weight", d, heads * c["v_head_dim"])
 
 
 def tokenizer(folder: pathlib.Path, size: int) -> None:
@@ -178,8 +241,9 @@ def copy_model(case: str, folder: pathlib.Path) -> list[tuple[list[int], np.ndar
     """A model's folder, ids to read, and what transformers computes of them, if that is known."""
     folder.mkdir()
     if case in RANDOM:
-        config = RANDOM[case] | {"model_type": case, "architectures": ["x"]}
-        write_safetensors(folder / "model.safetensors", random_weights(case, config))
+        family = case.split("-")[0]
+        config = RANDOM[case] | {"model_type": family, "architectures": ["x"]}
+        write_safetensors(folder / "model.safetensors", random_weights(family, config))
         ids = np.random.default_rng(1).integers(0, config["vocab_size"], (2, 24)).tolist()
         known = [(row, None) for row in ids]
     else:
@@ -197,6 +261,28 @@ def convert(wudao: str, model: pathlib.Path, out: pathlib.Path, dtype: str) -> N
     subprocess.run([wudao, "convert", str(model), "--out", str(out), "--dtype", dtype, "--quiet"], check=True)
 
 
+def split(path: pathlib.Path) -> pathlib.Path:
+    """The same model in several files, of which the first is named."""
+    whole = gguf.GGUFReader(path)
+    architecture = whole.fields["general.architecture"].contents()
+    writer = gguf.GGUFWriter(path.with_name(f"{path.stem}-split"), architecture, split_max_tensors=len(whole.tensors) // 3 + 1)
+    for field in whole.fields.values():
+        if field.name == "general.architecture" or field.name.startswith("GGUF."):
+            continue
+        if field.types[0] == gguf.GGUFValueType.ARRAY:
+            # The package writes no empty list; the tokenizer has no merges.
+            writer.add_array(field.name, field.contents() or ["a c"])
+        else:
+            writer.add_key_value(field.name, field.contents(), field.types[0])
+    for tensor in whole.tensors:
+        writer.add_tensor(tensor.name, np.array(tensor.data))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path.with_name(f"{path.stem}-split-00001-of-00003.gguf")
+
+
 def families(args: argparse.Namespace) -> bool:
     good = True
     print(f"{'model':<16} {'transformers':>14} {'llama.cpp':>14}   largest difference from wudao, relative to the largest logit")
@@ -212,10 +298,12 @@ def families(args: argparse.Namespace) -> bool:
                 if logits is not None:
                     theirs = max(theirs, distance(ours, logits))
                 llama = max(llama, distance(ours, llama_logits(path, ids)))
-            # And back: a folder from the file computes the same bits.
-            convert(args.wudao, path, folder.with_name(f"{case}-back"), "f32")
-            same = np.array_equal(wudao_logits(args.logits, folder.with_name(f"{case}-back"), known[0][0]),
-                                  wudao_logits(args.logits, path, known[0][0]))
+            # A folder from the file computes the same bits, and so do its parts, in llama.cpp too.
+            back, parts, ids = folder.with_name(f"{case}-back"), split(path), known[0][0]
+            convert(args.wudao, path, back, "f32")
+            ours = wudao_logits(args.logits, path, ids)
+            same = all(np.array_equal(wudao_logits(args.logits, other, ids), ours) for other in (back, parts))
+            same &= np.array_equal(llama_logits(parts, ids), llama_logits(path, ids))
             shown = f"{theirs:14.1e}" if known[0][1] is not None else f"{'-':>14}"
             fine = theirs <= CLOSE and llama <= CLOSE and same
             good &= fine

@@ -2,9 +2,10 @@
 
 use super::blocks;
 use super::config::has_router_keys;
-use super::header::{Header, Tensor};
+use super::header::Tensor;
 use super::mla::{self, Expansion};
 use super::names::{Place, architecture, place};
+use super::parts::Parts;
 use super::types::TensorType;
 use super::value::{Reader, Value};
 use crate::config::Config;
@@ -12,44 +13,42 @@ use crate::weights::{Mapped, WeightsError};
 use memmap2::Mmap;
 use std::collections::BTreeSet;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-/// An opened file: every key and every tensor of it is known to be whole.
-pub struct File {
-    path: PathBuf,
-    map: Mmap,
-    header: Header,
-}
+/// An opened file, or all files of a model that was split: every key and every tensor is known to be whole.
+pub struct File(Parts);
 
 impl File {
-    /// Opens a file and checks all but the elements of its tensors.
+    /// Opens a file, or the first of several and with it the others, and checks all but the elements of its tensors.
     pub fn open(path: &Path) -> Result<File, WeightsError> {
-        let file = std::fs::File::open(path).map_err(WeightsError::io(path, "open"))?;
-        if file.metadata().map_err(WeightsError::io(path, "read"))?.len() == 0 {
-            return Err(WeightsError::file(path, "not a GGUF file: it is empty"));
-        }
-        // SAFETY: a private, read-only mapping. Its bytes are only ever read as bytes, of which any value is valid; that
-        // no other process cuts the file short meanwhile is a documented condition of this module.
-        let map = unsafe { Mmap::map(&file) }.map_err(WeightsError::io(path, "map"))?;
-        let header = Header::read(path, &map)?;
-        Ok(File { path: path.into(), map, header })
+        Parts::open(path).map(File)
     }
 
-    /// Where it is.
+    /// Where it is, or the first of its parts.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.0.parts[0].path
+    }
+
+    /// Where all of its parts are.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.0.parts.iter().map(|part| &*part.path)
+    }
+
+    /// The part that has a tensor.
+    pub fn path_of(&self, tensor: &Tensor) -> &Path {
+        &self.0.parts[tensor.part].path
     }
 
     /// The value of a key of the metadata.
     pub fn get(&self, key: &str) -> Option<Value<'_>> {
-        let &at = self.header.keys.get(key)?;
+        let &at = self.0.keys.get(key)?;
         // It was read once without an error when the file was opened.
-        Reader::new(&self.path, &self.map).from(at).value().ok()
+        Reader::new(self.path(), &self.0.parts[0].map).from(at).value().ok()
     }
 
     /// The keys of the metadata, in order of the alphabet.
     pub fn keys(&self) -> impl Iterator<Item = &str> {
-        self.header.keys.keys().map(String::as_str)
+        self.0.keys.keys().map(String::as_str)
     }
 
     /// `general.architecture`: what kind of model it is, and how keys of the model begin.
@@ -62,29 +61,29 @@ impl File {
         super::config::read(self)
     }
 
-    /// The tensors, by offset.
+    /// The tensors, by part and offset.
     pub fn tensors(&self) -> &[Tensor] {
-        &self.header.tensors
+        &self.0.tensors
     }
 
     /// A tensor by its name in the file.
     pub fn tensor(&self, name: &str) -> Option<&Tensor> {
-        self.header.by_name.get(name).map(|&i| &self.header.tensors[i])
+        self.0.by_name.get(name).map(|&i| &self.0.tensors[i])
     }
 
     /// The bytes of one of this file's tensors.
     pub fn bytes(&self, tensor: &Tensor) -> &[u8] {
-        &self.map[tensor.at..][..tensor.bytes]
+        &self.0.parts[tensor.part].map[tensor.at..][..tensor.bytes]
     }
 
     /// The rows of the Hugging Face tensor `part`, which has the shape `shape` in the model of `config`.
     pub fn part(&self, config: &Config, part: &str, shape: &[usize]) -> Result<Rows<'_>, WeightsError> {
         let Some(Place { name, expert, paired }) = place(config, part) else {
             let problem = format!("GGUF files have no name for it in a {}", config.family.model_type());
-            return Err(WeightsError::tensor(&self.path, part, problem));
+            return Err(WeightsError::tensor(self.path(), part, problem));
         };
-        let fail = |problem: String| Err(WeightsError::tensor(&self.path, &name, problem));
         let tensor = self.readable(&name, part)?;
+        let fail = |problem: String| Err(WeightsError::tensor(self.path_of(tensor), &name, problem));
         let [rows, columns] = rows_and_columns(shape);
         let found = tensor.shape();
         // A matrix of one row may be a vector here.
@@ -104,7 +103,7 @@ impl File {
             return fail(format!("its {rows} rows are not those of whole heads of {} columns", config.head_dim));
         }
         let bytes = &self.bytes(tensor)[expert.unwrap_or(0) * rows * row_bytes..][..rows * row_bytes];
-        Ok(Rows { kind: tensor.kind, bytes, rows, columns, row_bytes, paired })
+        Ok(Rows { map: self.map_of(tensor), kind: tensor.kind, bytes, rows, columns, row_bytes, paired })
     }
 
     /// The Hugging Face tensor `part`, which has the shape `shape`, if this file has it in two halves; `None` if it is one of
@@ -120,30 +119,31 @@ impl File {
 
     /// The rows of all matrices of a tensor of three dimensions, in which `part` is, with others or in part.
     pub(super) fn stacked(&self, name: &str, part: &str, shape: [usize; 3]) -> Result<Rows<'_>, WeightsError> {
-        let fail = |problem: String| Err(WeightsError::tensor(&self.path, name, problem));
         let (tensor, [matrices, rows, columns]) = (self.readable(name, part)?, shape);
+        let fail = |problem: String| Err(WeightsError::tensor(self.path_of(tensor), name, problem));
         if tensor.shape() != shape {
             return fail(format!("has shape {:?}, expected {shape:?}", tensor.shape()));
         }
         // A tensor's rows are whole blocks: it was checked when the file was opened.
         let Some(row_bytes) = tensor.kind.row_bytes(columns) else { return fail("its rows are cut".into()) };
-        let bytes = self.bytes(tensor);
-        Ok(Rows { kind: tensor.kind, bytes, rows: matrices * rows, columns, row_bytes, paired: None })
+        let (map, bytes) = (self.map_of(tensor), self.bytes(tensor));
+        Ok(Rows { map, kind: tensor.kind, bytes, rows: matrices * rows, columns, row_bytes, paired: None })
     }
 
     /// The tensor `name`, which has elements of the Hugging Face tensor `part`.
     fn readable(&self, name: &str, part: &str) -> Result<&Tensor, WeightsError> {
-        let fail = |problem: String| Err(WeightsError::tensor(&self.path, name, problem));
-        let Some(tensor) = self.tensor(name) else { return fail(format!("missing (it holds {part})")) };
+        let Some(tensor) = self.tensor(name) else {
+            return Err(WeightsError::tensor(self.path(), name, format!("missing (it holds {part})")));
+        };
         if !tensor.kind.is_readable() {
-            return fail(format!("has type {}; supported are {}", tensor.kind, TensorType::readable_names()));
+            let problem = format!("has type {}; supported are {}", tensor.kind, TensorType::readable_names());
+            return Err(WeightsError::tensor(self.path_of(tensor), name, problem));
         }
         Ok(tensor)
     }
 
-    /// Where rows of this file are in it.
-    pub(crate) fn mapped<'a>(&'a self, rows: &Rows<'a>) -> Mapped<'a> {
-        Mapped::new(&self.map, rows.bytes)
+    fn map_of(&self, tensor: &Tensor) -> &Mmap {
+        &self.0.parts[tensor.part].map
     }
 
     /// Refuses a file with a tensor that the model has not. What is missing is told by [`File::part`].
@@ -170,7 +170,7 @@ impl File {
             None => Ok(()),
             Some(t) => {
                 let problem = format!("no {} has it, as far as is supported", config.family.model_type());
-                Err(WeightsError::tensor(&self.path, &t.name, problem))
+                Err(WeightsError::tensor(self.path_of(t), &t.name, problem))
             }
         }
     }
@@ -190,7 +190,7 @@ impl File {
     }
 
     pub(super) fn wrong(&self, key: &str, problem: &str) -> WeightsError {
-        WeightsError::file(&self.path, format!("{key}: {problem}"))
+        WeightsError::file(self.path(), format!("{key}: {problem}"))
     }
 
     pub(super) fn missing(&self, key: &str) -> WeightsError {
@@ -207,6 +207,7 @@ pub(crate) fn rows_and_columns(shape: &[usize]) -> [usize; 2] {
 /// have. Nothing is copied.
 #[derive(Clone, Copy, Debug)]
 pub struct Rows<'a> {
+    map: &'a Mmap,
     kind: TensorType,
     bytes: &'a [u8],
     rows: usize,
@@ -216,6 +217,11 @@ pub struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
+    /// Where they are in their file.
+    pub(crate) fn mapped(&self) -> Mapped<'a> {
+        Mapped::new(self.map, self.bytes)
+    }
+
     /// How the elements are coded.
     pub fn kind(&self) -> TensorType {
         self.kind

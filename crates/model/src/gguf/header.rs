@@ -27,7 +27,9 @@ pub struct Tensor {
     pub kind: TensorType,
     /// Its dimensions as the file lists them, innermost first: those of a matrix are columns, rows.
     pub dims: Vec<usize>,
-    /// Its first byte in the file.
+    /// Which of the model's files has it, …
+    pub(super) part: usize,
+    /// … and its first byte there.
     pub(super) at: usize,
     /// Its size.
     pub bytes: usize,
@@ -46,8 +48,6 @@ pub(super) struct Header {
     pub keys: BTreeMap<String, usize>,
     /// The tensors, by offset.
     pub tensors: Vec<Tensor>,
-    /// Where each is in the list, by name.
-    pub by_name: BTreeMap<String, usize>,
 }
 
 impl Header {
@@ -88,8 +88,7 @@ impl Header {
                 return Err(WeightsError::tensor(path, &pair[1].name, problem));
             }
         }
-        let by_name = tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
-        Ok(Header { keys, tensors, by_name })
+        Ok(Header { keys, tensors })
     }
 }
 
@@ -102,13 +101,9 @@ fn keys(r: &mut Reader, pairs: u64) -> Result<BTreeMap<String, usize>, WeightsEr
     for _ in 0..pairs {
         let key = r.text("a key")?;
         let at = r.at;
-        let value = r.value()?;
+        r.value()?;
         if keys.insert(key.to_owned(), at).is_some() {
             return r.fail(format!("damaged: the key {key:?} is there twice"));
-        }
-        if key == "split.count" && value.whole().is_some_and(|n| n > 1) {
-            let problem = format!("it is one of {} parts of a model", value.shown());
-            return r.fail(format!("{problem}; join them (llama-gguf-split --merge) and give the whole"));
         }
     }
     Ok(keys)
@@ -168,7 +163,7 @@ fn placed(path: &Path, entry: Entry, start: u64, alignment: u64, size: u64) -> R
     };
     // All of these are below the size of a file that is mapped.
     let dims = dims.into_iter().map(|d| d as usize).collect();
-    Ok(Tensor { name, kind, dims, at: at as usize, bytes: bytes as usize })
+    Ok(Tensor { name, kind, dims, part: 0, at: at as usize, bytes: bytes as usize })
 }
 
 /// Where tensors begin after `at` bytes of header: what the writer must agree on.

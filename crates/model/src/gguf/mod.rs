@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `value` | metadata: typed values, read where they lie |
 //! | `header` | from bytes to a checked table of keys and tensors |
+//! | `parts` | the files of a model that was split |
 //! | `types` | how elements are coded: blocks and their sizes |
 //! | `blocks` | from coded rows to numbers, and back where we write them |
 //! | `names` | which of the file's tensors a Hugging Face tensor is |
@@ -30,6 +31,7 @@ mod file;
 mod header;
 mod mla;
 mod names;
+mod parts;
 mod rope;
 mod types;
 mod value;

@@ -53,15 +53,15 @@ pub fn read_config(dir: &Path) -> Result<Config, WeightsError> {
 /// are not read.
 pub fn tensors(path: &Path) -> Result<Vec<TensorInfo>, WeightsError> {
     if gguf::is_gguf(path) {
-        let file = path.file_name().unwrap_or_default().to_string_lossy();
+        let file = gguf::File::open(path)?;
         let info = |t: &gguf::Tensor| TensorInfo {
             name: t.name.clone(),
             dtype: t.kind.to_string(),
             shape: t.shape(),
             bytes: t.bytes as u64,
-            file: file.clone().into_owned(),
+            file: file.path_of(t).file_name().unwrap_or_default().to_string_lossy().into_owned(),
         };
-        return Ok(gguf::File::open(path)?.tensors().iter().map(info).collect());
+        return Ok(file.tensors().iter().map(info).collect());
     }
     let files = if path.is_dir() { Files::open(path)? } else { Files::of(path, vec![Opened::open(path)?])? };
     let mut all = vec![];

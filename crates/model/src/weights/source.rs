@@ -89,11 +89,11 @@ impl Source {
             Kind::Gguf(file) => {
                 if let Some(made) = file.expansion(&self.config, name, shape)? {
                     let (shape, [a, b]) = (made.shape(), made.rows());
-                    let mapped = file.mapped(a).join(file.mapped(b));
+                    let mapped = a.mapped().join(b.mapped());
                     return Ok(Elements { shape, coded: Coded::Made(Box::new(made)), mapped });
                 }
                 let rows = file.part(&self.config, name, shape)?;
-                Ok(Elements { shape: rows.shape(), coded: Coded::Gguf(rows), mapped: file.mapped(&rows) })
+                Ok(Elements { shape: rows.shape(), mapped: rows.mapped(), coded: Coded::Gguf(rows) })
             }
         }
     }

@@ -16,7 +16,7 @@ use wudao_data::shard::Summary;
 use wudao_data::tokenizer::{Tokenizer, TokenizerSummary};
 use wudao_infer::checkpoint::tokenizer as tokenizer_of;
 use wudao_model::counts::{Counts, Parts};
-use wudao_model::gguf::is_gguf;
+use wudao_model::gguf::{self, is_gguf};
 use wudao_model::weights::{self, TensorInfo};
 use wudao_model::{Config, MoeConfig};
 use wudao_train::checkpoint::{self, CheckpointError, State};
@@ -432,12 +432,15 @@ fn file_table(files: &[File]) -> String {
     columns(&["file", "size"], &rows.collect::<Vec<_>>())
 }
 
-/// The plain files of a folder by name, or the one file itself.
+/// The plain files of a folder by name, or a model's one or several GGUF files.
 fn files(dir: &Path) -> anyhow::Result<Vec<File>> {
     let mut files = Vec::new();
-    if dir.is_file() {
-        let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        return Ok(vec![File { name, bytes: dir.metadata()?.len() }]);
+    if is_gguf(dir) {
+        for path in gguf::File::open(dir)?.paths() {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            files.push(File { name, bytes: path.metadata()?.len() });
+        }
+        return Ok(files);
     }
     for entry in entries(dir)? {
         let metadata = entry.metadata()?;
