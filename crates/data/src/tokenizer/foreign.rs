@@ -6,12 +6,13 @@
 use super::TokenizerError;
 use super::pieces::{Pieces, byte_to_char, char_to_byte};
 use super::scan::SPLITS;
+use aho_corasick::AhoCorasick;
 use serde_json::Value;
 use std::collections::{BTreeSet, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use tokenizers::tokenizer::normalizer::NormalizedString;
 use tokenizers::tokenizer::pre_tokenizer::PreTokenizedString;
-use tokenizers::{Model, Normalizer, OffsetType, PreTokenizer};
+use tokenizers::{AddedVocabulary, Model, Normalizer, OffsetType, PreTokenizer};
 
 /// Ids from here on are taken for damage.
 const MAX_ID: u64 = 1 << 24;
@@ -189,14 +190,52 @@ pub(super) fn eos_token(config: &[u8]) -> Option<String> {
     token.as_str().or_else(|| token["content"].as_str()).map(str::to_owned)
 }
 
-/// Appends the ids of plain text. This is what the crate's `encode` does, less the search for added tokens.
-pub(super) fn encode(inner: &tokenizers::Tokenizer, text: &str, ids: &mut Vec<u32>) -> Result<(), TokenizerError> {
-    let run = || -> tokenizers::Result<_> {
-        let mut text = NormalizedString::from(text);
-        if let Some(normalizer) = inner.get_normalizer() {
-            normalizer.normalize(&mut text)?;
+/// Tokens that a file adds to its model and that are not special.
+#[derive(Debug)]
+pub(super) struct Added {
+    vocabulary: AddedVocabulary,
+    texts: AhoCorasick,
+}
+
+impl Added {
+    /// `None` if there are none.
+    pub fn of(inner: &tokenizers::Tokenizer) -> Result<Option<Added>, String> {
+        let mut vocabulary = inner.get_added_vocabulary().clone();
+        let plain = vocabulary.get_added_tokens_decoder().values().filter(|token| !token.special);
+        let texts: Vec<&str> = plain.map(|token| &*token.content).collect();
+        if texts.is_empty() {
+            return Ok(None);
         }
-        let mut text = PreTokenizedString::from(text);
+        let texts = AhoCorasick::new(texts).map_err(|error| error.to_string())?;
+        // The special ones are text then.
+        vocabulary.set_encode_special_tokens(true);
+        Ok(Some(Added { vocabulary, texts }))
+    }
+
+    /// Whether a text has any of them as they are spelled in the file.
+    pub fn are_in(&self, text: &str) -> bool {
+        self.texts.is_match(text)
+    }
+}
+
+/// Appends the ids of plain text. This is what the crate's `encode` does, less the search for special tokens.
+pub(super) fn encode(
+    inner: &tokenizers::Tokenizer,
+    added: Option<&Added>,
+    text: &str,
+    ids: &mut Vec<u32>,
+) -> Result<(), TokenizerError> {
+    let run = || -> tokenizers::Result<_> {
+        let mut text = match added {
+            Some(added) => added.vocabulary.extract_and_normalize(inner.get_normalizer(), text),
+            None => {
+                let mut text = NormalizedString::from(text);
+                if let Some(normalizer) = inner.get_normalizer() {
+                    normalizer.normalize(&mut text)?;
+                }
+                PreTokenizedString::from(text)
+            }
+        };
         if let Some(pre_tokenizer) = inner.get_pre_tokenizer() {
             pre_tokenizer.pre_tokenize(&mut text)?;
         }

@@ -11,7 +11,8 @@
 //! A file with another pre-tokenizer, or of another kind (SentencePiece-style, WordPiece, Unigram), is left to the crate.
 //!
 //! Special tokens are never made from text by [`Tokenizer::encode`]: a document that speaks of `<|endoftext|>` is a
-//! document like any other. [`Tokenizer::encode_with_special`] is for text that a program wrote, such as a chat.
+//! document like any other. [`Tokenizer::encode_with_special`] is for text that a program wrote, such as a chat. Tokens that
+//! a file adds to its model without calling them special (runs of spaces, `<think>`) are found in any text, before it is cut.
 
 mod bpe;
 mod compare;
@@ -33,7 +34,7 @@ pub use train::{DEFAULT_TRAIN_BYTES, MIN_VOCAB_SIZE, SPECIAL_TOKENS, TrainOption
 use crate::file;
 use crate::manifest::{TOKENIZER_FILE, TokenizerStamp};
 use bpe::{Bpe, Cache, Scratch};
-use foreign::{FastParts, Spec};
+use foreign::{Added, FastParts, Spec};
 use greedy::Greedy;
 use pieces::Pieces;
 use scan::Scanner;
@@ -58,6 +59,8 @@ pub struct Tokenizer {
     inner: Box<tokenizers::Tokenizer>,
     pieces: Pieces,
     end_of_text: Option<u32>,
+    /// The added tokens that plain text may have, if there are any.
+    added: Option<Added>,
     /// Our own encoder, where its ids are those of the file.
     fast: Option<Fast>,
 }
@@ -108,6 +111,7 @@ impl Tokenizer {
         let spec = Spec::parse(&json).map_err(malformed)?;
         let inner = spec.load(&json).map_err(malformed)?;
         let pieces = spec.pieces(&inner).map_err(malformed)?;
+        let added = Added::of(&inner).map_err(malformed)?;
         let fast = spec.fast().map(|parts| Fast {
             scanner: Scanner::new(),
             bpe: Bpe::new(parts.0, &parts.1),
@@ -115,7 +119,8 @@ impl Tokenizer {
             greedy: OnceLock::new(),
         });
         let hash = file::sha256_hex(&json);
-        let mut tokenizer = Tokenizer { json, hash, config, inner: Box::new(inner), pieces, end_of_text: None, fast };
+        let inner = Box::new(inner);
+        let mut tokenizer = Tokenizer { json, hash, config, inner, pieces, end_of_text: None, added, fast };
         tokenizer.end_of_text = END_OF_TEXT
             .iter()
             .find_map(|token| tokenizer.id(token))
@@ -144,17 +149,22 @@ impl Tokenizer {
     }
 
     /// The ids of a text. Nothing is added, and special tokens that the text spells out are taken as the plain text they
-    /// are. For many texts, an [`Encoder`] is faster. Tokenizers trained here cannot fail.
+    /// are; other added tokens are found. For many texts, an [`Encoder`] is faster. Tokenizers trained here cannot fail.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         let mut ids = Vec::with_capacity(text.len() / 3);
-        match &self.fast {
+        match self.fast_for(text) {
             Some(Fast { scanner, bpe, .. }) => {
                 let mut scratch = Scratch::default();
                 scanner.split(text, |piece| bpe.encode(piece.as_bytes(), &mut scratch, &mut ids));
             }
-            None => foreign::encode(&self.inner, text, &mut ids)?,
+            None => foreign::encode(&self.inner, self.added.as_ref(), text, &mut ids)?,
         }
         Ok(ids)
+    }
+
+    /// Our own encoder, if it gives the ids of this text: it knows nothing of added tokens.
+    fn fast_for(&self, text: &str) -> Option<&Fast> {
+        self.fast.as_ref().filter(|_| self.added.as_ref().is_none_or(|added| !added.are_in(text)))
     }
 
     /// The ids of a text in which special tokens are meant: `<|im_end|>` becomes its one id. Nothing is added.
@@ -308,8 +318,10 @@ struct FastEncoder<'a> {
 impl Encoder<'_> {
     /// Appends the ids of `text` to `ids`; the same as [`Tokenizer::encode`].
     pub fn encode(&mut self, text: &str, ids: &mut Vec<u32>) -> Result<(), TokenizerError> {
-        let Some(FastEncoder { fast, greedy, cache, scratch, dead }) = &mut self.fast else {
-            return foreign::encode(&self.tokenizer.inner, text, ids);
+        let tokenizer = self.tokenizer;
+        let fast = self.fast.as_mut().filter(|_| tokenizer.fast_for(text).is_some());
+        let Some(FastEncoder { fast, greedy, cache, scratch, dead }) = fast else {
+            return foreign::encode(&tokenizer.inner, tokenizer.added.as_ref(), text, ids);
         };
         fast.scanner.split(text, |piece| {
             cache.encode(piece.as_bytes(), ids, |piece, ids| match greedy {

@@ -99,7 +99,7 @@ fn scanner_knows_every_character() {
 /// The crate's ids, by way of its own pre-tokenizer and merging.
 fn crate_ids(tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
     let mut ids = Vec::new();
-    foreign::encode(&tokenizer.inner, text, &mut ids).unwrap();
+    foreign::encode(&tokenizer.inner, tokenizer.added.as_ref(), text, &mut ids).unwrap();
     ids
 }
 
@@ -469,4 +469,42 @@ fn files_with_wrong_values_are_refused_without_panic() {
             }
         }
     }
+}
+
+#[test]
+fn added_tokens_that_are_not_special_are_found_in_any_text() {
+    let mut json: serde_json::Value = serde_json::from_slice(TOKENIZER.json()).unwrap();
+    let first = TOKENIZER.vocab_size();
+    let added = json["added_tokens"].as_array_mut().unwrap();
+    for (i, (content, single_word)) in
+        [("<think>", false), ("  ", false), ("    ", false), ("made", true), ("悟道", false)].into_iter().enumerate()
+    {
+        added.push(serde_json::json!({
+            "id": first + i, "content": content, "single_word": single_word, "lstrip": false, "rstrip": false,
+            "normalized": i > 2, "special": false,
+        }));
+    }
+    let tokenizer = Tokenizer::from_bytes(&serde_json::to_vec(&json).unwrap()).unwrap();
+    assert!(tokenizer.is_fast());
+    let mut encoder = tokenizer.encoder();
+    let mut texts = sample();
+    texts.extend(["<think>a</think>", "      x", "made remade, made", "学而悟道 ", "悟 道", ""].map(String::from));
+    for text in &texts {
+        let (expected, mut again) = (tokenizer.encode_with_special(text).unwrap(), vec![]);
+        assert_eq!(tokenizer.encode(text).unwrap(), expected, "{text:?}");
+        encoder.encode(text, &mut again).unwrap();
+        assert_eq!(again, expected, "{text:?}");
+        assert_eq!(tokenizer.decode(&expected), *text);
+        // What text has none of them is as it was.
+        if !["  ", "<think>", "made", "悟道"].iter().any(|token| text.contains(token)) {
+            assert_eq!(TOKENIZER.encode(text).unwrap(), expected, "{text:?}");
+        }
+    }
+    let id = |content: &str| tokenizer.id(content).unwrap();
+    assert_eq!(tokenizer.encode("      x").unwrap()[..2], [id("    "), id("  ")]);
+    // Special ones stay text.
+    let mixed = tokenizer.encode("<think><|endoftext|>").unwrap();
+    assert_eq!(mixed[0], id("<think>"));
+    assert!(!mixed.contains(&id("<|endoftext|>")));
+    assert_eq!(tokenizer.decode(&mixed), "<think><|endoftext|>");
 }

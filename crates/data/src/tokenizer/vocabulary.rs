@@ -290,7 +290,11 @@ mod tests {
         let t = v.tokenizer("t").unwrap();
         // "a b" comes before "Ġ a".
         assert_eq!(t.encode("ab ab a11").unwrap(), [4, 3, 4, 5, 7]);
-        assert_eq!(t.encode_with_special("a<hi>b").unwrap(), [1, 8, 2]);
+        // Added by hand, and not special.
+        for encoded in [t.encode("a<hi>b"), t.encode_with_special("a<hi>b"), t.encode_bytes(b"a<hi>b")] {
+            assert_eq!(encoded.unwrap(), [1, 8, 2]);
+        }
+        assert!(!t.encode("a</s>").unwrap().contains(&0));
         assert_eq!(t.decode(&[4, 5, 2]), "ab ab");
         assert_eq!(t.end_of_text(), Some(0));
         let v = vocabulary(bytes(&["a b", "Ġ a", "1 1"], "qwen2"), &tokens, &[3, 1, 1, 1, 1, 1, 1, 1, 4]);

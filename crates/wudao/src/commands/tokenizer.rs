@@ -13,6 +13,7 @@ use std::time::Instant;
 use wudao_data::document::Lang;
 use wudao_data::profile::Profile;
 use wudao_data::tokenizer::{self, Comparison, Tokenizer, TrainOptions};
+use wudao_infer::checkpoint::tokenizer as load;
 
 /// What to do with tokenizers.
 #[derive(clap::Subcommand, Debug)]
@@ -54,7 +55,7 @@ pub struct TrainArgs {
 #[command(after_help = "Examples:\n  wudao tokenizer encode --tokenizer my-tokenizer '你好, world'\n  \
     cat book.txt | wudao tokenizer encode --tokenizer my-tokenizer > ids.txt")]
 pub struct EncodeArgs {
-    /// A tokenizer.json, or a folder that holds one (a tokenizer, checkpoint or data set).
+    /// A tokenizer.json, a folder that holds one (a tokenizer, checkpoint or data set), or a GGUF file.
     #[arg(long, value_name = "PATH")]
     tokenizer: PathBuf,
     /// The text; standard input if not given.
@@ -71,7 +72,7 @@ pub struct EncodeArgs {
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Example:\n  wudao tokenizer decode --tokenizer my-tokenizer 1024 77 3051")]
 pub struct DecodeArgs {
-    /// A tokenizer.json, or a folder that holds one.
+    /// A tokenizer.json, a folder that holds one, or a GGUF file.
     #[arg(long, value_name = "PATH")]
     tokenizer: PathBuf,
     /// Token ids; standard input if none are given.
@@ -146,7 +147,7 @@ fn train(args: TrainArgs, cx: &Context) -> anyhow::Result<()> {
 }
 
 fn encode(args: EncodeArgs, cx: &Context) -> anyhow::Result<()> {
-    let tokenizer = Tokenizer::load(&args.tokenizer)?;
+    let tokenizer = load(&args.tokenizer)?;
     let input = match args.text {
         Some(text) => text.into_bytes(),
         None => stdin()?,
@@ -165,7 +166,7 @@ fn encode(args: EncodeArgs, cx: &Context) -> anyhow::Result<()> {
 }
 
 fn decode(args: DecodeArgs, cx: &Context) -> anyhow::Result<()> {
-    let tokenizer = Tokenizer::load(&args.tokenizer)?;
+    let tokenizer = load(&args.tokenizer)?;
     let ids = match args.ids.is_empty() {
         false => args.ids,
         true => {
@@ -187,7 +188,7 @@ fn decode(args: DecodeArgs, cx: &Context) -> anyhow::Result<()> {
 }
 
 fn compare(args: CompareArgs, cx: &Context) -> anyhow::Result<()> {
-    let loaded = args.tokenizer.iter().map(|path| Ok((name(path), Tokenizer::load(path)?)));
+    let loaded = args.tokenizer.iter().map(|path| Ok((name(path), load(path)?)));
     let loaded: Vec<(String, Tokenizer)> = loaded.collect::<anyhow::Result<_>>()?;
     let mut texts: Vec<(Lang, String)> = Vec::new();
     let mut read = 0;
