@@ -157,9 +157,11 @@ pub struct EngineOptions {
 }
 
 impl EngineOptions {
-    /// Bytes that keys and values of a model will take: at most [`EngineOptions::cache_bytes`].
-    pub fn bytes_for(&self, config: &Config, operands: DType) -> Result<usize, EngineError> {
-        Ok(Room::of(&[(config, operands)], self)?.pages * self.page_bytes(config, operands))
+    /// Bytes that keys and values will take, at most [`EngineOptions::cache_bytes`]: of a model and perhaps one that guesses
+    /// for it, of each what it is and the type of its operands.
+    pub fn bytes_for(&self, models: &[(&Config, DType)]) -> Result<usize, EngineError> {
+        let page: usize = models.iter().map(|&(config, operands)| self.page_bytes(config, operands)).sum();
+        Ok(Room::of(models, self)?.pages * page)
     }
 
     /// Bytes of a page of keys and values.

@@ -28,26 +28,44 @@ impl GuessArgs {
         self.draft.is_some() || self.guesses > 0
     }
 
-    /// Starts an engine, with `how` the weights of both models are kept.
+    /// Opens the model that guesses, if one is named. `device` must be that of the other model: one of the two waits always.
+    pub fn open(&self, cx: &Context, device: &Cpu, how: &WeightOptions) -> anyhow::Result<Option<Checkpoint<Cpu>>> {
+        let Some(path) = &self.draft else { return Ok(None) };
+        let dir = train::checkpoint_of(path)?;
+        cx.printer.detail(format!("draft model {}", dir.display()));
+        let help = || format!("`wudao inspect {}` says what is there", path.display());
+        Checkpoint::open(device, &dir, how).help(help()).map(Some)
+    }
+
+    /// Starts an engine.
     pub fn start(
         &self,
-        cx: &Context,
         checkpoint: Checkpoint<Cpu>,
-        how: &WeightOptions,
+        draft: Option<Checkpoint<Cpu>>,
         options: EngineOptions,
     ) -> anyhow::Result<Engine> {
         let advice = advice(&options);
         let options = EngineOptions { guesses: self.guesses, ..options };
-        let Some(path) = &self.draft else { return Engine::start(checkpoint, options).help(advice) };
-        let dir = train::checkpoint_of(path)?;
-        cx.printer.detail(format!("draft model {}", dir.display()));
-        // On the same threads: one of the two waits for the other always.
-        let draft = Checkpoint::open(&checkpoint.device, &dir, how)
-            .help(format!("`wudao inspect {}` says what is there", path.display()))?;
+        let Some((path, draft)) = self.draft.as_ref().zip(draft) else {
+            return Engine::start(checkpoint, options).help(advice);
+        };
         Engine::start_with_draft(checkpoint, draft, options)
             .with_context(|| format!("cannot guess with {}", path.display()))
             .help(advice)
     }
+}
+
+/// Bytes beside the weights of a model: keys and values, and all of the model that guesses for it.
+pub fn beside(
+    config: &Config,
+    draft: Option<&Checkpoint<Cpu>>,
+    how: &WeightOptions,
+    options: &EngineOptions,
+) -> anyhow::Result<usize> {
+    let mut models = vec![(config, how.operands)];
+    models.extend(draft.map(|draft| (&draft.config, how.operands)));
+    let cache = options.bytes_for(&models).help(advice(options))?;
+    Ok(cache.saturating_add(draft.map_or(0, |draft| draft.weights.bytes())))
 }
 
 /// What to do if keys and values find no room.
@@ -64,9 +82,11 @@ pub fn start(
     memory: Option<usize>,
     options: EngineOptions,
 ) -> anyhow::Result<Engine> {
-    let beside = |config: &Config| options.bytes_for(config, how.operands).help(advice(&options));
-    let checkpoint = generate::open(cx, path, how, memory, beside)?;
-    guess.start(cx, checkpoint, how, options)
+    let device = cx.cpu_for(how.operands);
+    let draft = guess.open(cx, &device, how)?;
+    let beside = |config: &Config| beside(config, draft.as_ref(), how, &options);
+    let checkpoint = generate::open(cx, &device, path, how, memory, beside)?;
+    guess.start(checkpoint, draft, options)
 }
 
 /// How guesses did, for people.

@@ -134,7 +134,8 @@ pub fn run(args: Args, cx: &Context) -> anyhow::Result<()> {
     }
     let own = [("eval.seq_len", "--seq-len", args.seq_len.map(|n| n.to_string()))];
     let settings: EvalSettings = settings::resolve(&args.settings, &own, &cx.environment)?.section("eval")?;
-    let checkpoint = open(cx, &args.model, &args.weights.options()?, args.weights.memory, |_| Ok(0))?;
+    let how = args.weights.options()?;
+    let checkpoint = open(cx, &cx.cpu_for(how.operands), &args.model, &how, args.weights.memory, |_| Ok(0))?;
     let sources = read(&args, &checkpoint, cx)?;
     let start = Instant::now();
     let (seq_len, tally) = score(&checkpoint, &sources, &settings, cx)?;

@@ -149,7 +149,9 @@ impl Writer {
                 let tokens = longest.min(config.max_position_embeddings);
                 Ok(KvCache::<Cpu>::bytes(config, tokens, weights.operands))
             };
-            return Ok(Writer::Alone(Box::new(open(cx, &args.model, &weights, args.weights.memory, beside)?)));
+            let device = cx.cpu_for(weights.operands);
+            let checkpoint = open(cx, &device, &args.model, &weights, args.weights.memory, beside)?;
+            return Ok(Writer::Alone(Box::new(checkpoint)));
         }
         let options = EngineOptions { batch: 1, ..EngineOptions::default() };
         engine::start(cx, &args.model, &args.guess, &weights, args.weights.memory, options).map(Writer::Engine)
@@ -288,9 +290,10 @@ fn report(
 }
 
 /// Opens a checkpoint folder, the newest checkpoint of a run, or a GGUF file, in so much memory, of which `beside` is for
-/// keys and values.
+/// keys and values, and for whatever else lies beside the weights.
 pub fn open(
     cx: &Context,
+    device: &Cpu,
     path: &Path,
     how: &WeightOptions,
     memory: Option<usize>,
@@ -305,7 +308,7 @@ pub fn open(
         let positions = config.max_position_embeddings * config.rotary_dim() * DType::F32.size();
         anyhow::Ok(Budget { bytes: all, beside: positions.saturating_add(beside(&config)?) })
     });
-    let checkpoint = Checkpoint::open_within(&cx.cpu_for(how.operands), &dir, how, budget.transpose()?)
+    let checkpoint = Checkpoint::open_within(device, &dir, how, budget.transpose()?)
         .help(format!("`wudao inspect {}` says what is there", path.display()))?;
     if let Some(reads) = checkpoint.weights.expert_reads() {
         let room = bytes(reads.room as u64);

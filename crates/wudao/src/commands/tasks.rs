@@ -45,7 +45,7 @@ struct Report {
 pub fn run(args: &Args, cx: &Context) -> anyhow::Result<()> {
     let tasks = read(args)?;
     let how = args.weights.options()?;
-    let checkpoint = open(cx, &args.model, &how, args.weights.memory, |_| Ok(0))?;
+    let checkpoint = open(cx, &cx.cpu_for(how.operands), &args.model, &how, args.weights.memory, |_| Ok(0))?;
     // It reads all weights: only where it is needed.
     let wanted = args.out.is_some() || args.json;
     let fingerprint = wanted.then(|| fingerprint(&checkpoint, &how, args.no_bos)).transpose()?;

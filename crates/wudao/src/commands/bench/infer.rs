@@ -5,7 +5,7 @@
 //! client's long prompt is read. Everything goes through the engine that `wudao serve` runs, sampling included, at
 //! temperature 0. Nothing is kept between requests.
 
-use super::super::engine::GuessArgs;
+use super::super::engine::{self, GuessArgs};
 use super::super::{CacheDtype, memory, told};
 use super::{Context, Shape, WeightArg, dtype_name, median, process_bytes, weights_name};
 use crate::printer::{Unit, columns};
@@ -153,16 +153,17 @@ impl Stream {
     }
 }
 
-fn checkpoint(
-    args: &Args,
-    engine: &EngineOptions,
-    cx: &Context,
-) -> anyhow::Result<(Option<String>, WeightOptions, Checkpoint<Cpu>)> {
+/// What is measured: its name, how its weights are kept, the model, and perhaps one that guesses.
+type Subject = (Option<String>, WeightOptions, Checkpoint<Cpu>, Option<Checkpoint<Cpu>>);
+
+fn subject(args: &Args, options: &EngineOptions, cx: &Context) -> anyhow::Result<Subject> {
     if let Some(path) = &args.model {
         let how = args.weights.options(&args.shape, None)?;
-        let beside = |config: &Config| Ok(engine.bytes_for(config, how.operands)?);
-        let checkpoint = super::super::generate::open(cx, path, &how, args.memory, beside)?;
-        return Ok((Some(path.display().to_string()), how, checkpoint));
+        let device = cx.cpu_for(how.operands);
+        let draft = args.guess.open(cx, &device, &how)?;
+        let beside = |config: &Config| engine::beside(config, draft.as_ref(), &how, options);
+        let checkpoint = super::super::generate::open(cx, &device, path, &how, args.memory, beside)?;
+        return Ok((Some(path.display().to_string()), how, checkpoint, draft));
     }
     let mut measured = args.shape.resolve(&[], cx)?;
     let longest = [args.prompt + 1, args.tokens + 1, 2 * SHORT, args.long_prompt + 1, 4 * args.tokens];
@@ -175,7 +176,8 @@ fn checkpoint(
     let weights = model.init_packed(&device, measured.settings.seed, &how);
     // Its texts are of no interest.
     let tokenizer = Tokenizer::train(["text"], &TrainOptions::new(MIN_VOCAB_SIZE))?;
-    Ok((measured.name, how, Checkpoint { device, config, model, weights, tokenizer }))
+    let draft = args.guess.open(cx, &device, &how)?;
+    Ok((measured.name, how, Checkpoint { device, config, model, weights, tokenizer }, draft))
 }
 
 fn answer(args: &Args, cx: &Context) -> anyhow::Result<Answer> {
@@ -183,10 +185,10 @@ fn answer(args: &Args, cx: &Context) -> anyhow::Result<Answer> {
     let cache_dtype = args.cache_dtype.map(DType::from);
     let options =
         EngineOptions { batch: most, queue: most, cache_dtype, prefix_cache: false, ..EngineOptions::default() };
-    let (model, how, checkpoint) = checkpoint(args, &options, cx)?;
+    let (model, how, checkpoint, draft) = subject(args, &options, cx)?;
     let (dtype, weight_bytes) = (checkpoint.model.dtype(), checkpoint.weights.bytes());
     let in_file = checkpoint.weights.expert_reads().is_some();
-    let engine = args.guess.start(cx, checkpoint, &how, options)?;
+    let engine = args.guess.start(checkpoint, draft, options)?;
     let cache_token_bytes = engine.status().cache_token_bytes;
     let mut warm = ExpertReads::default();
     let progress = cx.printer.progress("Measuring", Some(u64::from(args.tries)), Unit::Items);
