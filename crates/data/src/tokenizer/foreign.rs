@@ -103,9 +103,7 @@ impl Spec {
         let mut pieces = vec![None; size];
         let mut single = Box::new([None; 256]);
         for (token, &id) in &self.vocab {
-            let unmapped = || token.chars().map(|c| table.get(c as usize).copied().flatten()).collect();
-            let piece: Option<Vec<u8>> =
-                if byte_level { unmapped() } else { byte_fallback(token).map(|byte| vec![byte]) };
+            let piece = if byte_level { unmapped(&table, token) } else { byte_fallback(token).map(|byte| vec![byte]) };
             if let Some(&[byte]) = piece.as_deref() {
                 single[usize::from(byte)] = Some(id);
             }
@@ -131,8 +129,14 @@ impl Spec {
         Ok(Pieces::new(byte_level, &pieces, special, single))
     }
 
-    /// What our own encoder needs, if it gives the ids that this file asks for.
-    pub fn fast(&self) -> Option<FastParts> {
+    /// What our own encoder needs, if it gives the ids that this file asks for, and they give the text back.
+    pub fn fast(&self, inner: &tokenizers::Tokenizer) -> Option<FastParts> {
+        // A token that takes the spaces beside it loses them; one that is also made by merging, of other bytes, is both.
+        let table = char_to_byte();
+        let plainly_added = inner.get_added_tokens_decoder().values().all(|token| {
+            let other = unmapped(&table, &token.content).is_some_and(|bytes| bytes != token.content.as_bytes());
+            !(self.vocab.contains_key(&token.content) && other) && (token.special || !(token.lstrip || token.rstrip))
+        });
         let model = self.model();
         let unset = |key: &str| matches!(&model[key], Value::Null | Value::Bool(false)) || model[key] == "";
         let plain = model["type"] == "BPE"
@@ -142,7 +146,7 @@ impl Spec {
         let normalizer = &self.json["normalizer"];
         let unnormalized = normalizer.is_null()
             || (normalizer["type"] == "Sequence" && normalizer["normalizers"].as_array().is_some_and(Vec::is_empty));
-        if !plain || !unnormalized || !is_our_pre_tokenizer(&self.json["pre_tokenizer"]) {
+        if !plainly_added || !plain || !unnormalized || !is_our_pre_tokenizer(&self.json["pre_tokenizer"]) {
             return None;
         }
         let mut bytes = [0; 256];
@@ -160,6 +164,11 @@ impl Spec {
         });
         Some((bytes, merges.collect::<Option<_>>()?))
     }
+}
+
+/// The bytes that a token of a byte-level vocabulary spells.
+fn unmapped(table: &[Option<u8>], token: &str) -> Option<Vec<u8>> {
+    token.chars().map(|c| table.get(c as usize).copied().flatten()).collect()
 }
 
 /// The byte of a token such as `<0xE4>`.

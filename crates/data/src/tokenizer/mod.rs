@@ -112,7 +112,7 @@ impl Tokenizer {
         let inner = spec.load(&json).map_err(malformed)?;
         let pieces = spec.pieces(&inner).map_err(malformed)?;
         let added = Added::of(&inner).map_err(malformed)?;
-        let fast = spec.fast().map(|parts| Fast {
+        let fast = spec.fast(&inner).map(|parts| Fast {
             scanner: Scanner::new(),
             bpe: Bpe::new(parts.0, &parts.1),
             parts,

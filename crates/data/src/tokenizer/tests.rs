@@ -508,3 +508,26 @@ fn added_tokens_that_are_not_special_are_found_in_any_text() {
     assert!(!mixed.contains(&id("<|endoftext|>")));
     assert_eq!(tokenizer.decode(&mixed), "<think><|endoftext|>");
 }
+
+#[test]
+fn files_whose_added_tokens_lose_text_are_left_to_the_crate() {
+    let with = |token: serde_json::Value| {
+        let mut json: serde_json::Value = serde_json::from_slice(TOKENIZER.json()).unwrap();
+        json["added_tokens"].as_array_mut().unwrap().push(token);
+        Tokenizer::from_bytes(&serde_json::to_vec(&json).unwrap()).unwrap()
+    };
+    let token = |content: &str, id: usize, lstrip: bool| {
+        serde_json::json!({
+            "id": id, "content": content, "single_word": false, "lstrip": lstrip, "rstrip": false, "normalized": false,
+            "special": false,
+        })
+    };
+    let free = TOKENIZER.vocab_size();
+    assert!(with(token("mask", free, false)).is_fast());
+    let stripping = with(token("mask", free, true));
+    assert!(!stripping.is_fast());
+    assert_eq!(stripping.encode("  mask").unwrap(), [free as u32]);
+    // Merging makes this one of " t".
+    let (spelled, id) = ("Ġt", TOKENIZER.id("Ġt").unwrap());
+    assert!(!with(token(spelled, id as usize, false)).is_fast());
+}
