@@ -202,7 +202,7 @@ def latent_attention(family: str, c: dict, at: str, put: Callable, norm: Callabl
 
 def tokenizer(folder: pathlib.Path, size: int) -> None:
     """A byte-level tokenizer with as many tokens as the model has rows."""
-    tokens = ["<|end|>", *(chr(c) for c in range(33, 127)), "Ġ", *(f"{a}{b}" for a in "ab" for b in "cdefg")][:size]
+    tokens = ["<|end|>", "ac", *(chr(c) for c in range(33, 127)), "Ġ", *(f"{a}{b}" for a in "ab" for b in "defg")][:size]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
     (folder / "tokenizer.json").write_text(json.dumps({
         "version": "1.0", "truncation": None, "padding": None, "normalizer": None,
@@ -211,7 +211,7 @@ def tokenizer(folder: pathlib.Path, size: int) -> None:
         "pre_tokenizer": byte_level, "post_processor": None, "decoder": byte_level,
         "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
                   "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
-                  "vocab": {token: i for i, token in enumerate(tokens)}, "merges": []},
+                  "vocab": {token: i for i, token in enumerate(tokens)}, "merges": ["a c"]},
     }))
     (folder / "tokenizer_config.json").write_text(json.dumps({
         "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|end|>", "chat_template": "{{ messages }}",
@@ -270,8 +270,7 @@ def split(path: pathlib.Path) -> pathlib.Path:
         if field.name == "general.architecture" or field.name.startswith("GGUF."):
             continue
         if field.types[0] == gguf.GGUFValueType.ARRAY:
-            # The package writes no empty list; the tokenizer has no merges.
-            writer.add_array(field.name, field.contents() or ["a c"])
+            writer.add_array(field.name, field.contents())
         else:
             writer.add_key_value(field.name, field.contents(), field.types[0])
     for tensor in whole.tensors:
