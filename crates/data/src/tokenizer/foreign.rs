@@ -19,6 +19,8 @@ const MAX_ID: u64 = 1 << 24;
 /// Ids may have gaps, but tables by id must stay in proportion to the file: so many ids may go without a token, and as
 /// many again as there are tokens.
 const MAX_GAPS: usize = 1 << 16;
+/// Characters that replacements, one after the other, may make of one: each multiplies, so a short file could ask for any number.
+const MAX_GROWTH: usize = 256;
 
 /// Id of each byte, and the merges (left, right, merged) in order of rank.
 pub(super) type FastParts = ([u32; 256], Vec<(u32, u32, u32)>);
@@ -33,6 +35,11 @@ pub(super) struct Spec {
 impl Spec {
     pub fn parse(bytes: &[u8]) -> Result<Spec, String> {
         let json: Value = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+        for part in ["normalizer", "pre_tokenizer", "decoder"] {
+            if growth(&json[part]) > MAX_GROWTH {
+                return Err(format!("its {part} replaces a character by more than {MAX_GROWTH}"));
+            }
+        }
         let model = json.get("model").filter(|model| model.is_object()).ok_or("it has no \"model\"")?;
         let id_of = |value: &Value| {
             value.as_u64().filter(|&id| id < MAX_ID).map(|id| id as u32).ok_or(format!("{value} is not a token id"))
@@ -164,6 +171,22 @@ impl Spec {
         });
         Some((bytes, merges.collect::<Option<_>>()?))
     }
+}
+
+/// Characters that the replacements in a part of the file may make of one.
+fn growth(part: &Value) -> usize {
+    let children = match part {
+        Value::Array(list) => list.iter().map(growth).fold(1, usize::saturating_mul),
+        Value::Object(map) => map.values().map(growth).fold(1, usize::saturating_mul),
+        _ => return 1,
+    };
+    if part["type"] != "Replace" {
+        return children;
+    }
+    // A pattern that matches nothing at all is found between any two.
+    let beside = usize::from(part["pattern"]["String"].as_str().is_none_or(str::is_empty));
+    let own = part["content"].as_str().map_or(0, |content| content.chars().count()) + beside;
+    children.saturating_mul(own.max(1))
 }
 
 /// The bytes that a token of a byte-level vocabulary spells.

@@ -531,3 +531,25 @@ fn files_whose_added_tokens_lose_text_are_left_to_the_crate() {
     let (spelled, id) = ("Ġt", TOKENIZER.id("Ġt").unwrap());
     assert!(!with(token(spelled, id as usize, false)).is_fast());
 }
+
+#[test]
+fn replacements_that_multiply_are_refused() {
+    let with = |part: &str, pattern: serde_json::Value, content: &str, times: usize| {
+        let mut json: serde_json::Value = serde_json::from_slice(TOKENIZER.json()).unwrap();
+        let replace = serde_json::json!({"type": "Replace", "pattern": pattern, "content": content});
+        let list = if part == "normalizer" { "normalizers" } else { "decoders" };
+        json[part] = serde_json::json!({"type": "Sequence", list: vec![replace; times]});
+        Tokenizer::from_bytes(&serde_json::to_vec(&json).unwrap()).map(drop).map_err(|error| error.to_string())
+    };
+    let (text, regex) = (|s: &str| serde_json::json!({"String": s}), serde_json::json!({"Regex": "x*"}));
+    for part in ["normalizer", "decoder"] {
+        // Of a character as many characters again, five times over.
+        for pattern in [text("a"), text(""), regex.clone()] {
+            let error = with(part, pattern.clone(), &"a".repeat(100), 5).unwrap_err();
+            assert!(error.contains(part) && error.contains("256"), "{error}");
+            assert_eq!(with(part, pattern, &"a".repeat(100), 1), Ok(()));
+        }
+        assert_eq!(with(part, text(" "), "▁", 50), Ok(()));
+        assert!(with(part, regex.clone(), "b", 64).is_err());
+    }
+}
