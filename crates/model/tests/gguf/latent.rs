@@ -2,15 +2,14 @@
 
 use super::families::writable;
 use super::taken::{Taken, opened};
-use super::{dev, folder, loaded, text, written};
+use super::{dev, folder, loaded, packed_sums, text, written};
 use crate::common::by_name;
 use std::path::Path;
 use wudao_device::Cpu;
-use wudao_device::{DType, QuantKind};
+use wudao_device::QuantKind;
 use wudao_model::gguf::{self, File, TensorType};
-use wudao_model::model::Options;
 use wudao_model::weights::{self, Source};
-use wudao_model::{Config, Family, MlaConfig, Model, RopeScaling, Store, WeightOptions};
+use wudao_model::{Config, Family, MlaConfig, RopeScaling, Store};
 
 /// A family with latent attention, as files can hold it.
 pub fn latent(name: &str) -> Config {
@@ -66,12 +65,7 @@ fn older_files_of_latent_attention_are_the_same_model() {
         gguf::write(&again, &Source::open(&before).unwrap(), TensorType::F32, &[]).unwrap();
         assert!(std::fs::read(&again).unwrap() == std::fs::read(&path).unwrap(), "{name}");
         // Row by row, as models that only answer are packed.
-        let model = Model::new(&dev(), &config, 8, Options::default()).unwrap();
-        let sums = [dir.path(), &path, &before].map(|path| {
-            let (source, options) = (Source::open(path).unwrap(), WeightOptions::plain(DType::F32));
-            let packed = weights::load_packed(&dev(), &source, model.layout(), &options).unwrap();
-            packed.sums_of_squares(&dev()).unwrap()
-        });
+        let sums = [dir.path(), &path, &before].map(|path| packed_sums(path, &config));
         assert!(sums[1..].iter().all(|of| *of == sums[0]), "{name}");
     }
 }

@@ -20,7 +20,7 @@ use wudao_model::gguf::{self, Field, TensorType};
 use wudao_model::model::{Options, Recomputation};
 use wudao_model::store::Shard;
 use wudao_model::weights::{self, Source};
-use wudao_model::{Config, Model, Store};
+use wudao_model::{Config, Model, Store, WeightOptions};
 
 const BIG: u64 = 1 << 40;
 
@@ -53,6 +53,14 @@ fn loaded(path: &Path, config: &Config) -> Result<BTreeMap<String, Vec<f64>>, St
     let model = Model::new(&dev(), config, 8, Options::default()).unwrap();
     let mut store = model.zeros(&dev());
     weights::load(&dev(), path, config, &mut store).map(|()| by_name(&dev(), &store)).map_err(text)
+}
+
+/// Sums of squares of a model's weights, packed row by row as they are for whoever only answers.
+fn packed_sums(path: &Path, config: &Config) -> Vec<f64> {
+    let model = Model::new(&dev(), config, 8, Options::default()).unwrap();
+    let (source, options) = (Source::open(path).unwrap(), WeightOptions::plain(DType::F32));
+    let packed = weights::load_packed(&dev(), &source, model.layout(), &options).unwrap();
+    packed.sums_of_squares(&dev()).unwrap()
 }
 
 /// A model whose rows are whole blocks.

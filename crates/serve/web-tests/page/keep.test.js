@@ -172,30 +172,26 @@ test("a copy that another tab wrote late does not undo a reply", {}, async ({ pa
     await eventually(() => reply(page).innerText(), "slow");
     const other = await context.newPage();
     await other.goto(url);
-    const kept = () => other.evaluate(() => new Promise((resolve, reject) => {
-        const opened = indexedDB.open("wudao-chat");
-        opened.onerror = () => reject(opened.error);
-        opened.onsuccess = () => {
-            const all = opened.result.transaction("conversations").objectStore("conversations").getAll();
-            all.onsuccess = () => resolve(all.result[0]);
-        };
-    }));
-    await eventually(async () => Object.values((await kept()).nodes).at(-1).content, "slow");
-    const early = await kept();
-    rest.open();
-    await finished(page);
-    await other.evaluate((conversation) => new Promise((resolve, reject) => {
+    // What is kept, once `late`, if there is one, is written and told.
+    const kept = (late) => other.evaluate((late) => new Promise((resolve, reject) => {
         const opened = indexedDB.open("wudao-chat");
         opened.onerror = () => reject(opened.error);
         opened.onsuccess = () => {
             const transaction = opened.result.transaction("conversations", "readwrite");
-            transaction.objectStore("conversations").put(conversation);
+            const table = transaction.objectStore("conversations");
+            if (late) table.put(late);
+            const all = table.getAll();
             transaction.oncomplete = () => {
-                new BroadcastChannel("wudao-chat").postMessage(conversation.id);
-                resolve();
+                if (late) new BroadcastChannel("wudao-chat").postMessage(late.id);
+                resolve(all.result[0]);
             };
         };
-    }), { ...early, title: "renamed", named: true });
+    }), late);
+    await eventually(async () => Object.values((await kept()).nodes).at(-1).content, "slow");
+    const early = await kept();
+    rest.open();
+    await finished(page);
+    await kept({ ...early, title: "renamed", named: true });
     await eventually(() => titles(page), ["renamed"]);
     await finished(page);
     await ask(page, "two");
