@@ -185,7 +185,12 @@ fn somebody_talks_to_a_model() {
     command.args(["chat", text(&model), "--threads", "2", "--max-tokens", "12", "--temperature", "1.5"]);
     command.env("XDG_STATE_HOME", dir.path()).env("HOME", dir.path());
     let mut seat = Seat::new(&mut command);
-    let typed = |seat: &mut Seat, text: &str| seat.keyboard.write_all(text.as_bytes()).unwrap();
+    // Between two entries the terminal handles keys itself, and its Ctrl-C throws away what was typed: a person sees the
+    // prompt, here the start of bracketed paste says that it is there.
+    let typed = |seat: &mut Seat, text: &str| {
+        seat.wait_until(|seen| seen.rfind("\x1b[?2004h") > seen.rfind("\x1b[?2004l"));
+        seat.keyboard.write_all(text.as_bytes()).unwrap();
+    };
     seat.wait_for("Ctrl-D leaves");
     // What is pasted is one entry, however many lines it has.
     typed(&mut seat, "\x1b[200~床前\n明月光\x1b[201~\r");
