@@ -171,32 +171,45 @@ impl<T: GemmScalar> Kernel<T> {
         }
     }
 
-    /// Packs rows of op(A) as [`Kernel::pack_tiles`] does, panel after panel, in the order in which memory gives them most quickly:
-    /// lanes that lie side by side are read across all panels, a few steps at a time, and of others the next panel's are
-    /// on their way while one is packed.
+    /// Packs rows of op(A) as [`Kernel::pack_tiles`] does, panel after panel.
     pub(super) fn pack_block(&self, side: &Side<T::Real>, lanes: Range<usize>, steps: Range<usize>, panels: &mut [T]) {
-        let size = self.rows() * steps.len().next_multiple_of(T::GROUP);
-        let rows = || pieces(lanes.clone(), self.rows());
+        self.pack_panels(Self::pack_tiles, self.rows(), side, lanes, steps, panels);
+    }
+
+    /// Packs columns of op(B), panel after panel.
+    pub(super) fn pack_columns(&self, side: &Side<T::Real>, lanes: Range<usize>, steps: Range<usize>, panels: &mut [T]) {
+        self.pack_panels(Self::pack_cols, self.cols(), side, lanes, steps, panels);
+    }
+
+    /// Packs panels of `width` lanes, in the order in which memory gives them most quickly: lanes that lie side by side are read
+    /// across all panels, a few steps at a time, and of others the next panel's are on their way while one is packed.
+    fn pack_panels(
+        &self,
+        pack: fn(&Self, &Side<T::Real>, Range<usize>, Range<usize>, &mut [T]),
+        width: usize,
+        side: &Side<T::Real>,
+        lanes: Range<usize>,
+        steps: Range<usize>,
+        panels: &mut [T],
+    ) {
+        let size = width * steps.len().next_multiple_of(T::GROUP);
+        let lanes = || pieces(lanes.clone(), width);
         if side.lanes_adjacent {
             for part in pieces(steps.clone(), TILE_STEPS) {
-                let [at, end] = [part.start, part.end].map(|step| (step - steps.start) * self.rows());
-                for (lanes, panel) in rows().zip(panels.chunks_exact_mut(size)) {
-                    self.pack_rows(
-                        side,
-                        lanes,
-                        part.clone(),
-                        &mut panel[at..end.next_multiple_of(self.rows() * T::GROUP)],
-                    );
+                let [at, end] = [part.start, part.end].map(|step| (step - steps.start) * width);
+                let part_of_panel = at..end.next_multiple_of(width * T::GROUP);
+                for (lanes, panel) in lanes().zip(panels.chunks_exact_mut(size)) {
+                    pack(self, side, lanes, part.clone(), &mut panel[part_of_panel.clone()]);
                 }
             }
             return;
         }
-        let next = rows().skip(1).map(Some).chain([None]);
-        for ((lanes, next), panel) in rows().zip(next).zip(panels.chunks_exact_mut(size)) {
+        let next = lanes().skip(1).map(Some).chain([None]);
+        for ((lanes, next), panel) in lanes().zip(next).zip(panels.chunks_exact_mut(size)) {
             if let Some(next) = next {
                 side.prefetch(next, steps.clone(), 0, 1);
             }
-            self.pack_tiles(side, lanes, steps.clone(), panel);
+            pack(self, side, lanes, steps.clone(), panel);
         }
     }
 

@@ -28,6 +28,7 @@
 //! micro-kernel only. bf16 lies there in pairs of steps, as `vdpbf16ps` takes them, and its sums are f32: C may be either
 //! ([`put`]).
 
+mod ahead;
 #[cfg(target_arch = "x86_64")]
 pub(in crate::cpu) mod amx;
 mod kernel;
@@ -48,13 +49,15 @@ use super::memory::{Memory, Scratch};
 use super::pool::Pool;
 use super::real::{Real, Stored};
 use crate::Gemm;
+use ahead::{AHEAD_BYTES, Ahead, Turn};
 pub(crate) use kernel::{Data, GemmScalar, Source};
 use kernel::{Kernel, Rows};
 use pack::Side;
 pub(in crate::cpu) use pack::fetch;
+use pack::fetch_part;
 pub(crate) use packed::{Panels, gemm_packed};
 pub(in crate::cpu) use panels::{Left, Micro, Operand};
-use plan::{Size, Tile};
+use plan::Size;
 use put::Target;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -258,15 +261,36 @@ fn run<T: GemmScalar, C: Target<T>>(
     let sizes: Vec<Size> = products.iter().map(|p| p.size).collect();
     let steps = sizes.iter().map(|size| size.k).max().unwrap_or(0).clamp(1, T::BLOCK);
     let most_rows = (ROWS_BYTES / size_of::<T>() / steps).next_multiple_of(kernel.rows()) - kernel.rows();
-    let tiles = plan::tiles(&sizes, [kernel.rows(), kernel.cols()], most_rows, pool.threads());
+    let cut = |sizes: &[Size], ahead| plan::tiles(sizes, kernel.size, most_rows, pool.threads(), ahead);
+    let turns = ahead::turns(kernel, products, cut(&sizes, false), cut, AHEAD_BYTES);
+    take(pool, kernel, accumulate, products, &turns);
+}
+
+/// The turns of a call, one after another.
+fn take<T: GemmScalar, C: Target<T>>(
+    pool: &Pool,
+    kernel: &Kernel<T>,
+    accumulate: bool,
+    products: &mut [Product<T::Real, C>],
+    turns: &[Turn],
+) {
     let outs: Vec<Out<C>> = products.iter_mut().map(|p| Out(p.c.as_mut_ptr())).collect();
     let products = &*products;
-    pool.run(tiles.len(), |i| {
-        let tile = &tiles[i];
-        // SAFETY: the tile lies within its product's C, of which `outs` holds the address, borrowed until we return, and
-        // it is disjoint from all others.
-        unsafe { compute(kernel, accumulate, &products[tile.product], outs[tile.product].0, tile) }
-    });
+    for turn in turns {
+        let packed = ahead::pack(pool, kernel, products, turn);
+        let packed: &[T] = bytemuck::cast_slice(packed.get());
+        pool.run(turn.tiles.len(), |i| {
+            let tile = &turn.tiles[i];
+            let columns = &turn.columns[tile.product];
+            let [start, end] = [tile.cols.start, tile.cols.end].map(|col| columns.cols.start + col);
+            let part = [tile.rows.clone(), start..end, columns.steps.clone()];
+            let (p, c) = (&products[columns.product], outs[columns.product].0);
+            let ahead = columns.ahead(kernel, packed, tile.cols.start);
+            // SAFETY: the tile lies within its product's C, of which `outs` holds the address, borrowed until we return, and
+            // it is disjoint from all others of this turn.
+            unsafe { compute(kernel, accumulate, p, c, part, ahead) }
+        });
+    }
 }
 
 /// A cache line, the unit of the packing buffers.
@@ -299,42 +323,57 @@ fn with_buffers<T: GemmScalar>([n, m, sums]: [usize; 3], f: impl FnOnce(&mut [T]
     });
 }
 
-/// One rectangle of C.
+/// One rectangle of C, over some steps of k: whole blocks, and all steps if sums cannot wait in C. `ahead` holds panels of its
+/// columns over these steps, if they are packed already.
 ///
 /// # Safety
-/// `c` is the address of the product's C, `tile` lies within it, and nobody else touches these elements meanwhile.
+/// `c` is the address of the product's C, `height` and `width` lie within it, and nobody else touches these elements meanwhile.
 unsafe fn compute<T: GemmScalar, C: Target<T>>(
     kernel: &Kernel<T>,
     accumulate: bool,
     p: &Product<T::Real, C>,
     c: *mut C,
-    tile: &Tile,
+    [height, width, steps]: [Range<usize>; 3],
+    ahead: Option<Ahead<T>>,
 ) {
     let ([mr, nr], k, panel) = (kernel.size, p.size.k, Micro::<T>::panel);
-    let sums = Sums::new(kernel, accumulate, &p.size, p.turned, c, p.pitch, tile.rows.len());
+    let sums = Sums::new(kernel, accumulate, &p.size, p.turned, c, p.pitch, height.len());
     let (panels, packed) = (sums.panels, !p.in_place(kernel));
-    let rows = if packed { panels * panel(mr, k.min(T::BLOCK)) } else { 0 };
-    let sizes = [rows, panel(nr, sums.stretch.min(k)), sums.len(tile.cols.len().div_ceil(nr))];
-    with_buffers::<T>(sizes, |a_block, b_panel, space| {
-        for steps in pieces(0..k, T::BLOCK) {
+    let a_size = if packed { panels * panel(mr, k.min(T::BLOCK)) } else { 0 };
+    let b_size = if ahead.is_none() { panel(nr, sums.stretch.min(k)) } else { 0 };
+    let sizes = [b_size, a_size, sums.len(width.len().div_ceil(nr))];
+    with_buffers::<T>(sizes, |b_panel, a_block, space| {
+        for steps in pieces(steps, T::BLOCK) {
             let size = panel(mr, steps.len());
             if packed {
-                kernel.pack_block(&p.rows, tile.rows.clone(), steps.clone(), &mut a_block[..panels * size]);
+                kernel.pack_block(&p.rows, height.clone(), steps.clone(), &mut a_block[..panels * size]);
             }
-            for (j, cols) in pieces(tile.cols.clone(), nr).enumerate() {
+            for (j, cols) in pieces(width.clone(), nr).enumerate() {
                 for part in pieces(steps.clone(), sums.stretch) {
-                    let b_panel = &mut b_panel[..panel(nr, part.len())];
-                    kernel.pack_cols(&p.lanes, cols.clone(), part.clone(), b_panel);
+                    let b = match ahead {
+                        Some(ahead) => ahead.stretch(j, &part),
+                        None => {
+                            let b_panel = &mut b_panel[..panel(nr, part.len())];
+                            kernel.pack_cols(&p.lanes, cols.clone(), part.clone(), b_panel);
+                            b_panel
+                        }
+                    };
                     // Meanwhile the next one is fetched from memory, a piece with each product of panels.
-                    let (next_cols, next) = if part.end == steps.end {
-                        (cols.end..(cols.end + nr).min(tile.cols.end), steps.start)
+                    let (next_j, next_cols, next) = if part.end == steps.end {
+                        (j + 1, cols.end..(cols.end + nr).min(width.end), steps.start)
                     } else {
-                        (cols.clone(), part.end)
+                        (j, cols.clone(), part.end)
                     };
                     let next_steps = next..next.saturating_add(sums.stretch).min(steps.end);
-                    for (i, rows) in pieces(tile.rows.clone(), mr).enumerate() {
-                        if p.lanes.ahead == 0 {
-                            p.lanes.prefetch(next_cols.clone(), next_steps.clone(), i, panels);
+                    for (i, rows) in pieces(height.clone(), mr).enumerate() {
+                        match ahead {
+                            Some(ahead) if !next_cols.is_empty() => {
+                                fetch_part(ahead.stretch(next_j, &next_steps), i, panels);
+                            }
+                            None if p.lanes.ahead == 0 => {
+                                p.lanes.prefetch(next_cols.clone(), next_steps.clone(), i, panels);
+                            }
+                            _ => {}
                         }
                         let a = match p.rows.rows_in_place(rows.start, &part) {
                             Some(rows) if !packed => rows,
@@ -343,8 +382,8 @@ unsafe fn compute<T: GemmScalar, C: Target<T>>(
                             }
                         };
                         let part = [rows, cols.clone(), part.clone()];
-                        // SAFETY: the part lies within the tile, hence within C.
-                        unsafe { sums.add([i, j], part, a, b_panel, space) };
+                        // SAFETY: the part lies within the rectangle, hence within C.
+                        unsafe { sums.add([i, j], part, a, b, space) };
                     }
                 }
             }

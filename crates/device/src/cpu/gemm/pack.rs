@@ -77,6 +77,15 @@ pub(in crate::cpu) fn fetch<T>(address: *const T) {
     let _ = address;
 }
 
+/// Asks for part `part` of `parts` of a stretch of memory.
+pub(super) fn fetch_part<T>(x: &[T], part: usize, parts: usize) {
+    let bytes = size_of_val(x);
+    let end = bytes * (part + 1) / parts;
+    for at in (bytes * part / parts..end).step_by(64) {
+        fetch(x.as_ptr().wrapping_byte_add(at));
+    }
+}
+
 /// Packs the panel of `W` lanes that begins with `lanes`, in groups of `G` steps.
 #[inline(always)]
 pub(super) fn pack<T: GemmScalar, const W: usize, const G: usize>(

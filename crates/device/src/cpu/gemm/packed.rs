@@ -138,7 +138,7 @@ pub(crate) fn gemm_packed<T: Source, C: Target<T>>(
     }
     assert_eq!(at, a.rows, "bands cover all rows");
     let most = ROWS_BYTES / size_of::<T>() / a.cols.max(1) / kernel.rows() * kernel.rows();
-    let tiles = plan::tiles(&sizes, [kernel.rows(), kernel.cols()], most.max(kernel.rows()), pool.threads());
+    let tiles = plan::tiles(&sizes, [kernel.rows(), kernel.cols()], most.max(kernel.rows()), pool.threads(), true);
     pool.run(tiles.len(), |i| {
         let tile = &tiles[i];
         // SAFETY: the tile lies within its product's C, of which `outs` holds the address, borrowed until we return, and

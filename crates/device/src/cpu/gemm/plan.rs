@@ -3,9 +3,9 @@
 //! A task is a rectangle of one product's C over all of k. Rectangles should be large, because a row of A is packed
 //! again for every rectangle to the side and a column of B for every one below, and they should be small, so that the
 //! threads finish together although experts differ in size and other programs disturb. The compromise: a rectangle
-//! has at most an eighth of a thread's fair share of the call (a quarter if there is only one product, because its
-//! parts are equal), unless that is too little to be worth a hand-off. Largest first, so that the small ones fill the
-//! gaps at the end.
+//! has at most an eighth of a thread's fair share of the call (half if there is only one product, because its parts are
+//! equal, or a quarter where packing is less of the work), unless that is too little to be worth a hand-off. Largest
+//! first, so that the small ones fill the gaps at the end.
 //!
 //! The cut depends on the number of threads; results do not (see the module above).
 
@@ -16,8 +16,8 @@ use std::ops::Range;
 pub(super) const PACKING: f64 = 8.0;
 /// As [`PACKING`].
 pub(super) const PUTTING: f64 = 8.0;
-/// Rectangles per thread, if the work is enough: of several products, and of one.
-const SHARES: [f64; 2] = [8.0, 4.0];
+/// Rectangles per thread, if the work is enough: of several products, of one, and of one whose columns are packed already.
+const SHARES: [f64; 3] = [8.0, 2.0, 4.0];
 /// Least cost of a rectangle that is worth cutting off, in multiply-adds: about 10 µs.
 const LEAST: f64 = 1e6;
 
@@ -54,12 +54,18 @@ pub(super) struct Tile {
 }
 
 /// Covers every product with m, n, k > 0 by disjoint rectangles whose sides are multiples of the micro-kernel's
-/// `[rows, columns]` (except at the ends) and which have at most `most_rows` rows.
-pub(super) fn tiles(products: &[Size], micro: [usize; 2], most_rows: usize, threads: usize) -> Vec<Tile> {
+/// `[rows, columns]` (except at the ends) and which have at most `most_rows` rows. `ahead`: columns are packed already.
+pub(super) fn tiles(
+    products: &[Size],
+    micro: [usize; 2],
+    most_rows: usize,
+    threads: usize,
+    ahead: bool,
+) -> Vec<Tile> {
     let lanes = micro[1] / 2;
     let total: f64 = products.iter().map(|p| p.cost(lanes)).sum();
     // One product alone is cut into equal parts: their number should then be a multiple of the threads.
-    let (shares, even) = if products.len() == 1 { (SHARES[1], threads) } else { (SHARES[0], 1) };
+    let (shares, even) = if products.len() == 1 { (SHARES[1 + usize::from(ahead)], threads) } else { (SHARES[0], 1) };
     let limit = if threads == 1 { f64::INFINITY } else { (total / (threads as f64 * shares)).max(LEAST) };
     let mut tiles = Vec::new();
     for (product, size) in products.iter().enumerate() {
@@ -118,7 +124,7 @@ mod tests {
                 first.m += big;
             }
             let mut seen: Vec<Vec<u8>> = sizes.iter().map(|s| vec![0; s.m * s.n]).collect();
-            for t in tiles(&sizes, [14, 32], 56, threads) {
+            for t in tiles(&sizes, [14, 32], 56, threads, false) {
                 prop_assert!(t.rows.len() <= 56 && !t.rows.is_empty() && !t.cols.is_empty());
                 for i in t.rows {
                     for j in t.cols.clone() {
@@ -136,7 +142,7 @@ mod tests {
     fn small_experts_stay_whole_and_large_ones_are_split() {
         let expert = |m| size(m, 768, 512);
         let sizes: Vec<Size> = [64; 31].into_iter().chain([4000]).map(expert).collect();
-        let tiles = tiles(&sizes, [14, 32], 504, 2);
+        let tiles = tiles(&sizes, [14, 32], 504, 2, false);
         for p in 0..31 {
             assert_eq!(tiles.iter().filter(|t| t.product == p).count(), 1);
         }
@@ -146,8 +152,10 @@ mod tests {
     #[test]
     fn one_product_is_cut_evenly() {
         for threads in [2, 3, 4, 8] {
-            let tiles = tiles(&[size(4096, 1536, 512)], [14, 32], 504, threads);
-            assert_eq!(tiles.len() % threads, 0, "{threads}: {}", tiles.len());
+            for ahead in [false, true] {
+                let tiles = tiles(&[size(4096, 1536, 512)], [14, 32], 504, threads, ahead);
+                assert_eq!(tiles.len() % threads, 0, "{threads}: {}", tiles.len());
+            }
         }
     }
 }

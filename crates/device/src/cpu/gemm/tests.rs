@@ -158,6 +158,37 @@ fn check<Y: Types>(a: &Matrix<Y::A>, b: &Matrix<Y::B>, before: Option<&[Y::C]>, 
     }
 }
 
+/// C with columns packed ahead, so many blocks of a panel at a time, if that is worth it where nine rectangles pack them
+/// otherwise, as it is where there are more columns than rows.
+fn ahead<Y: Types>(
+    kernel: &Kernel<Y::T>,
+    g: Gemm,
+    a: &Matrix<Y::A>,
+    b: &Matrix<Y::B>,
+    before: &[Y::C],
+    blocks: usize,
+) -> Option<Vec<Y::C>> {
+    let (m, n, k) = (a.rows, b.cols, a.cols);
+    if m * n * k == 0 {
+        return None;
+    }
+    let mut c = before.to_vec();
+    let mut product = Product::new(g, a.mat(), b.mat(), MatMut::new(&mut c, m, n));
+    product.estimate(kernel);
+    let cut = |sizes: &[plan::Size], _: bool| plan::tiles(sizes, kernel.size, 2 * kernel.rows(), 2, true);
+    let tiles = (0..9).map(|i| plan::Tile { product: 0, rows: i..i + 1, cols: 0..1 }).collect();
+    let bytes = blocks * kernel.cols() * Y::T::BLOCK * size_of::<Y::T>();
+    let turns = ahead::turns(kernel, std::slice::from_ref(&product), tiles, cut, bytes);
+    let parts = || turns.iter().flat_map(|turn| &turn.columns);
+    assert_eq!(parts().map(|part| part.cols.len() * part.steps.len()).sum::<usize>(), n * k);
+    if parts().all(|part| part.at.is_none()) {
+        assert!(8 * m > n, "{}: not worth it with {m} × {n}, {k}", kernel.name);
+        return None;
+    }
+    take(&Pool::new(2), kernel, g.accumulate, &mut [product], &turns);
+    Some(c)
+}
+
 /// One product with every kernel, any number of threads, and turned: the same bits, and the right ones.
 fn one_product<Y: Types>(g: Gemm, [m, n, k]: [usize; 3], seed: u64) {
     let a = Matrix::<Y::A>::random(seed, m, k, g.ta);
@@ -176,6 +207,11 @@ fn one_product<Y: Types>(g: Gemm, [m, n, k]: [usize; 3], seed: u64) {
         };
         let first = run(1, false);
         check::<Y>(&a, &b, g.accumulate.then_some(&before), &first, kernel.name);
+        for blocks in [1, 5] {
+            if let Some(c) = ahead::<Y>(kernel, g, &a, &b, &before, blocks) {
+                assert!(bits(&c) == bits(&first), "{}: {blocks} blocks ahead", kernel.name);
+            }
+        }
         for threads in [1, 2, 3, 5] {
             if Y::T::TURNS {
                 assert!(bits(&run(threads, true)) == bits(&first), "{}: turned, {threads} threads", kernel.name);
@@ -287,6 +323,8 @@ fn large_products_have_the_same_bits_on_any_number_of_threads() {
         }
     }
     one_product::<F64>(Gemm::NT, [151, 103, 700], 8);
+    one_product::<InParts>(Gemm::NN, [40, 330, 1300], 9);
+    one_product::<Rounded>(Gemm::NN, [40, 330, 1300], 9);
 }
 
 /// A row of C has the same bits whether it is computed alone, among a few others, or among many.
