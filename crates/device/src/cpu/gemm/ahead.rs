@@ -21,9 +21,9 @@ pub(super) const AHEAD_BYTES: usize = 32 << 20;
 /// Panels of columns that a thread packs at a time at most: lanes that lie side by side are then read in long stretches.
 const AT_ONCE: usize = 8;
 
-/// Packing into memory, in packings into a cache.
-const DETOUR: f64 = 2.0;
-/// Reading again what was packed, in packings into a cache.
+/// Cost of a byte that is packed into memory, and not into a cache, in multiply-adds of the time of f32.
+const WRITING: f64 = 4.0;
+/// As [`WRITING`], of reading it again, which happens beside the products.
 const READING: f64 = 0.5;
 
 /// Columns of one product of a call, over some steps.
@@ -97,7 +97,7 @@ pub(super) fn turns<T: GemmScalar, C: Target<T>>(
         let (n, k) = (p.size.n, p.size.k);
         let all = Columns { product, cols: 0..n, steps: 0..k, at: None };
         let [width, steps] = at_a_time(kernel, C::EXACT, [n, k], room);
-        if !pays(&p.size, grid, n.div_ceil(width)) {
+        if !pays(kernel, &p.size, grid, n.div_ceil(width)) {
             turns[0].push(all);
             continue;
         }
@@ -120,10 +120,13 @@ pub(super) fn turns<T: GemmScalar, C: Target<T>>(
     }
     let size = |columns: &Columns| {
         let mut size = Size { n: columns.cols.len(), k: columns.steps.len(), ..products[columns.product].size };
-        size.packing[1] *= if columns.at.is_some() { READING } else { 1.0 };
+        if columns.at.is_some() {
+            size.packing[1] = moving(kernel, READING);
+        }
         size
     };
-    let turn = |columns: Vec<Columns>| Turn { tiles: cut(&columns.iter().map(size).collect::<Vec<_>>(), true), columns };
+    let turn =
+        |columns: Vec<Columns>| Turn { tiles: cut(&columns.iter().map(size).collect::<Vec<_>>(), true), columns };
     turns.into_iter().map(turn).collect()
 }
 
@@ -137,11 +140,17 @@ fn at_a_time<T: GemmScalar>(kernel: &Kernel<T>, exact: bool, [n, k]: [usize; 2],
     [(room / Micro::<T>::panel(1, k).max(1) / cols).max(1) * cols, k.max(1)]
 }
 
+/// Cost of moving an element to or from memory.
+fn moving<T: GemmScalar>(kernel: &Kernel<T>, byte: f64) -> f64 {
+    byte * kernel.speed * size_of::<T>() as f64
+}
+
 /// Whether packing a product's columns ahead, in so many parts, takes less time than packing them for each of a grid's rows.
-fn pays(size: &Size, grid: [usize; 2], parts: usize) -> bool {
+fn pays<T: GemmScalar>(kernel: &Kernel<T>, size: &Size, grid: [usize; 2], parts: usize) -> bool {
     let [m, n, down, across, parts] = [size.m, size.n, grid[0], grid[1], parts].map(|x| x as f64);
-    let (rows, columns) = (m * (across - parts), n * (down * (1.0 - READING) - DETOUR));
-    down > 1.0 && size.packing[0] * rows + size.packing[1] * columns > 0.0
+    let [rows, columns] = size.packing;
+    let detour = moving(kernel, WRITING) + down * moving(kernel, READING);
+    down > 1.0 && rows * m * (across - parts) + n * (columns * (down - 1.0) - detour) > 0.0
 }
 
 /// Packs the columns of one turn, if any, panel after panel.

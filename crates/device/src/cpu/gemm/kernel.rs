@@ -177,7 +177,13 @@ impl<T: GemmScalar> Kernel<T> {
     }
 
     /// Packs columns of op(B), panel after panel.
-    pub(super) fn pack_columns(&self, side: &Side<T::Real>, lanes: Range<usize>, steps: Range<usize>, panels: &mut [T]) {
+    pub(super) fn pack_columns(
+        &self,
+        side: &Side<T::Real>,
+        lanes: Range<usize>,
+        steps: Range<usize>,
+        panels: &mut [T],
+    ) {
         self.pack_panels(Self::pack_cols, self.cols(), side, lanes, steps, panels);
     }
 

@@ -10,7 +10,7 @@
 //! The cut depends on the number of threads; results do not (see the module above).
 
 use std::cmp::Ordering;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 /// Cost of packing a step of a lane, and of putting a sum that is turned or rounded, in multiply-adds of the time of f32.
 pub(super) const PACKING: f64 = 8.0;
@@ -18,6 +18,8 @@ pub(super) const PACKING: f64 = 8.0;
 pub(super) const PUTTING: f64 = 8.0;
 /// Rectangles per thread, if the work is enough: of several products, of one, and of one whose columns are packed already.
 const SHARES: [f64; 3] = [8.0, 2.0, 4.0];
+/// Rows of a rectangle that keep a thread busy while columns that were packed before come from memory.
+const TALL: usize = 128;
 /// Least cost of a rectangle that is worth cutting off, in multiply-adds: about 10 µs.
 const LEAST: f64 = 1e6;
 
@@ -55,13 +57,7 @@ pub(super) struct Tile {
 
 /// Covers every product with m, n, k > 0 by disjoint rectangles whose sides are multiples of the micro-kernel's
 /// `[rows, columns]` (except at the ends) and which have at most `most_rows` rows. `ahead`: columns are packed already.
-pub(super) fn tiles(
-    products: &[Size],
-    micro: [usize; 2],
-    most_rows: usize,
-    threads: usize,
-    ahead: bool,
-) -> Vec<Tile> {
+pub(super) fn tiles(products: &[Size], micro: [usize; 2], most_rows: usize, threads: usize, ahead: bool) -> Vec<Tile> {
     let lanes = micro[1] / 2;
     let total: f64 = products.iter().map(|p| p.cost(lanes)).sum();
     // One product alone is cut into equal parts: their number should then be a multiple of the threads.
@@ -72,7 +68,8 @@ pub(super) fn tiles(
         if size.m == 0 || size.n == 0 || size.k == 0 {
             continue;
         }
-        let [height, width] = sides(size, micro, most_rows, limit, even);
+        let least_rows = if ahead { TALL.min(most_rows) } else { 1 };
+        let [height, width] = sides(size, micro, least_rows..=most_rows, limit, even);
         for top in (0..size.m).step_by(height) {
             for left in (0..size.n).step_by(width) {
                 let (rows, cols) = (top..(top + height).min(size.m), left..(left + width).min(size.n));
@@ -85,13 +82,14 @@ pub(super) fn tiles(
     tiles.into_iter().map(|(_, tile)| tile).collect()
 }
 
-/// Height and width of the rectangles of one product: the cheapest grid with enough of them.
-fn sides(size: &Size, micro: [usize; 2], most_rows: usize, limit: f64, even: usize) -> [usize; 2] {
+/// Height and width of the rectangles of one product: the cheapest grid with enough of them, of which each has so many rows
+/// if there are so many.
+fn sides(size: &Size, micro: [usize; 2], rows: RangeInclusive<usize>, limit: f64, even: usize) -> [usize; 2] {
     let lanes = micro[1] / 2;
     let [down, across] = [size.m.div_ceil(micro[0]), size.n.div_ceil(micro[1])];
     let enough = (size.cost(lanes) / limit).ceil().clamp(1.0, (down * across) as f64) as usize;
-    let least = down.div_ceil((most_rows / micro[0]).max(1));
-    let most = (least.max(enough) + even - 1).min(down);
+    let least = down.div_ceil((rows.end() / micro[0]).max(1));
+    let most = (least.max(enough) + even - 1).min(down).min(least.max(size.m / rows.start()));
     let grids = (least..=most).map(|grid_rows| {
         let height = down.div_ceil(grid_rows);
         let width = across.div_ceil(enough.div_ceil(grid_rows).min(across));
