@@ -2,11 +2,10 @@
 //!
 //! A column of B is packed anew for every rectangle above which it lies: seldom enough for vectors, but a matrix unit is
 //! done with a rectangle so soon that this took a seventh of its time. So where it pays, all threads first pack a call's
-//! columns once, as many of them as [`AHEAD_BYTES`] hold, and then compute all rectangles of these columns; these are cut
-//! as though columns cost nothing, which makes them wide, so that rows are packed once, too.
+//! columns once, as many of them as [`AHEAD_BYTES`] hold, and then compute all rectangles of these columns. They are cut
+//! as though columns cost little, which makes them wide, so that rows are packed once, too.
 
 use super::kernel::{GemmScalar, Kernel};
-
 use super::plan::{Size, Tile};
 use super::put::Target;
 use super::{Line, MEMORY, Micro, Product, pieces};

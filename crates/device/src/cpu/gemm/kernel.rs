@@ -93,6 +93,9 @@ impl<T> Rows<'_, T> {
 /// Packs a panel: operand, lanes, steps of k, and the panel.
 pub(super) type Pack<T> = unsafe fn(&Side<<T as Stored>::Real>, Range<usize>, Range<usize>, &mut [T]);
 
+/// As [`Pack`], checked: one of [`Kernel`]'s.
+type PackPanel<T> = fn(&Kernel<T>, &Side<<T as Stored>::Real>, Range<usize>, Range<usize>, &mut [T]);
+
 /// `C[rows, cols] (+)= A·B`: `[rows, cols, steps of k]`, A, B packed, C, elements from one row of C to the next, and
 /// whether to accumulate. The chain of additions is as the module above says, in every kernel.
 pub(super) type MicroKernel<T> = unsafe fn([usize; 3], Rows<T>, *const T, *mut <T as Stored>::Real, usize, bool);
@@ -191,7 +194,7 @@ impl<T: GemmScalar> Kernel<T> {
     /// across all panels, a few steps at a time, and of others the next panel's are on their way while one is packed.
     fn pack_panels(
         &self,
-        pack: fn(&Self, &Side<T::Real>, Range<usize>, Range<usize>, &mut [T]),
+        pack: PackPanel<T>,
         width: usize,
         side: &Side<T::Real>,
         lanes: Range<usize>,

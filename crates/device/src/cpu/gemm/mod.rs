@@ -6,12 +6,13 @@
 //! ones are split. A rectangle is computed for one block of [`GemmScalar::BLOCK`] steps of k after another: its rows of A are
 //! packed into panels that stay in the second cache ([`pack`]), then for each panel of columns, B's panel is packed and
 //! met with each of A's by a micro-kernel that keeps a small tile of C in registers ([`kernel`]). A panel of B is used
-//! while it is hot and then forgotten, so there is no buffer of the size of B, threads share nothing, and a product with
-//! a single row (decoding) reads its weights once, near the speed of memory.
+//! while it is hot and then forgotten, so that a product with a single row (decoding) reads its weights once, near the speed
+//! of memory. Only where several rectangles need the same columns, and that would take longer, do all threads pack these
+//! columns once before ([`ahead`]).
 //!
 //! A matrix unit outruns the caches, so for it a panel of B is shorter than a block: a stretch of steps that lies in the first
 //! cache meets all rows, whose sums wait in the second, and then the next stretch does. Its rows of A are packed even where
-//! they could be read as they are, in the order in which it reads them ([`Kernel::pack_tiles`]). No bit depends on either.
+//! they could be read as they are, in the order in which it reads them ([`Kernel::pack_tiles`]). No bit depends on any of this.
 //!
 //! The order of additions is part of the contract. One element of C is
 //!

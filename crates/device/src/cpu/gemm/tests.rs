@@ -158,8 +158,8 @@ fn check<Y: Types>(a: &Matrix<Y::A>, b: &Matrix<Y::B>, before: Option<&[Y::C]>, 
     }
 }
 
-/// C with columns packed ahead, so many blocks of a panel at a time, if that is worth it where nine rectangles pack them
-/// otherwise, as it is where there are more columns than rows.
+/// C with columns packed ahead, so many blocks of a panel at a time, if that is worth it where forty rectangles pack them
+/// otherwise, as it is with eight times as many columns as rows.
 fn ahead<Y: Types>(
     kernel: &Kernel<Y::T>,
     g: Gemm,
@@ -176,7 +176,7 @@ fn ahead<Y: Types>(
     let mut product = Product::new(g, a.mat(), b.mat(), MatMut::new(&mut c, m, n));
     product.estimate(kernel);
     let cut = |sizes: &[plan::Size], _: bool| plan::tiles(sizes, kernel.size, 2 * kernel.rows(), 2, true);
-    let tiles = (0..9).map(|i| plan::Tile { product: 0, rows: i..i + 1, cols: 0..1 }).collect();
+    let tiles = (0..40).map(|i| plan::Tile { product: 0, rows: i..i + 1, cols: 0..1 }).collect();
     let bytes = blocks * kernel.cols() * Y::T::BLOCK * size_of::<Y::T>();
     let turns = ahead::turns(kernel, std::slice::from_ref(&product), tiles, cut, bytes);
     let parts = || turns.iter().flat_map(|turn| &turn.columns);
