@@ -5,6 +5,7 @@
 //! and indentation with them, `tojson` is Python's, `raise_exception` and `strftime_now` are there), and the text is
 //! transformers', character for character: `tests/chat.rs` compares them.
 
+mod format;
 mod json;
 mod source;
 
@@ -14,7 +15,6 @@ pub use minijinja::Value;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::ValueKind;
 use minijinja::{AutoEscape, Environment, ErrorKind};
-use minijinja_contrib::pycompat::unknown_method_callback;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
@@ -224,7 +224,8 @@ fn environment() -> Environment<'static> {
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     environment.set_syntax(syntax.expect("the delimiters are the usual ones"));
     environment.set_auto_escape_callback(|_| AutoEscape::None);
-    environment.set_unknown_method_callback(unknown_method_callback);
+    environment.set_unknown_method_callback(format::method);
+    environment.add_filter("format", format::filter);
     environment.set_fuel(Some(FUEL));
     environment.set_recursion_limit(DEPTH);
     environment.add_filter("tojson", json::tojson);

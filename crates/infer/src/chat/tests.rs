@@ -23,12 +23,37 @@ fn a_stranger_s_template_can_waste_neither_time_nor_memory() {
     fails("{% macro m(x) %}{{ m(x) }}{% endmacro %}{{ m(1) }}");
     fails("{{ messages[0].content.nothing.more }}");
     fails("{{ undefined_thing | tojson }}");
+    for format in [
+        "'%.70000e' | format(3)",
+        "'%(a)70000d' | format(a=3)",
+        "'%%%-#70000.2f' | format(3)",
+        "'{:70000}'.format(3)",
+        "'{:>70000}'.format('a')",
+        "'{:}<70000}'.format('a')",
+        "'{a[0]:{^+#070000_.3f}'.format(a=[1])",
+        "'{:.70000e}'.format(3)",
+        "'{:99999999999999999999999}'.format(3)",
+    ] {
+        fails(&format!("{{{{ {format} }}}}"));
+    }
     let deep = format!("{}1{}", "(".repeat(50_000), ")".repeat(50_000));
     assert!(matches!(render(&format!("{{{{ {deep} }}}}")), Err(ChatError::Malformed { .. })));
     let long = "x".repeat(MAX_TEMPLATE as usize + 1);
     assert!(matches!(render(&long), Err(ChatError::TooLarge { .. })));
     for wrong in ["{% if %}", "{% include 'default' %}", "{% import 'default' as d %}"] {
         assert!(matches!(render(wrong), Err(ChatError::Malformed { .. })), "{wrong}");
+    }
+}
+
+#[test]
+fn formats_are_those_of_python() {
+    for (format, text) in [
+        ("'%-6s|%05.1f %(x)s' | format('a', 2.25)", None),
+        ("'%-6s|%05.1f%%' | format('a', 2.25)", Some("a     |002.2%")),
+        ("'{:>6}|{:_^8}|{:,}'.format('a', 'b', 1234567)", Some("     a|___b____|1,234,567")),
+        ("'{}: 20261128 {:02d} (70000 d)'.format('day', 3)", Some("day: 20261128 03 (70000 d)")),
+    ] {
+        assert_eq!(render(&format!("{{{{ {format} }}}}")).ok().as_deref(), text, "{format}");
     }
 }
 
