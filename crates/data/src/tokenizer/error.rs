@@ -16,9 +16,9 @@ pub enum TokenizerError {
         #[source]
         source: std::io::Error,
     },
-    /// The bytes are not a `tokenizer.json` that can be used.
+    /// A `tokenizer.json`, or the vocabulary of a GGUF file, that cannot be used.
     #[error(
-        "{name} is not a usable tokenizer.json: {reason}; get the file again, or train one with `wudao tokenizer train`"
+        "{name} holds no usable tokenizer: {reason}; get the file again, or train one with `wudao tokenizer train`"
     )]
     Malformed {
         /// The file, or a name for it.
