@@ -1,8 +1,8 @@
 //! Formats of texts, printf's and Python's, that cannot ask for more than a bit of padding.
 //!
 //! A few characters of a template may ask for gigabytes (`"{:99999999999}".format(1)`), which no fuel pays for before they are
-//! there, and `%` with a precision above 65,535 ends minijinja 3.1.0 with a panic (`'%.65536e' | format(3)`). No template in use
-//! pads by more than a column.
+//! there, and minijinja 3.1.0 panics where a precision is above 65,535 (`'%.65536e' | format(3)`) and where a key is not ASCII
+//! (`'%(名)s'`, `'{a[名]}'`). No template in use pads by more than a column, or has such keys.
 
 use minijinja::value::{Rest, ValueOrKwargs};
 use minijinja::{Error, ErrorKind, State, Value};
@@ -13,8 +13,10 @@ const MOST: usize = 4096;
 
 /// The filter: printf's format of values.
 pub fn filter(state: &mut State, format: &Value, values: Rest<ValueOrKwargs>) -> Result<Value, Error> {
-    // A specification follows a percent sign, or the name of a value after one, and ends with a letter.
-    let specs = format.as_str().unwrap_or_default().split(['%', ')']).skip(1);
+    let text = format.as_str().unwrap_or_default();
+    keys(text.replace("%%", "").split("%(").skip(1).map(|key| key.split(')').next().unwrap_or_default()))?;
+    // A specification follows a percent sign, or the key of a value after one, and ends with a letter.
+    let specs = text.split(['%', ')']).skip(1);
     check(specs.map(padding).filter(|(_, end)| end.starts_with(|c: char| c.is_ascii_alphabetic())))?;
     minijinja::filters::format(state, format, values)
 }
@@ -22,6 +24,18 @@ pub fn filter(state: &mut State, format: &Value, values: Rest<ValueOrKwargs>) ->
 /// Methods that Python's values have and minijinja's do not.
 pub fn method(state: &mut State, value: &Value, name: &str, arguments: &[Value]) -> Result<Value, Error> {
     if let (Some(format), "format") = (value.as_str(), name) {
+        // A key in brackets follows a brace and a path, or another key.
+        let text = format.replace("{{", "");
+        for (brace, _) in text.match_indices('{') {
+            let mut rest = &text[brace + 1..];
+            while let Some((path, more)) = rest.split_once('[')
+                && path.chars().all(|c| c.is_ascii_alphanumeric() || "_.".contains(c))
+            {
+                let (key, after) = more.split_once(']').unwrap_or((more, ""));
+                keys([key].into_iter())?;
+                rest = after;
+            }
+        }
         // A specification follows a colon, perhaps begins with what fills the room and where, and ends before a brace.
         let specs = format.match_indices(':').map(|(at, _)| {
             let spec = &format[at + 1..];
@@ -44,6 +58,14 @@ fn padding(spec: &str) -> (usize, &str) {
     let rest = rest.trim_start_matches([',', '_']);
     let (precision, rest) = rest.strip_prefix('.').map_or((0, rest), number);
     (width.saturating_add(precision), rest)
+}
+
+/// That these keys are ASCII.
+fn keys<'a>(mut keys: impl Iterator<Item = &'a str>) -> Result<(), Error> {
+    match keys.find(|key| !key.is_ascii()) {
+        Some(key) => Err(Error::new(ErrorKind::InvalidOperation, format!("the key {key:?} of a format is not ASCII"))),
+        None => Ok(()),
+    }
 }
 
 /// That these ask for [`MOST`] characters at most.

@@ -32,6 +32,11 @@ fn a_stranger_s_template_can_waste_neither_time_nor_memory() {
         "'{:}<70000}'.format('a')",
         "'{a[0]:{^+#070000_.3f}'.format(a=[1])",
         "'{:.70000e}'.format(3)",
+        "'%%%(名)s' | format(a=3)",
+        "'%(%%名)s' | format(a=3)",
+        "'{a[名]}'.format(a={'名': 1})",
+        "'{{}}{0.a[x][}名]}'.format({'x': 1})",
+        "'{a[{名'.format(a=1)",
         "'{:99999999999999999999999}'.format(3)",
     ] {
         fails(&format!("{{{{ {format} }}}}"));
@@ -51,6 +56,8 @@ fn formats_are_those_of_python() {
         ("'%-6s|%05.1f %(x)s' | format('a', 2.25)", None),
         ("'%-6s|%05.1f%%' | format('a', 2.25)", Some("a     |002.2%")),
         ("'{:>6}|{:_^8}|{:,}'.format('a', 'b', 1234567)", Some("     a|___b____|1,234,567")),
+        ("'100%%(约) %s' | format(1)", Some("100%(约) 1")),
+        ("'[名] {{a[名]}} {a[x]}'.format(a={'x': '名'})", Some("[名] {a[名]} 名")),
         ("'{}: 20261128 {:02d} (70000 d)'.format('day', 3)", Some("day: 20261128 03 (70000 d)")),
     ] {
         assert_eq!(render(&format!("{{{{ {format} }}}}")).ok().as_deref(), text, "{format}");
