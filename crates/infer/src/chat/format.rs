@@ -25,15 +25,15 @@ pub fn filter(state: &mut State, format: &Value, values: Rest<ValueOrKwargs>) ->
 pub fn method(state: &mut State, value: &Value, name: &str, arguments: &[Value]) -> Result<Value, Error> {
     if let (Some(format), "format") = (value.as_str(), name) {
         // A key in brackets follows a brace and a path, or another key.
+        let path = |c: char| c.is_ascii_alphanumeric() || "_.".contains(c);
         let text = format.replace("{{", "");
-        for (brace, _) in text.match_indices('{') {
-            let mut rest = &text[brace + 1..];
-            while let Some((path, more)) = rest.split_once('[')
-                && path.chars().all(|c| c.is_ascii_alphanumeric() || "_.".contains(c))
-            {
-                let (key, after) = more.split_once(']').unwrap_or((more, ""));
+        let mut rest = text.as_str();
+        while let Some((_, field)) = rest.split_once('{') {
+            rest = field.trim_start_matches(path);
+            while let Some(keyed) = rest.strip_prefix('[') {
+                let (key, after) = keyed.split_once(']').unwrap_or((keyed, ""));
                 keys([key].into_iter())?;
-                rest = after;
+                rest = after.trim_start_matches(path);
             }
         }
         // A specification follows a colon, perhaps begins with what fills the room and where, and ends before a brace.

@@ -41,6 +41,13 @@ fn a_stranger_s_template_can_waste_neither_time_nor_memory() {
     ] {
         fails(&format!("{{{{ {format} }}}}"));
     }
+    // In time that grows with the format's length, and no faster.
+    for part in ["{a", "{[", "{:<", "{:9:"] {
+        fails(&format!("{{{{ '{}'.format(1) }}}}", part.repeat(250_000)));
+    }
+    for part in ["%(", "%5", "%-"] {
+        fails(&format!("{{{{ '{}' | format(1) }}}}", part.repeat(250_000)));
+    }
     let deep = format!("{}1{}", "(".repeat(50_000), ")".repeat(50_000));
     assert!(matches!(render(&format!("{{{{ {deep} }}}}")), Err(ChatError::Malformed { .. })));
     let long = "x".repeat(MAX_TEMPLATE as usize + 1);
