@@ -82,7 +82,7 @@ pub(super) fn turns<T: GemmScalar, C: Target<T>>(
     kernel: &Kernel<T>,
     products: &[Product<T::Real, C>],
     tiles: Vec<Tile>,
-    cut: impl Fn(&[Size], bool) -> Vec<Tile>,
+    cut: impl Fn(&[Size]) -> Vec<Tile>,
     bytes: usize,
 ) -> Vec<Turn> {
     let mut grids = vec![[0; 2]; products.len()];
@@ -124,8 +124,7 @@ pub(super) fn turns<T: GemmScalar, C: Target<T>>(
         }
         size
     };
-    let turn =
-        |columns: Vec<Columns>| Turn { tiles: cut(&columns.iter().map(size).collect::<Vec<_>>(), true), columns };
+    let turn = |columns: Vec<Columns>| Turn { tiles: cut(&columns.iter().map(size).collect::<Vec<_>>()), columns };
     turns.into_iter().map(turn).collect()
 }
 
@@ -158,9 +157,12 @@ pub(super) fn pack<T: GemmScalar, C: Target<T>>(
     kernel: &Kernel<T>,
     products: &[Product<T::Real, C>],
     turn: &Turn,
-) -> Scratch<Line> {
+) -> Option<Scratch<Line>> {
     let ahead = || turn.columns.iter().filter(|columns| columns.at.is_some());
     let elements: usize = ahead().map(|columns| columns.panels(kernel) * columns.panel(kernel)).sum();
+    if elements == 0 {
+        return None;
+    }
     let mut packed = Scratch::new(&MEMORY, (elements * size_of::<T>()).div_ceil(size_of::<Line>()));
     let mut rest: &mut [T] = bytemuck::cast_slice_mut(packed.slice());
     for columns in ahead() {
@@ -173,5 +175,5 @@ pub(super) fn pack<T: GemmScalar, C: Target<T>>(
             kernel.pack_columns(side, start..end.min(columns.cols.end), columns.steps.clone(), panels);
         });
     }
-    packed
+    Some(packed)
 }

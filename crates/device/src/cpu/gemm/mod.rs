@@ -263,7 +263,7 @@ fn run<T: GemmScalar, C: Target<T>>(
     let steps = sizes.iter().map(|size| size.k).max().unwrap_or(0).clamp(1, T::BLOCK);
     let most_rows = (ROWS_BYTES / size_of::<T>() / steps).next_multiple_of(kernel.rows()) - kernel.rows();
     let cut = |sizes: &[Size], ahead| plan::tiles(sizes, kernel.size, most_rows, pool.threads(), ahead);
-    let turns = ahead::turns(kernel, products, cut(&sizes, false), cut, AHEAD_BYTES);
+    let turns = ahead::turns(kernel, products, cut(&sizes, false), |sizes| cut(sizes, true), AHEAD_BYTES);
     take(pool, kernel, accumulate, products, &turns);
 }
 
@@ -279,7 +279,7 @@ fn take<T: GemmScalar, C: Target<T>>(
     let products = &*products;
     for turn in turns {
         let packed = ahead::pack(pool, kernel, products, turn);
-        let packed: &[T] = bytemuck::cast_slice(packed.get());
+        let packed: &[T] = packed.as_ref().map_or(&[], |packed| bytemuck::cast_slice(packed.get()));
         pool.run(turn.tiles.len(), |i| {
             let tile = &turn.tiles[i];
             let columns = &turn.columns[tile.product];

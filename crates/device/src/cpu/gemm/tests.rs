@@ -175,7 +175,7 @@ fn ahead<Y: Types>(
     let mut c = before.to_vec();
     let mut product = Product::new(g, a.mat(), b.mat(), MatMut::new(&mut c, m, n));
     product.estimate(kernel);
-    let cut = |sizes: &[plan::Size], _: bool| plan::tiles(sizes, kernel.size, 2 * kernel.rows(), 2, true);
+    let cut = |sizes: &[plan::Size]| plan::tiles(sizes, kernel.size, 2 * kernel.rows(), 2, true);
     let tiles = (0..40).map(|i| plan::Tile { product: 0, rows: i..i + 1, cols: 0..1 }).collect();
     let bytes = blocks * kernel.cols() * Y::T::BLOCK * size_of::<Y::T>();
     let turns = ahead::turns(kernel, std::slice::from_ref(&product), tiles, cut, bytes);
