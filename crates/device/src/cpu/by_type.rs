@@ -45,6 +45,8 @@ macro_rules! by_product {
         match (multiplied_in($exact, $a, $b), $c) {
             (DType::F32, DType::Bf16) if $cpu.thirds => by_product!(@ Thirds, bf16, $T, $C => $body),
             (DType::F32, DType::F32) if $cpu.thirds => by_product!(@ Thirds, f32, $T, $C => $body),
+            (DType::Bf16, DType::Bf16) if $cpu.wide => by_product!(@ Wide, bf16, $T, $C => $body),
+            (DType::Bf16, DType::F32) if $cpu.wide => by_product!(@ Wide, f32, $T, $C => $body),
             (DType::Bf16, DType::Bf16) => by_product!(@ bf16, bf16, $T, $C => $body),
             (DType::Bf16, DType::F32) => by_product!(@ bf16, f32, $T, $C => $body),
             (DType::F32, DType::Bf16) => by_product!(@ f32, bf16, $T, $C => $body),

@@ -38,7 +38,7 @@ use crate::{
 };
 use attention::Context;
 use by_type::multiplied_in;
-use gemm::{Data, Mat, MatMut, Thirds};
+use gemm::{Data, Mat, MatMut, Thirds, Wide};
 use half::bf16;
 pub(crate) use memory::block_bytes;
 use memory::{Block, Memory};
@@ -64,6 +64,8 @@ pub struct Cpu {
     quant_kernel: &'static quant::Kernel,
     /// Whether f32 is multiplied in three parts.
     thirds: bool,
+    /// Whether bf16 is multiplied as f32.
+    wide: bool,
 }
 
 impl Cpu {
@@ -80,7 +82,7 @@ impl Cpu {
     fn of(pool: Pool) -> Self {
         let (pool, quant_kernel) = (Arc::new(pool), quant::Kernel::best());
         let (memory, sparse) = (Memory::default(), Memory::in_small_pages());
-        Cpu { pool, memory, sparse, meter: Arc::default(), quant_kernel, thirds: false }
+        Cpu { pool, memory, sparse, meter: Arc::default(), quant_kernel, thirds: false, wide: Wide::pay() }
     }
 
     /// Multiplies f32 on the matrix unit, if there is one, two to three times as fast: each number in three parts of bf16, with

@@ -7,10 +7,9 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::gemm::amx;
-use super::gemm::{GemmScalar, Thirds};
+use super::gemm::{GemmScalar, Thirds, multiplies_bf16};
 use super::{Cpu, Pool};
 use crate::DType;
-use half::bf16;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -54,9 +53,9 @@ impl Cpu {
         if self.thirds { Thirds::kernel().name } else { f32::kernel().name }
     }
 
-    /// Whether the machine multiplies bf16. Elsewhere such products are made in f32: the same bits, no sooner.
+    /// Whether the machine multiplies bf16 sooner than f32. Elsewhere such products are made in f32, to the same bits.
     pub fn multiplies_bf16(&self) -> bool {
-        matches!(bf16::kernel().name, "amx_bf16" | "avx512_bf16")
+        multiplies_bf16()
     }
 
     /// Measured rate of reading memory in GB/s, on all threads. Takes about 0.1 s and 128 MB.
@@ -117,7 +116,7 @@ fn bf16_burner() -> Burner {
         return (amx::burn, amx::BURN_FLOPS);
     }
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16") {
+    if multiplies_bf16() {
         return (avx512_bf16, 2 * CHAINS * 32);
     }
     burner()

@@ -49,7 +49,7 @@ impl Context<'_> {
     pub fn cpu_for(&self, operands: DType) -> Cpu {
         let cpu = self.cpu();
         if operands == DType::Bf16 && !cpu.multiplies_bf16() {
-            self.printer.warn("this processor cannot multiply bf16: results are right, but no sooner than in f32");
+            self.printer.warn("this processor multiplies bf16 no faster than f32: results are right, and take as long");
         }
         cpu
     }

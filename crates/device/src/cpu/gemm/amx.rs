@@ -31,6 +31,7 @@ const STEPS: usize = TILE_STEPS;
 pub(in super::super) const KERNEL: Kernel<bf16> = Kernel {
     name: "amx_bf16",
     supported,
+    pays: || true,
     size: [ROWS, COLS],
     rows_adjacent: false,
     stretch: 256,

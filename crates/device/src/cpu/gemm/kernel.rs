@@ -18,12 +18,14 @@ pub(crate) trait GemmScalar: Stored {
     const BLOCK: usize;
     /// Whether operands may change roles: whether `x·y` adds what `y·x` does, in the same order.
     const TURNS: bool = true;
+    /// Whether of every two steps the second comes first in a panel, to be added first.
+    const SECOND_FIRST: bool = false;
     /// Micro-kernels, best first; the last one works on any machine.
     const KERNELS: &'static [Kernel<Self>];
 
-    /// The best one that this machine supports.
+    /// The best one for this machine.
     fn kernel() -> &'static Kernel<Self> {
-        Self::KERNELS.iter().find(|k| (k.supported)()).expect("the portable kernel is always supported")
+        Self::KERNELS.iter().find(|k| (k.supported)() && (k.pays)()).expect("the portable kernel is always supported")
     }
 
     /// The elements, if no conversion is needed to pack them into panels of this type.
@@ -105,6 +107,8 @@ pub(crate) struct Kernel<T: GemmScalar> {
     pub(crate) name: &'static str,
     /// Whether this machine has the instructions; the functions below must not be called where it does not.
     pub(super) supported: fn() -> bool,
+    /// Whether, where it is supported, it is as fast as those that come after it.
+    pub(super) pays: fn() -> bool,
     /// Most rows and columns of a tile.
     pub(super) size: [usize; 2],
     /// Whether a packed panel of A has the rows of a group side by side, or else each row's steps.
@@ -351,6 +355,7 @@ macro_rules! gemm_scalar {
                 Kernel {
                     name: "portable",
                     supported: || true,
+                    pays: || true,
                     size: [PORTABLE_ROWS, $cols],
                     rows_adjacent: true,
                     stretch: usize::MAX,

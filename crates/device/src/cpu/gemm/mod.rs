@@ -43,6 +43,7 @@ mod tests;
 mod thirds;
 #[cfg(target_arch = "x86_64")]
 pub(in crate::cpu) mod transpose;
+mod wide;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -64,6 +65,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::LazyLock;
 pub(crate) use thirds::Thirds;
+pub(crate) use wide::Wide;
 
 /// Bytes of the broadcast operand that a thread goes through at a time: what stays in a second-level cache beside the
 /// panel of the other, about.
@@ -71,6 +73,11 @@ const ROWS_BYTES: usize = 1 << 20;
 
 /// Bytes of a C that nobody finds in a cache when it is done.
 const AWAY: usize = 8 << 20;
+
+/// Whether this machine multiplies bf16 sooner than f32.
+pub(in crate::cpu) fn multiplies_bf16() -> bool {
+    matches!(half::bf16::kernel().name, "amx_bf16" | "avx512_bf16")
+}
 
 /// A dense row-major matrix to read.
 #[derive(Clone, Copy)]

@@ -121,7 +121,7 @@ fn pack_as<T: GemmScalar, X: Copy, const W: usize, const G: usize>(
     if side.lanes_adjacent {
         let mut rows =
             data[steps.start * side.pitch..].chunks(side.pitch).take(steps.len()).map(|row| &row[lanes.clone()]);
-        for out in panel {
+        for out in &mut *panel {
             let rows: [&[X]; G] = std::array::from_fn(|_| rows.next().unwrap_or(&[]));
             if rows.iter().all(|row| row.len() == W) {
                 let rows: [&[X; W]; G] = rows.map(|row| row.first_chunk().expect("W lanes"));
@@ -144,5 +144,9 @@ fn pack_as<T: GemmScalar, X: Copy, const W: usize, const G: usize>(
                 }
             }
         }
+    }
+    if T::SECOND_FIRST {
+        const { assert!(!T::SECOND_FIRST || G == 1, "steps, not groups of them") };
+        panel.as_chunks_mut::<2>().0.iter_mut().for_each(|two| two.reverse());
     }
 }

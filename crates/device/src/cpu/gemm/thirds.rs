@@ -64,6 +64,7 @@ impl GemmScalar for Thirds {
         Kernel {
             name: "portable",
             supported: || true,
+            pays: || true,
             size: [PORTABLE_ROWS, 16],
             rows_adjacent: true,
             stretch: usize::MAX,
@@ -107,6 +108,7 @@ mod amx {
     pub(super) const KERNEL: Kernel<Thirds> = Kernel {
         name: "amx_f32",
         supported: || has_unit() && narrows(),
+        pays: || true,
         size: [ROWS, COLS],
         rows_adjacent: false,
         stretch: usize::MAX,

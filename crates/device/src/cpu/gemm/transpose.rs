@@ -25,6 +25,9 @@ pub(super) fn pack<T: GemmScalar<Real = f32>, const W: usize, const G: usize>(
         (None, Data::Bf16(x)) if !side.lanes_adjacent => {
             blocks::<T, bf16, W, G>(load_widened, x, side, lanes, steps, panel)
         }
+        (None, Data::Real(x)) if !side.lanes_adjacent && G == 1 => {
+            blocks::<T, f32, W, G>(load_as_bf16, x, side, lanes, steps, panel)
+        }
         (None, Data::Real(x)) if !side.lanes_adjacent && narrows() => {
             blocks::<T, f32, W, G>(load_rounded::<true>, x, side, lanes, steps, panel)
         }
@@ -32,8 +35,10 @@ pub(super) fn pack<T: GemmScalar<Real = f32>, const W: usize, const G: usize>(
             blocks::<T, f32, W, G>(load_rounded::<false>, x, side, lanes, steps, panel)
         }
         (_, Data::Bf16(x)) if G == 2 => pairs::<T, bf16, W>(pair, x, side, lanes, steps, panel),
-        (None, Data::Real(x)) if narrows() => pairs::<T, f32, W>(pair_rounded::<true>, x, side, lanes, steps, panel),
-        (None, Data::Real(x)) => pairs::<T, f32, W>(pair_rounded::<false>, x, side, lanes, steps, panel),
+        (None, Data::Real(x)) if G == 2 && narrows() => {
+            pairs::<T, f32, W>(pair_rounded::<true>, x, side, lanes, steps, panel)
+        }
+        (None, Data::Real(x)) if G == 2 => pairs::<T, f32, W>(pair_rounded::<false>, x, side, lanes, steps, panel),
         _ => pack::pack::<T, W, G>(side, lanes, steps, panel),
     }
 }
@@ -66,9 +71,11 @@ fn blocks<T: GemmScalar, X, const W: usize, const G: usize>(
                     pack::fetch(from.wrapping_add(i * side.pitch + side.ahead));
                 }
             }
-            for (i, row) in transpose(block).into_iter().enumerate().take(count.div_ceil(G)) {
+            let groups = count.div_ceil(G);
+            for (i, row) in transpose(block).into_iter().enumerate().take(groups) {
+                let at = if T::SECOND_FIRST && i ^ 1 < groups { i ^ 1 } else { i };
                 // SAFETY: a group of the panel, and the rest of its W columns from `first` on, at most 16.
-                unsafe { _mm512_mask_storeu_ps(to.wrapping_add(i * W), width, row) };
+                unsafe { _mm512_mask_storeu_ps(to.wrapping_add(at * W), width, row) };
             }
         }
     }
@@ -95,6 +102,19 @@ unsafe fn load_widened(from: *const bf16, n: usize) -> __m512 {
     // SAFETY: the caller's promise.
     let halves = unsafe { _mm256_maskz_loadu_epi16(mask(n) as __mmask16, from.cast()) };
     _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
+}
+
+/// As [`load`], rounded to bf16 and widened again.
+///
+/// # Safety
+/// `n` elements may be read.
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
+unsafe fn load_as_bf16(from: *const f32, n: usize) -> __m512 {
+    let upper = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
+    // SAFETY: the caller's promise.
+    let x = unsafe { _mm512_maskz_loadu_ps(mask(n) as __mmask16, from) };
+    _mm512_castsi512_ps(_mm512_and_si512(put::rounded(x), upper))
 }
 
 /// Packs rows for a kernel that reads each row's steps together: `panel[lane · steps + step]`, one zero more after an odd

@@ -6,10 +6,12 @@
 //! missing we use them, with more registers for the halves, and the bits are the same. (But for numbers
 //! below 2⁻¹²⁶: the instruction takes them as zero and writes them as zero.)
 
+use super::Wide;
 pub(super) use super::amx as bf16_amx;
 use crate::cpu::real::Stored;
 use half::bf16;
 use std::arch::x86_64::*;
+use std::sync::LazyLock;
 
 /// With so few rows, a panel that was packed long ago is read from memory more slowly than it is multiplied by …
 const FEW: usize = 4;
@@ -21,7 +23,7 @@ const AT_ONCE: usize = 4;
 
 macro_rules! kernel {
     (
-        $module:ident, $name:literal, [$($feature:tt)+], $t:ty, group $group:literal,
+        $module:ident, $name:literal, [$($feature:tt)+] $pays:expr, $t:ty, group $group:literal,
         panels $splat:path, $load:path, $fma:path, $pack:ident,
         sums $sum:ty, $vector:ty, $lanes:literal, $zero:ident, $load_sums:ident, $store:ident, $add:ident,
         put $put:ident: $target:path, $rounded:expr, away $away:expr,
@@ -40,6 +42,7 @@ macro_rules! kernel {
             pub(in super::super) const KERNEL: Kernel<$t> = Kernel {
                 name: $name,
                 supported: || $(is_x86_feature_detected!($feature))&&+,
+                pays: $pays,
                 size: [$rows, COLS],
                 rows_adjacent: true,
                 stretch: usize::MAX,
@@ -117,7 +120,7 @@ macro_rules! kernel {
                 macro_rules! step {
                     ($at:expr) => {{
                         let b = b.wrapping_add($at * COLS * GROUP);
-                        let b_vectors: [_; V] = std::array::from_fn(|v| $load(b.add(v * $lanes * GROUP)));
+                        let b_vectors: [_; V] = std::array::from_fn(|v| $load(b.add(v * $lanes * GROUP).cast()));
                         if R <= FEW {
                             for v in 0..V {
                                 let ahead = b.wrapping_add(AHEAD / size_of::<$t>() + v * $lanes * GROUP);
@@ -125,7 +128,7 @@ macro_rules! kernel {
                             }
                         }
                         $(if $r <= R {
-                            let x = $splat(thirds[($r - 1) / 3].add(($r - 1) % 3 * row + $at * group));
+                            let x = $splat(thirds[($r - 1) / 3].add(($r - 1) % 3 * row + $at * group).cast());
                             for (sum, b) in sums[$r - 1].iter_mut().zip(b_vectors) {
                                 *sum = $fma(x, b, *sum);
                             }
@@ -201,54 +204,72 @@ macro_rules! kernel {
 }
 
 kernel!(
-    f32_avx512, "avx512", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "fma"], f32, group 1,
+    f32_avx512, "avx512", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "fma"] || true, f32, group 1,
     panels splat::f32_512, _mm512_loadu_ps, _mm512_fmadd_ps, transpose,
     sums f32, __m512, 16, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps,
     put put_512: put::Lanes, Some(put::round::<COLS, false>), away Some((put::put_away::<COLS>, put::round::<COLS, true>)),
     14: 1 2 3 4 5 6 7 8 9 10 11 12 13 14
 );
 kernel!(
-    f64_avx512, "avx512", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "fma"], f64, group 1,
+    wide_avx512, "avx512", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "fma"] || true, Wide, group 1,
+    panels splat::f32_512, _mm512_loadu_ps, _mm512_fmadd_ps, transpose,
+    sums f32, __m512, 16, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps,
+    put put_512: put::Lanes, Some(put::round::<COLS, false>), away Some((put::put_away::<COLS>, put::round::<COLS, true>)),
+    14: 1 2 3 4 5 6 7 8 9 10 11 12 13 14
+);
+kernel!(
+    f64_avx512, "avx512", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "fma"] || true, f64, group 1,
     panels splat::f64_512, _mm512_loadu_pd, _mm512_fmadd_pd, pack,
     sums f64, __m512d, 8, _mm512_setzero_pd, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_add_pd,
     put put: Stored<Real = f64>, None, away None,
     14: 1 2 3 4 5 6 7 8 9 10 11 12 13 14
 );
 kernel!(
-    bf16_avx512_bf16, "avx512_bf16", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "avx512bf16"], bf16, group 2,
+    bf16_avx512_bf16, "avx512_bf16", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "avx512bf16"] || !*PAIRS_ARE_SLOW, bf16, group 2,
     panels splat::pairs_512, pairs::load_512, pairs::dot_bf16, transpose,
     sums f32, __m512, 16, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps,
     put put_512: put::Lanes, Some(put::round::<COLS, false>), away Some((put::put_away::<COLS>, put::round::<COLS, true>)),
     14: 1 2 3 4 5 6 7 8 9 10 11 12 13 14
 );
 kernel!(
-    bf16_avx512, "avx512", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "fma"], bf16, group 2,
+    bf16_avx512, "avx512", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "fma"] || true, bf16, group 2,
     panels splat::pairs_512, pairs::load_512, pairs::dot_512, transpose,
     sums f32, __m512, 16, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps,
     put put_512: put::Lanes, Some(put::round::<COLS, false>), away Some((put::put_away::<COLS>, put::round::<COLS, true>)),
     12: 1 2 3 4 5 6 7 8 9 10 11 12
 );
 kernel!(
-    f32_avx2, "avx2", ["avx2" "fma"], f32, group 1,
+    f32_avx2, "avx2", ["avx2" "fma"] || true, f32, group 1,
     panels splat::f32_256, _mm256_loadu_ps, _mm256_fmadd_ps, pack,
     sums f32, __m256, 8, _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps,
     put put: Stored<Real = f32>, Some(put_tile::<bf16>), away None,
     6: 1 2 3 4 5 6
 );
 kernel!(
-    f64_avx2, "avx2", ["avx2" "fma"], f64, group 1,
+    f64_avx2, "avx2", ["avx2" "fma"] || true, f64, group 1,
     panels splat::f64_256, _mm256_loadu_pd, _mm256_fmadd_pd, pack,
     sums f64, __m256d, 4, _mm256_setzero_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_add_pd,
     put put: Stored<Real = f64>, None, away None,
     6: 1 2 3 4 5 6
 );
 kernel!(
-    bf16_avx2, "avx2", ["avx2" "fma"], bf16, group 2,
+    bf16_avx2, "avx2", ["avx2" "fma"] || true, bf16, group 2,
     panels splat::pairs_256, pairs::load_256, pairs::dot_256, pack,
     sums f32, __m256, 8, _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps,
     put put: Stored<Real = f32>, Some(put_tile::<bf16>), away None,
     4: 1 2 3 4
 );
+
+/// Whether `vdpbf16ps` is slower than the multiply-adds that replace it. Intel's processors since Sapphire Rapids, which are those
+/// with arithmetic in f16, leave bf16 to their matrix unit: their vectors take four cycles of a port for 32 products, and two for
+/// as many in f32. Such a processor's unit may be hidden by whoever rents it out.
+static PAIRS_ARE_SLOW: LazyLock<bool> = LazyLock::new(|| {
+    #[allow(unused_unsafe, reason = "safe in newer compilers")]
+    // SAFETY: every x86-64 processor has it.
+    let vendor = unsafe { __cpuid(0) };
+    let intel = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).as_flattened() == b"GenuineIntel";
+    intel && is_x86_feature_detected!("avx512fp16")
+});
 
 /// The groups at an address in every lane.
 mod splat {

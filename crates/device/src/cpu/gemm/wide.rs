@@ -1,0 +1,70 @@
+//! bf16 where multiply-adds of f32 are the fastest there are: operands are rounded to bf16 and lie in panels as f32.
+//!
+//! A product of two bf16 is exact in f32, so a chain of multiply-adds makes what `vdpbf16ps` makes, to the bit, if the second
+//! of two steps comes before the first: panels have them in that order. Widening operands once, while they are packed, costs
+//! nothing; widening them in registers, as the kernels of [`super::x86`] do with panels of bf16, takes as many instructions
+//! as half of the multiply-adds.
+
+use super::kernel::{GemmScalar, Kernel, PORTABLE_ROWS, portable};
+use super::{Data, multiplies_bf16, pack, put};
+use crate::cpu::real::Stored;
+use bytemuck::{Pod, Zeroable};
+use half::bf16;
+
+/// A bf16 as an f32, in a panel.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(transparent)]
+pub(crate) struct Wide(f32);
+
+impl Stored for Wide {
+    type Real = f32;
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self.0
+    }
+    #[inline(always)]
+    fn narrow(x: f32) -> Wide {
+        Wide(bf16::narrow(x).widen())
+    }
+}
+
+impl Wide {
+    /// Whether products of bf16 are made so fastest: where nothing multiplies bf16 sooner, and vectors are wide.
+    pub fn pay() -> bool {
+        !multiplies_bf16() && Self::kernel().name != "portable"
+    }
+}
+
+impl GemmScalar for Wide {
+    const GROUP: usize = 1;
+    const BLOCK: usize = bf16::BLOCK;
+    const SECOND_FIRST: bool = true;
+    const KERNELS: &'static [Kernel<Wide>] = &[
+        #[cfg(target_arch = "x86_64")]
+        super::x86::wide_avx512::KERNEL,
+        Kernel {
+            name: "portable",
+            supported: || true,
+            pays: || true,
+            size: [PORTABLE_ROWS, 16],
+            rows_adjacent: true,
+            stretch: usize::MAX,
+            speed: 1.0,
+            pack_rows: pack::pack::<Wide, PORTABLE_ROWS, 1>,
+            pack_cols: pack::pack::<Wide, 16, 1>,
+            tile: portable::<Wide, 16, 1>,
+            add: portable::<Wide, 16, 1>,
+            put: put::put::<f32, 16>,
+            put_rounded: Some(put::put::<bf16, 16>),
+            away: None,
+        },
+    ];
+    /// They are made when they are packed.
+    fn own(_: Data<'_, f32>) -> Option<&[Wide]> {
+        None
+    }
+    #[inline(always)]
+    fn from_bf16(x: bf16) -> Wide {
+        Wide(x.widen())
+    }
+}
