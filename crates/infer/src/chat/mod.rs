@@ -7,6 +7,7 @@
 
 mod format;
 mod json;
+mod namespace;
 mod source;
 
 pub use jiff::ZonedDateTime;
@@ -19,6 +20,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::thread;
 use wudao_model::gguf::is_gguf;
 
 /// File of the template, where it is not in `tokenizer_config.json`.
@@ -32,7 +34,7 @@ const DEFAULT: &str = "default";
 const TOOL_USE: &str = "tool_use";
 
 /// Most bytes of a template: the longest in use have 20 000.
-const MAX_TEMPLATE: u64 = 1 << 20;
+const MAX_TEMPLATE: u64 = 1 << 16;
 /// Most bytes of `tokenizer_config.json`, which may list tens of thousands of tokens.
 const MAX_CONFIG: u64 = 64 << 20;
 /// Most templates of a checkpoint.
@@ -41,6 +43,9 @@ const MAX_TEMPLATES: usize = 32;
 const FUEL: u64 = 4 << 20;
 /// Depth of macros and blocks inside each other.
 const DEPTH: usize = 120;
+/// Bytes of stack to read or run a template. A value can have ten thousand levels for each level of macros (`x|batch(1)|batch(1)…`),
+/// some 140 000, and whoever writes it out or forgets it goes through them recursively. What is not used is not taken.
+const STACK: usize = 256 << 20;
 
 /// The chat template of a checkpoint, or the several it has by name.
 pub struct ChatTemplate {
@@ -159,11 +164,14 @@ impl ChatTemplate {
             if text.len() as u64 > MAX_TEMPLATE {
                 return Err(ChatError::TooLarge { name: format!("chat template \"{name}\""), limit: MAX_TEMPLATE });
             }
-            let text = source::without_generation_tags(&text);
-            environment.add_template_owned(name.clone(), text).map_err(|error| ChatError::Malformed {
-                name: format!("chat template \"{name}\""),
-                reason: describe(&error),
-            })?;
+            let added = with_stack(|| {
+                let text = namespace::bounded(&source::without_generation_tags(&text), syntax());
+                text.and_then(|text| environment.add_template_owned(name.clone(), text))
+                    .map_err(|error| describe(&error))
+            });
+            added
+                .and_then(|added| added)
+                .map_err(|reason| ChatError::Malformed { name: format!("chat template \"{name}\""), reason })?;
         }
         Ok(ChatTemplate { environment, source, special })
     }
@@ -201,7 +209,8 @@ impl ChatTemplate {
             ("strftime_now".to_owned(), Value::from_function(strftime_now)),
         ]);
         context.entry("documents".to_owned()).or_insert_with(|| Value::from(()));
-        template.render(Value::from_pairs(context)).map_err(|error| {
+        let text = with_stack(|| template.render(Value::from_pairs(context))).map_err(ChatError::Render)?;
+        text.map_err(|error| {
             use std::error::Error;
             match error.source().is_some_and(|source| source.is::<Raised>()) {
                 true => ChatError::Refused(error.detail().unwrap_or_default().to_owned()),
@@ -218,17 +227,23 @@ impl std::fmt::Debug for ChatTemplate {
     }
 }
 
+/// Jinja's, as transformers sets it up.
+fn syntax() -> SyntaxConfig {
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    syntax.expect("the delimiters are the usual ones")
+}
+
 /// Jinja as transformers sets it up.
 fn environment() -> Environment<'static> {
     let mut environment = Environment::new();
-    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-    environment.set_syntax(syntax.expect("the delimiters are the usual ones"));
+    environment.set_syntax(syntax());
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_unknown_method_callback(format::method);
     environment.add_filter("format", format::filter);
     environment.set_fuel(Some(FUEL));
     environment.set_recursion_limit(DEPTH);
     environment.add_filter("tojson", json::tojson);
+    environment.add_filter(namespace::PLAIN, namespace::plain);
     environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
         Err(minijinja::Error::new(ErrorKind::InvalidOperation, message).with_source(Raised))
     });
@@ -238,6 +253,15 @@ fn environment() -> Environment<'static> {
     environment
         .add_test("iterable", move |value: &Value| sequence(value.kind()) || value.kind() == ValueKind::Iterable);
     environment
+}
+
+/// Runs `f` where there is room to go deep, or says why that cannot be.
+fn with_stack<T: Send>(f: impl FnOnce() -> T + Send) -> Result<T, String> {
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().name("chat template".into()).stack_size(STACK).spawn_scoped(scope, f);
+        let thread = thread.map_err(|error| format!("no thread to read the chat template on: {error}"))?;
+        Ok(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
 }
 
 /// What happened, and in which line.

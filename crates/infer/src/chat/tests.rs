@@ -43,12 +43,12 @@ fn a_stranger_s_template_can_waste_neither_time_nor_memory() {
     }
     // In time that grows with the format's length, and no faster.
     for part in ["{a", "{[", "{:<", "{:9:"] {
-        fails(&format!("{{{{ '{}'.format(1) }}}}", part.repeat(250_000)));
+        fails(&format!("{{{{ ('{part}' * 250000).format(1) }}}}"));
     }
     for part in ["%(", "%5", "%-"] {
-        fails(&format!("{{{{ '{}' | format(1) }}}}", part.repeat(250_000)));
+        fails(&format!("{{{{ ('{part}' * 250000) | format(1) }}}}"));
     }
-    let deep = format!("{}1{}", "(".repeat(50_000), ")".repeat(50_000));
+    let deep = format!("{}1{}", "(".repeat(30_000), ")".repeat(30_000));
     assert!(matches!(render(&format!("{{{{ {deep} }}}}")), Err(ChatError::Malformed { .. })));
     let long = "x".repeat(MAX_TEMPLATE as usize + 1);
     assert!(matches!(render(&long), Err(ChatError::TooLarge { .. })));
@@ -69,6 +69,60 @@ fn formats_are_those_of_python() {
     ] {
         assert_eq!(render(&format!("{{{{ {format} }}}}")).ok().as_deref(), text, "{format}");
     }
+}
+
+/// What a namespace keeps grows neither without end nor into itself, and macros alone make nothing that is too deep.
+#[test]
+fn a_stranger_s_template_cannot_exhaust_the_stack() {
+    let grow = |step: &str, times: usize| {
+        render(&format!(
+            "{{% set ns = namespace(x=[], y=1) %}}{{% for i in range({times}) %}}{step}{{% endfor %}}{{{{ ns.x }}}}"
+        ))
+    };
+    for step in [
+        "{% set ns.x = [ns.x] %}",
+        "{% set ns.x = {'a': ns.x} %}",
+        "{%- set ns.x=[[ns.x],] -%}",
+        "{% set (ns.x, ns.y) = [ns.x], i %}",
+        "{% set ns.y, (ns.x, z) = i, ([ns.x], 2) %}",
+        "{% if true %}{% set z %}{% filter upper %}{% set ns.x = [ns.x] %}{% endfilter %}{% endset %}{% endif %}",
+        "{% with a = 1 %}{% set ns.x = [ns.x] %}{% endwith %}",
+        "{% for j in [] %}{% else %}{% set ns.x = [ns.x] %}{% endfor %}",
+        "{% set wudao_plain = 1 %}{% set ns.x = [ns.x] %}",
+        // Where a scanner of tags might lose its way.
+        "{{ [{1: {1: 1}}, '{#'] }}{% set ns.x = [ns.x] %}{{ '#}' }}",
+        "{% raw %}{% \" {% endraw %}{% set ns.x = [ns.x] %}{# \" #}",
+        "{% set ns.x = [ns.x] if '=' == '=' else '%}' %}",
+    ] {
+        let error = grow(step, 90_000).unwrap_err().to_string();
+        assert!(error.contains("depth 128"), "{step}: {error}");
+        assert!(grow(step, 20).is_ok(), "{step}");
+    }
+    for step in ["{% set ns.x = ns.x|reverse %}", "{% set ns.x = ns.x + [1] %}", "{% set ns.x = ns.x|unique %}"] {
+        if let Err(error) = grow(step, 90_000) {
+            assert!(error.to_string().contains("namespace was given") || error.to_string().contains("fuel"), "{error}");
+        }
+    }
+    // A namespace in a namespace is what it was then.
+    assert_eq!(grow("{% set ns.x = ns %}", 2).unwrap(), "{'x': {'x': [], 'y': 1}, 'y': 1}");
+    assert_eq!(grow("{% set ns.x = [ns.y, i] %}", 3).unwrap(), "[1, 2]");
+    let error = render("{% set ns = namespace() %}{% set ns.f = range %}").unwrap_err();
+    assert!(error.to_string().contains("no functions"), "{error}");
+    let error = render("{% set ns = namespace() %}{% set ns.f | upper %}{% endset %}").unwrap_err();
+    assert!(error.to_string().contains("no filter"), "{error}");
+
+    // As deep as a source can make it, and macros as many times.
+    let recursive = |wrap: &str, n: usize| {
+        let step = format!("{wrap}{{% if n %}}{{{{ f(x, n - 1) }}}}{{% else %}}{{{{ x }}}}{{% endif %}}");
+        render(&format!("{{% macro f(x, n) %}}{step}{{% endmacro %}}{{{{ f(7, {n}) }}}}"))
+    };
+    let sets = "{% set x=[x] %}".repeat(4_200);
+    assert_eq!(recursive(&sets, 4).unwrap().len(), 2 * 5 * 4_200 + 1);
+    assert!(recursive(&sets, 400).is_err());
+    let filters = format!("{{% set x = [x]{} %}}", "|batch(1)".repeat(7_000));
+    assert_eq!(recursive(&filters, 0).unwrap().len(), 2 * 7_001 + 1);
+    assert!(recursive(&filters, 4).is_ok());
+    assert!(recursive(&format!("{{{{ 1{} }}}}", " + 1".repeat(15_000)), 0).is_ok());
 }
 
 #[test]
