@@ -4,6 +4,7 @@
 //! there, and minijinja 3.1.0 panics where a precision is above 65,535 (`'%.65536e' | format(3)`) and where a key is not ASCII
 //! (`'%(名)s'`, `'{a[名]}'`). No template in use pads by more than a column, or has such keys.
 
+use super::bounds::walk;
 use minijinja::value::{Rest, ValueOrKwargs};
 use minijinja::{Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat;
@@ -23,6 +24,7 @@ pub fn filter(state: &mut State, format: &Value, values: Rest<ValueOrKwargs>) ->
 
 /// Methods that Python's values have and minijinja's do not.
 pub fn method(state: &mut State, value: &Value, name: &str, arguments: &[Value]) -> Result<Value, Error> {
+    walk(state, value)?;
     if let (Some(format), "format") = (value.as_str(), name) {
         // A key in brackets follows a brace and a path, or another key.
         let path = |c: char| c.is_ascii_alphanumeric() || "_.".contains(c);

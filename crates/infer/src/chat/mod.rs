@@ -5,9 +5,9 @@
 //! and indentation with them, `tojson` is Python's, `raise_exception` and `strftime_now` are there), and the text is
 //! transformers', character for character: `tests/chat.rs` compares them.
 
+mod bounds;
 mod format;
 mod json;
-mod namespace;
 mod source;
 
 pub use jiff::ZonedDateTime;
@@ -165,7 +165,7 @@ impl ChatTemplate {
                 return Err(ChatError::TooLarge { name: format!("chat template \"{name}\""), limit: MAX_TEMPLATE });
             }
             let added = with_stack(|| {
-                let text = namespace::bounded(&source::without_generation_tags(&text), syntax());
+                let text = bounds::bounded(&source::without_generation_tags(&text), syntax());
                 text.and_then(|text| environment.add_template_owned(name.clone(), text))
                     .map_err(|error| describe(&error))
             });
@@ -243,7 +243,7 @@ fn environment() -> Environment<'static> {
     environment.set_fuel(Some(FUEL));
     environment.set_recursion_limit(DEPTH);
     environment.add_filter("tojson", json::tojson);
-    environment.add_filter(namespace::PLAIN, namespace::plain);
+    bounds::add_filters(&mut environment);
     environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
         Err(minijinja::Error::new(ErrorKind::InvalidOperation, message).with_source(Raised))
     });
