@@ -221,12 +221,9 @@ impl Edits<'_> {
     }
 
     fn arguments(&mut self, arguments: &[ast::CallArg]) {
-        use ast::CallArg;
-        for argument in arguments {
-            match argument {
-                CallArg::Pos(expr) | CallArg::Kwarg(_, expr) => self.used(expr),
-                CallArg::PosSplat(expr) | CallArg::KwargSplat(expr) => self.used(expr),
-            }
+        use ast::CallArg::{Kwarg, KwargSplat, Pos, PosSplat};
+        for Pos(expr) | Kwarg(_, expr) | PosSplat(expr) | KwargSplat(expr) in arguments {
+            self.used(expr);
         }
     }
 }
