@@ -132,6 +132,26 @@ pub(crate) struct Kernel<T: GemmScalar> {
 }
 
 impl<T: GemmScalar> Kernel<T> {
+    /// The one for any machine, with `N` columns and groups of `G` steps; how it rounds, where sums are f32.
+    pub(super) const fn portable<const N: usize, const G: usize>(put_rounded: Option<Put<bf16>>) -> Self {
+        Kernel {
+            name: "portable",
+            supported: || true,
+            pays: || true,
+            size: [PORTABLE_ROWS, N],
+            rows_adjacent: true,
+            stretch: usize::MAX,
+            speed: 1.0,
+            pack_rows: pack::pack::<T, PORTABLE_ROWS, G>,
+            pack_cols: pack::pack::<T, N, G>,
+            tile: portable::<T, N, G>,
+            add: portable::<T, N, G>,
+            put: put::put::<T::Real, N>,
+            put_rounded,
+            away: None,
+        }
+    }
+
     /// Most rows of a tile.
     pub(super) fn rows(&self) -> usize {
         self.size[0]
@@ -306,10 +326,10 @@ pub(super) fn check_panel<T: GemmScalar>(
     assert!(side.data.len() == side.rows * side.pitch && len == width * steps.len().next_multiple_of(T::GROUP));
 }
 
-pub(super) const PORTABLE_ROWS: usize = 4;
+const PORTABLE_ROWS: usize = 4;
 
 /// The portable micro-kernel; the compiler vectorises over the columns. `G` is the group.
-pub(super) unsafe fn portable<T: GemmScalar, const N: usize, const G: usize>(
+unsafe fn portable<T: GemmScalar, const N: usize, const G: usize>(
     [rows, cols, steps]: [usize; 3],
     a: Rows<T>,
     b: *const T,
@@ -352,22 +372,7 @@ macro_rules! gemm_scalar {
             const BLOCK: usize = 512 * $group;
             const KERNELS: &'static [Kernel<$t>] = &[
                 $(#[cfg(target_arch = "x86_64")] super::x86::$x86::KERNEL,)*
-                Kernel {
-                    name: "portable",
-                    supported: || true,
-                    pays: || true,
-                    size: [PORTABLE_ROWS, $cols],
-                    rows_adjacent: true,
-                    stretch: usize::MAX,
-                    speed: 1.0,
-                    pack_rows: pack::pack::<$t, PORTABLE_ROWS, $group>,
-                    pack_cols: pack::pack::<$t, $cols, $group>,
-                    tile: portable::<$t, $cols, $group>,
-                    add: portable::<$t, $cols, $group>,
-                    put: put::put::<_, $cols>,
-                    put_rounded: $rounded,
-                    away: None,
-                },
+                Kernel::portable::<$cols, $group>($rounded),
             ];
             fn own(data: Data<'_, Self::Real>) -> Option<&[$t]> {
                 match data {

@@ -16,8 +16,8 @@
 //! The order of additions is the unit's ([`super::amx`]). Parts below 2⁻¹²⁶ are taken as zero, so that a number below 2⁻¹⁰⁸
 //! loses its last bits; what is infinite, or rounds to infinity in bf16 (above 3.39e38), gives NaN.
 
-use super::kernel::{GemmScalar, Kernel, PORTABLE_ROWS, portable};
-use super::{pack, put};
+use super::kernel::{GemmScalar, Kernel};
+use super::put;
 use crate::cpu::real::Stored;
 use bytemuck::{Pod, Zeroable};
 use half::bf16;
@@ -61,22 +61,7 @@ impl GemmScalar for Thirds {
     const KERNELS: &'static [Kernel<Thirds>] = &[
         #[cfg(target_arch = "x86_64")]
         amx::KERNEL,
-        Kernel {
-            name: "portable",
-            supported: || true,
-            pays: || true,
-            size: [PORTABLE_ROWS, 16],
-            rows_adjacent: true,
-            stretch: usize::MAX,
-            speed: 1.0,
-            pack_rows: pack::pack::<Thirds, PORTABLE_ROWS, GROUP>,
-            pack_cols: pack::pack::<Thirds, 16, GROUP>,
-            tile: portable::<Thirds, 16, GROUP>,
-            add: portable::<Thirds, 16, GROUP>,
-            put: put::put::<f32, 16>,
-            put_rounded: Some(put::put::<bf16, 16>),
-            away: None,
-        },
+        Kernel::portable::<16, { GROUP }>(Some(put::put::<bf16, 16>)),
     ];
     /// They are made when they are packed.
     fn own(_: super::Data<'_, f32>) -> Option<&[Thirds]> {

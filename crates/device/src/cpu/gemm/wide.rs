@@ -5,8 +5,8 @@
 //! nothing; widening them in registers, as the kernels of [`super::x86`] do with panels of bf16, takes as many instructions
 //! as half of the multiply-adds.
 
-use super::kernel::{GemmScalar, Kernel, PORTABLE_ROWS, portable};
-use super::{Data, multiplies_bf16, pack, put};
+use super::kernel::{GemmScalar, Kernel};
+use super::{Data, multiplies_bf16, put};
 use crate::cpu::real::Stored;
 use bytemuck::{Pod, Zeroable};
 use half::bf16;
@@ -42,22 +42,7 @@ impl GemmScalar for Wide {
     const KERNELS: &'static [Kernel<Wide>] = &[
         #[cfg(target_arch = "x86_64")]
         super::x86::wide_avx512::KERNEL,
-        Kernel {
-            name: "portable",
-            supported: || true,
-            pays: || true,
-            size: [PORTABLE_ROWS, 16],
-            rows_adjacent: true,
-            stretch: usize::MAX,
-            speed: 1.0,
-            pack_rows: pack::pack::<Wide, PORTABLE_ROWS, 1>,
-            pack_cols: pack::pack::<Wide, 16, 1>,
-            tile: portable::<Wide, 16, 1>,
-            add: portable::<Wide, 16, 1>,
-            put: put::put::<f32, 16>,
-            put_rounded: Some(put::put::<bf16, 16>),
-            away: None,
-        },
+        Kernel::portable::<16, 1>(Some(put::put::<bf16, 16>)),
     ];
     /// They are made when they are packed.
     fn own(_: Data<'_, f32>) -> Option<&[Wide]> {
