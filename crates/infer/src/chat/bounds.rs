@@ -9,7 +9,7 @@
 //! So filters are put into the source, where its syntax tree says. [`meter`] stands wherever a value is gone through: before
 //! operators, filters, tests, arguments and output (methods call [`walk`]). It walks the value first, on account of the call; [`count`],
 //! where only a list itself is gone through, as in loops, counts. [`plain`] makes what is assigned to an attribute a plain copy, of
-//! limited depth. None of them changes what a template means.
+//! limited depth; [`step`] a slice's step a number that can be negated. None of them changes what a template means.
 
 use minijinja::machinery::{ast, parse};
 use minijinja::syntax::SyntaxConfig;
@@ -20,6 +20,7 @@ use minijinja::{Environment, Error, ErrorKind, State, Value};
 const METER: &str = "wudao_meter";
 const COUNT: &str = "wudao_count";
 const PLAIN: &str = "wudao_plain";
+const STEP: &str = "wudao_step";
 
 /// Depth of what a namespace keeps, that of the JSON that comes with a request.
 const DEPTH: usize = 128;
@@ -31,6 +32,7 @@ pub fn add_filters(environment: &mut Environment) {
     environment.add_filter(METER, meter);
     environment.add_filter(COUNT, count);
     environment.add_filter(PLAIN, plain);
+    environment.add_filter(STEP, step);
 }
 
 /// The template with its values metered.
@@ -172,6 +174,11 @@ impl Edits<'_> {
             Expr::Slice(inner) => {
                 self.inside(&inner.expr);
                 [&inner.start, &inner.stop, &inner.step].into_iter().flatten().for_each(|expr| self.inside(expr));
+                if let Some(step) = &inner.step {
+                    let span = step.span();
+                    self.opens.push((span.start_offset as usize, "("));
+                    self.closes.push((span.end_offset as usize, format!(")|{STEP}")));
+                }
             }
             Expr::UnaryOp(inner) => self.counted(&inner.expr),
             Expr::BinOp(inner) if is_logic(inner.op) => {
@@ -281,6 +288,11 @@ fn count(state: &mut State, value: Value) -> Result<Value, Error> {
     }
     let left = Left::of(state);
     value.try_iter()?.map(|item| left.take(1).map(|()| item)).collect()
+}
+
+/// The step of a slice. minijinja 3.1 negates it, which the smallest integer overflows; the next takes the same elements.
+fn step(value: Value) -> Value {
+    if value.as_i64() == Some(i64::MIN) { Value::from(i64::MIN + 1) } else { value }
 }
 
 /// Goes through a value, or refuses to.

@@ -209,6 +209,8 @@ fn metered_templates_mean_what_they_meant() {
         ("{% for x in 'ab' %}{{ loop.cycle('x', 'y') }}{{ loop.previtem is defined }}{% endfor %}", "xFalseyTrue"),
         ("{% set ns = namespace(a=1) %}{% for i in [1, 2] %}{% set ns.a = ns.a + i %}{% endfor %}{{ ns.a }}", "4"),
         ("{{ range(3) | map('string') | join(',') }}{{ 'x' in 'xyz' and 3 not in [1] }}", "0,1,2True"),
+        ("{{ [1, 2, 3][::-(2)] }}{{ 'abc'[::(1)-(2)] }}{{ (1, 2, 3)[0:3:(1 + 1)] }}{{ 'ab'[::none] }}", "[3, 1]cba(1, 3)ab"),
+        ("{{ 'abc'[::-9223372036854775807 - 1] }}{{ [1, 2][:: -9223372036854775807-1][0] }}", "c2"),
         ("{{ messages | map(attribute='content') | list }}{{ messages[0]['content'][:2] }}", "['text']te"),
     ] {
         let template = ChatTemplate::parse(template, BTreeMap::new()).unwrap();
