@@ -3,6 +3,7 @@
 use super::pack::{self, Side};
 use super::pieces;
 use super::put::{self, Put};
+use super::wide::Wide;
 use crate::cpu::real::{Real, Stored};
 use crate::cpu::simd::{Baseline, Isa};
 use half::bf16;
@@ -37,6 +38,12 @@ pub(crate) trait GemmScalar: Stored {
 
 /// A type of packed operands that matrices have, too.
 pub(crate) trait Source: GemmScalar {
+    /// What rows are packed as where many meet columns of this type that were packed long ago.
+    type Tall: GemmScalar<Real = Self::Real>;
+
+    /// The kernel for that, if there is a better one than for few rows. Its tiles are as wide, and make the same bits.
+    fn tall() -> Option<&'static Kernel<Self::Tall, Self>>;
+
     /// Elements to pack, into panels of this type or another.
     fn data(x: &[Self]) -> Data<'_, Self::Real>;
 }
@@ -100,10 +107,10 @@ type PackPanel<T> = fn(&Kernel<T>, &Side<<T as Stored>::Real>, Range<usize>, Ran
 
 /// `C[rows, cols] (+)= A·B`: `[rows, cols, steps of k]`, A, B packed, C, elements from one row of C to the next, and
 /// whether to accumulate. The chain of additions is as the module above says, in every kernel.
-pub(super) type MicroKernel<T> = unsafe fn([usize; 3], Rows<T>, *const T, *mut <T as Stored>::Real, usize, bool);
+pub(super) type MicroKernel<T, B> = unsafe fn([usize; 3], Rows<T>, *const B, *mut <T as Stored>::Real, usize, bool);
 
-/// A micro-kernel, and the packing that belongs to it.
-pub(crate) struct Kernel<T: GemmScalar> {
+/// A micro-kernel, and the packing that belongs to it: rows are packed as `T`, and columns as `B`.
+pub(crate) struct Kernel<T: GemmScalar, B: GemmScalar<Real = T::Real> = T> {
     pub(crate) name: &'static str,
     /// Whether this machine has the instructions; the functions below must not be called where it does not.
     pub(super) supported: fn() -> bool,
@@ -119,10 +126,10 @@ pub(crate) struct Kernel<T: GemmScalar> {
     /// How many times as fast as f32 it multiplies, about, where vectors do the packing.
     pub(super) speed: f64,
     pub(super) pack_rows: Pack<T>,
-    pub(super) pack_cols: Pack<T>,
-    pub(super) tile: MicroKernel<T>,
+    pub(super) pack_cols: Pack<B>,
+    pub(super) tile: MicroKernel<T, B>,
     /// As `tile` where it accumulates, but the additions may be chained to what is there, if that is cheaper.
-    pub(super) add: MicroKernel<T>,
+    pub(super) add: MicroKernel<T, B>,
     pub(super) put: Put<T::Real>,
     /// As `put`, rounding; where sums are f32.
     pub(super) put_rounded: Option<Put<bf16>>,
@@ -149,52 +156,6 @@ impl<T: GemmScalar> Kernel<T> {
             put: put::put::<T::Real, N>,
             put_rounded,
             away: None,
-        }
-    }
-
-    /// Most rows of a tile.
-    pub(super) fn rows(&self) -> usize {
-        self.size[0]
-    }
-
-    /// Most columns of a tile.
-    pub(super) fn cols(&self) -> usize {
-        self.size[1]
-    }
-
-    /// Columns of one vector.
-    pub(super) fn lanes(&self) -> usize {
-        self.cols() / 2
-    }
-
-    /// A packed panel of rows of op(A) that has so many steps, from step `first` on, the first of a group.
-    pub(super) fn packed<'a>(&self, panel: &'a [T], steps: usize, first: usize) -> Rows<'a, T> {
-        if self.rows_adjacent {
-            Rows { data: &panel[first * self.rows()..], row: T::GROUP, group: self.rows() * T::GROUP, tiles: false }
-        } else {
-            let row = steps.next_multiple_of(T::GROUP);
-            Rows { data: &panel[first..], row, group: T::GROUP, tiles: false }
-        }
-    }
-
-    /// A panel that [`Kernel::pack_tiles`] packed, from step `first` on, the first of a tile.
-    pub(super) fn packed_tiles<'a>(&self, panel: &'a [T], steps: usize, first: usize) -> Rows<'a, T> {
-        if self.rows_adjacent {
-            return self.packed(panel, steps, first);
-        }
-        Rows { data: &panel[first * self.rows()..], row: TILE_STEPS, group: T::GROUP, tiles: true }
-    }
-
-    /// As [`Kernel::pack_rows`], but where a row's steps lie together, it is [`TILE_STEPS`] of them, and then the next row's:
-    /// what a matrix unit reads at once is then one stretch of memory, and panels follow one another as it goes through them.
-    /// Rows that are a whole row of the operand apart come from the second cache a tenth more slowly, or far more where they
-    /// compete for its places.
-    pub(super) fn pack_tiles(&self, side: &Side<T::Real>, lanes: Range<usize>, steps: Range<usize>, panel: &mut [T]) {
-        if self.rows_adjacent {
-            return self.pack_rows(side, lanes, steps, panel);
-        }
-        for (steps, tile) in pieces(steps, TILE_STEPS).zip(panel.chunks_mut(TILE_STEPS * self.rows())) {
-            self.pack_rows(side, lanes.clone(), steps, tile);
         }
     }
 
@@ -245,6 +206,54 @@ impl<T: GemmScalar> Kernel<T> {
             pack(self, side, lanes, steps.clone(), panel);
         }
     }
+}
+
+impl<T: GemmScalar, B: GemmScalar<Real = T::Real>> Kernel<T, B> {
+    /// Most rows of a tile.
+    pub(super) fn rows(&self) -> usize {
+        self.size[0]
+    }
+
+    /// Most columns of a tile.
+    pub(super) fn cols(&self) -> usize {
+        self.size[1]
+    }
+
+    /// Columns of one vector.
+    pub(super) fn lanes(&self) -> usize {
+        self.cols() / 2
+    }
+
+    /// A packed panel of rows of op(A) that has so many steps, from step `first` on, the first of a group.
+    pub(super) fn packed<'a>(&self, panel: &'a [T], steps: usize, first: usize) -> Rows<'a, T> {
+        if self.rows_adjacent {
+            Rows { data: &panel[first * self.rows()..], row: T::GROUP, group: self.rows() * T::GROUP, tiles: false }
+        } else {
+            let row = steps.next_multiple_of(T::GROUP);
+            Rows { data: &panel[first..], row, group: T::GROUP, tiles: false }
+        }
+    }
+
+    /// A panel that [`Kernel::pack_tiles`] packed, from step `first` on, the first of a tile.
+    pub(super) fn packed_tiles<'a>(&self, panel: &'a [T], steps: usize, first: usize) -> Rows<'a, T> {
+        if self.rows_adjacent {
+            return self.packed(panel, steps, first);
+        }
+        Rows { data: &panel[first * self.rows()..], row: TILE_STEPS, group: T::GROUP, tiles: true }
+    }
+
+    /// As [`Kernel::pack_rows`], but where a row's steps lie together, it is [`TILE_STEPS`] of them, and then the next row's:
+    /// what a matrix unit reads at once is then one stretch of memory, and panels follow one another as it goes through them.
+    /// Rows that are a whole row of the operand apart come from the second cache a tenth more slowly, or far more where they
+    /// compete for its places.
+    pub(super) fn pack_tiles(&self, side: &Side<T::Real>, lanes: Range<usize>, steps: Range<usize>, panel: &mut [T]) {
+        if self.rows_adjacent {
+            return self.pack_rows(side, lanes, steps, panel);
+        }
+        for (steps, tile) in pieces(steps, TILE_STEPS).zip(panel.chunks_mut(TILE_STEPS * self.rows())) {
+            self.pack_rows(side, lanes.clone(), steps, tile);
+        }
+    }
 
     /// Packs a panel of rows of op(A).
     pub(super) fn pack_rows(&self, side: &Side<T::Real>, lanes: Range<usize>, steps: Range<usize>, panel: &mut [T]) {
@@ -254,8 +263,8 @@ impl<T: GemmScalar> Kernel<T> {
     }
 
     /// Packs a panel of columns of op(B).
-    pub(super) fn pack_cols(&self, side: &Side<T::Real>, lanes: Range<usize>, steps: Range<usize>, panel: &mut [T]) {
-        check_panel::<T>(side, &lanes, &steps, self.cols(), panel.len());
+    pub(super) fn pack_cols(&self, side: &Side<T::Real>, lanes: Range<usize>, steps: Range<usize>, panel: &mut [B]) {
+        check_panel::<B>(side, &lanes, &steps, self.cols(), panel.len());
         // SAFETY: as above.
         unsafe { (self.pack_cols)(side, lanes, steps, panel) }
     }
@@ -268,7 +277,7 @@ impl<T: GemmScalar> Kernel<T> {
         &self,
         [rows, cols, steps]: [usize; 3],
         a: Rows<T>,
-        b: &[T],
+        b: &[B],
         c: *mut T::Real,
         pitch: usize,
         accumulate: bool,
@@ -281,7 +290,7 @@ impl<T: GemmScalar> Kernel<T> {
     ///
     /// # Safety
     /// As there.
-    pub(super) unsafe fn add(&self, size: [usize; 3], a: Rows<T>, b: &[T], c: *mut T::Real, pitch: usize) {
+    pub(super) unsafe fn add(&self, size: [usize; 3], a: Rows<T>, b: &[B], c: *mut T::Real, pitch: usize) {
         // SAFETY: passed on from the caller.
         unsafe { self.run(self.add, size, a, b, c, pitch, true) }
     }
@@ -291,10 +300,10 @@ impl<T: GemmScalar> Kernel<T> {
     #[inline]
     unsafe fn run(
         &self,
-        kernel: MicroKernel<T>,
+        kernel: MicroKernel<T, B>,
         [rows, cols, steps]: [usize; 3],
         a: Rows<T>,
-        b: &[T],
+        b: &[B],
         c: *mut T::Real,
         pitch: usize,
         accumulate: bool,
@@ -308,7 +317,7 @@ impl<T: GemmScalar> Kernel<T> {
             (rows - 1) * a.row + (groups - 1) * a.group + T::GROUP
         };
         assert!(a.data.len() >= needed);
-        assert!(b.len() >= self.cols() * groups * T::GROUP);
+        assert!(b.len() >= self.cols() * steps.next_multiple_of(B::GROUP));
         // SAFETY: the operands have been checked; for C the caller answers.
         unsafe { kernel([rows, cols, steps], a, b.as_ptr(), c, pitch, accumulate) }
     }
@@ -365,7 +374,7 @@ unsafe fn portable<T: GemmScalar, const N: usize, const G: usize>(
 macro_rules! gemm_scalar {
     (
         $t:ident, group $group:literal, $data:ident, $from_bf16:expr,
-        [$($x86:ident)*], portable $cols:literal, $rounded:expr
+        [$($x86:ident)*], portable $cols:literal, $rounded:expr, tall $tall:ident: $tall_kernel:expr
     ) => {
         impl GemmScalar for $t {
             const GROUP: usize = $group;
@@ -386,15 +395,21 @@ macro_rules! gemm_scalar {
             }
         }
         impl Source for $t {
+            type Tall = $tall;
+            fn tall() -> Option<&'static Kernel<$tall, $t>> {
+                $tall_kernel
+            }
             fn data(x: &[$t]) -> Data<'_, Self::Real> {
                 Data::$data(x)
             }
         }
     };
 }
-gemm_scalar!(f32, group 1, Real, Stored::widen, [f32_avx512 f32_avx2], portable 16, Some(put::put::<bf16, 16>));
-gemm_scalar!(f64, group 1, Real, f64::from, [f64_avx512 f64_avx2], portable 8, None);
+gemm_scalar!(
+    f32, group 1, Real, Stored::widen, [f32_avx512 f32_avx2], portable 16, Some(put::put::<bf16, 16>), tall f32: None
+);
+gemm_scalar!(f64, group 1, Real, f64::from, [f64_avx512 f64_avx2], portable 8, None, tall f64: None);
 gemm_scalar!(
     bf16, group 2, Bf16, std::convert::identity, [bf16_amx bf16_avx512_bf16 bf16_avx512 bf16_avx2], portable 16,
-    Some(put::put::<bf16, 16>)
+    Some(put::put::<bf16, 16>), tall Wide: Wide::by_pairs()
 );

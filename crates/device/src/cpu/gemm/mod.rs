@@ -403,8 +403,8 @@ unsafe fn compute<T: GemmScalar, C: Target<T>>(
 /// Where the sums of a rectangle of C go. Those of a panel of columns wait where they are not complete after one stretch of
 /// steps, or not of C's type, or do not lie as C does; those that must be rounded once, but are not complete after one
 /// block, wait once more.
-struct Sums<'a, T: GemmScalar, C> {
-    kernel: &'a Kernel<T>,
+struct Sums<'a, T: GemmScalar, B: GemmScalar<Real = T::Real>, C> {
+    kernel: &'a Kernel<T, B>,
     accumulate: bool,
     /// Steps in all.
     k: usize,
@@ -423,10 +423,10 @@ struct Sums<'a, T: GemmScalar, C> {
     away: bool,
 }
 
-impl<'a, T: GemmScalar, C: Target<T>> Sums<'a, T, C> {
+impl<'a, T: GemmScalar, B: GemmScalar<Real = T::Real>, C: Target<T>> Sums<'a, T, B, C> {
     /// Of `rows` rows of a product of that size.
     fn new(
-        kernel: &'a Kernel<T>,
+        kernel: &'a Kernel<T, B>,
         accumulate: bool,
         size: &Size,
         turned: bool,
@@ -468,7 +468,7 @@ impl<'a, T: GemmScalar, C: Target<T>> Sums<'a, T, C> {
         [i, j]: [usize; 2],
         [rows, cols, steps]: [Range<usize>; 3],
         a: Rows<T>,
-        b: &[T],
+        b: &[B],
         space: &mut [T::Real],
     ) {
         let (kernel, nr, one, block) = (self.kernel, self.kernel.cols(), self.one(), T::BLOCK);

@@ -6,9 +6,10 @@
 //! the last. The order of additions is that of the module above, so the bits are those of the same product unpacked.
 //!
 //! What loops around what differs: a panel meets all rows before the next is touched, a stretch of steps after the other, so
-//! that every weight is read from memory once, whatever the number of rows.
+//! that every weight is read from memory once, whatever the number of rows. Where there are many, another kernel may be better
+//! ([`Source::tall`]).
 
-use super::kernel::{Kernel, Rows, Source};
+use super::kernel::{GemmScalar, Kernel, Rows, Source};
 use super::pack::Side;
 use super::plan::{self, Size, Tile};
 use super::put::Target;
@@ -96,6 +97,9 @@ impl<T: Source> Panels<T> {
     }
 }
 
+/// More rows than these are worth packing for another kernel.
+const SHORT: usize = 4;
+
 /// One product of a call: `C (+)= A · Wᵀ`.
 struct Product<'a, T: Source> {
     a: Side<'a, T::Real>,
@@ -103,7 +107,7 @@ struct Product<'a, T: Source> {
 }
 
 /// For every expert e: `C[band_e] (+)= A[band_e] · W_eᵀ`. Bands ascend, are disjoint, and cover the rows of A and C.
-pub(crate) fn gemm_packed<T: Source, C: Target<T>>(
+pub(crate) fn gemm_packed<T: Source, C: Target<T> + Target<T::Tall>>(
     pool: &Pool,
     accumulate: bool,
     bands: &[Range<usize>],
@@ -137,13 +141,21 @@ pub(crate) fn gemm_packed<T: Source, C: Target<T>>(
         outs.push(Out(own.data.as_mut_ptr()));
     }
     assert_eq!(at, a.rows, "bands cover all rows");
-    let most = ROWS_BYTES / size_of::<T>() / a.cols.max(1) / kernel.rows() * kernel.rows();
-    let tiles = plan::tiles(&sizes, [kernel.rows(), kernel.cols()], most.max(kernel.rows()), pool.threads(), true);
+    let tall = T::tall().filter(|_| a.cols.is_multiple_of(T::GROUP));
+    let (mr, step) = tall.map_or((kernel.rows(), size_of::<T>()), |tall| (tall.rows(), size_of::<T::Tall>()));
+    let most = ROWS_BYTES / step / a.cols.max(1) / mr * mr;
+    let tiles = plan::tiles(&sizes, [mr, kernel.cols()], most.max(mr), pool.threads(), true);
     pool.run(tiles.len(), |i| {
         let tile = &tiles[i];
+        let (p, c) = (&products[tile.product], outs[tile.product].0);
         // SAFETY: the tile lies within its product's C, of which `outs` holds the address, borrowed until we return, and
         // it is disjoint from all others.
-        unsafe { compute(kernel, accumulate, &products[tile.product], outs[tile.product].0, tile) }
+        unsafe {
+            match tall {
+                Some(tall) if tile.rows.len() > SHORT => compute(tall, accumulate, p, c, tile),
+                _ => compute(kernel, accumulate, p, c, tile),
+            }
+        }
     });
 }
 
@@ -151,10 +163,10 @@ pub(crate) fn gemm_packed<T: Source, C: Target<T>>(
 ///
 /// # Safety
 /// `c` is the address of the product's C, `tile` lies within it, and nobody else touches these elements meanwhile.
-unsafe fn compute<T: Source, C: Target<T>>(
-    kernel: &Kernel<T>,
+unsafe fn compute<T: GemmScalar, B: Source<Real = T::Real>, C: Target<T>>(
+    kernel: &Kernel<T, B>,
     accumulate: bool,
-    p: &Product<T>,
+    p: &Product<B>,
     c: *mut C,
     tile: &Tile,
 ) {

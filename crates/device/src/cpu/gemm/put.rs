@@ -19,24 +19,24 @@ pub(crate) trait Target<T: GemmScalar>: Stored<Real = T::Real> {
     /// Whether it is that of the sums.
     const EXACT: bool;
     /// With `away`, past the caches if the kernel can: threads that read C must then be handed it behind a fence.
-    fn put(kernel: &Kernel<T>, away: bool) -> Put<Self>;
+    fn put<B: GemmScalar<Real = T::Real>>(kernel: &Kernel<T, B>, away: bool) -> Put<Self>;
 }
 
 impl Target<f64> for f64 {
     const EXACT: bool = true;
-    fn put(kernel: &Kernel<f64>, _: bool) -> Put<f64> {
+    fn put<B: GemmScalar<Real = f64>>(kernel: &Kernel<f64, B>, _: bool) -> Put<f64> {
         kernel.put
     }
 }
 impl<T: GemmScalar<Real = f32>> Target<T> for f32 {
     const EXACT: bool = true;
-    fn put(kernel: &Kernel<T>, away: bool) -> Put<f32> {
+    fn put<B: GemmScalar<Real = f32>>(kernel: &Kernel<T, B>, away: bool) -> Put<f32> {
         kernel.away.filter(|_| away).map_or(kernel.put, |(put, _)| put)
     }
 }
 impl<T: GemmScalar<Real = f32>> Target<T> for bf16 {
     const EXACT: bool = false;
-    fn put(kernel: &Kernel<T>, away: bool) -> Put<bf16> {
+    fn put<B: GemmScalar<Real = f32>>(kernel: &Kernel<T, B>, away: bool) -> Put<bf16> {
         let rounded = kernel.away.filter(|_| away).map(|(_, rounded)| rounded).or(kernel.put_rounded);
         rounded.expect("every kernel with sums in f32 rounds them")
     }

@@ -236,22 +236,24 @@ fn one_product<Y: Types>(g: Gemm, [m, n, k]: [usize; 3], seed: u64) {
     }
 }
 
+/// A product by the portable kernel.
+fn portable<T: GemmScalar<Real = f32>, C: Target<T>>(g: Gemm, [a, b]: [Mat<f32>; 2], mut c: Vec<C>) -> Vec<C> {
+    let (m, n) = (if g.ta { a.cols } else { a.rows }, if g.tb { b.rows } else { b.cols });
+    let products = &mut [Product::new(g, a, b, MatMut::new(&mut c, m, n))];
+    multiply(&Pool::new(2), T::KERNELS.last().expect("a portable kernel"), g.accumulate, products);
+    c
+}
+
 /// Operands widened while they are packed, and pairs of them as every machine multiplies them: the same bits.
 fn widened<A: Source<Real = f32> + Number, B: Source<Real = f32> + Number, C: Target<bf16> + Target<Wide> + Number>(
     g: Gemm,
     [m, n, k]: [usize; 3],
     seed: u64,
 ) {
-    fn product<T: GemmScalar<Real = f32>, C: Target<T>>(g: Gemm, [a, b]: [Mat<f32>; 2], mut c: Vec<C>) -> Vec<C> {
-        let (m, n) = (if g.ta { a.cols } else { a.rows }, if g.tb { b.rows } else { b.cols });
-        let products = &mut [Product::new(g, a, b, MatMut::new(&mut c, m, n))];
-        multiply(&Pool::new(2), T::KERNELS.last().expect("a portable kernel"), g.accumulate, products);
-        c
-    }
     let (a, b) = (Matrix::<A>::random(seed, m, k, g.ta), Matrix::<B>::random(seed + 1, k, n, g.tb));
     let before: Vec<C> = random(seed + 2, m * n);
-    let pairs = product::<bf16, C>(g, [a.mat(), b.mat()], before.clone());
-    assert!(bits(&pairs) == bits(&product::<Wide, C>(g, [a.mat(), b.mat()], before)));
+    let pairs = portable::<bf16, C>(g, [a.mat(), b.mat()], before.clone());
+    assert!(bits(&pairs) == bits(&portable::<Wide, C>(g, [a.mat(), b.mat()], before)));
 }
 
 fn form() -> impl Strategy<Value = Gemm> {
@@ -511,6 +513,28 @@ fn micro_kernels_multiply_what_was_packed() {
     products::<f64, f64>();
     products::<bf16, bf16>();
     products::<bf16, f32>();
+}
+
+/// Rows widened and columns in pairs make the bits of pairs on both sides.
+#[test]
+fn columns_may_be_widened_in_registers() {
+    for kernel in Wide::BY_PAIRS.iter().filter(|k| (k.supported)()) {
+        let sizes = (1..=kernel.rows()).flat_map(|m| [1, 7, 16, kernel.cols()].map(|n| [m, n]));
+        for ([m, n], k) in sizes.zip((2..).step_by(2)) {
+            let (a, b) = (Matrix::<bf16>::random(1, m, k, false), Matrix::<bf16>::random(2, k, n, true));
+            let before: Vec<f32> = random(3, m * n);
+            let (mut c, g) = (before.clone(), Gemm { accumulate: true, ..Gemm::NT });
+            let p = Product::new(g, a.mat(), b.mat(), MatMut::new(&mut c, m, n));
+            let mut rows = vec![Wide::zeroed(); kernel.rows() * k];
+            let mut columns = vec![bf16::ZERO; kernel.cols() * k];
+            kernel.pack_rows(&p.rows, 0..m, 0..k, &mut rows);
+            kernel.pack_cols(&p.lanes, 0..n, 0..k, &mut columns);
+            // SAFETY: C has so many rows and columns.
+            unsafe { kernel.tile([m, n, k], kernel.packed(&rows, k, 0), &columns, p.c.as_mut_ptr(), n, true) }
+            let expected = portable::<bf16, f32>(g, [a.mat(), b.mat()], before);
+            assert!(bits(&c) == bits(&expected), "{} {m}×{n}×{k}", kernel.name);
+        }
+    }
 }
 
 /// A result that is too large for the caches is the same as its parts, which are not, whichever way they were written.

@@ -3,7 +3,8 @@
 //! A product of two bf16 is exact in f32, so a chain of multiply-adds makes what `vdpbf16ps` makes, to the bit, if the second
 //! of two steps comes before the first: panels have them in that order. Widening operands once, while they are packed, costs
 //! nothing; widening them in registers, as the kernels of [`super::x86`] do with panels of bf16, takes as many instructions
-//! as half of the multiply-adds.
+//! as half of the multiply-adds. Of weights that were packed once and for all, as pairs, to be read from memory in two bytes, the
+//! kernel [`Wide::by_pairs`] widens the columns alone: a vector of them meets many rows.
 
 use super::kernel::{GemmScalar, Kernel};
 use super::{Data, multiplies_bf16, put};
@@ -29,9 +30,23 @@ impl Stored for Wide {
 }
 
 impl Wide {
+    /// Kernels of [`Wide::by_pairs`].
+    pub(super) const BY_PAIRS: &'static [Kernel<Wide, bf16>] = &[
+        #[cfg(target_arch = "x86_64")]
+        super::x86::wide_pairs_avx512::KERNEL,
+        #[cfg(target_arch = "x86_64")]
+        super::x86::wide_pairs_avx2::KERNEL,
+    ];
+
     /// Whether products of bf16 are made so fastest: where nothing multiplies bf16 sooner, and vectors are wide.
     pub fn pay() -> bool {
         !multiplies_bf16() && Self::kernel().name != "portable"
+    }
+
+    /// The kernel that multiplies rows by columns packed as pairs, of which there must be whole ones, where that pays.
+    pub fn by_pairs() -> Option<&'static Kernel<Wide, bf16>> {
+        let cols = bf16::kernel().cols();
+        Self::BY_PAIRS.iter().find(|k| Self::pay() && (k.supported)() && k.cols() == cols)
     }
 }
 
@@ -42,6 +57,8 @@ impl GemmScalar for Wide {
     const KERNELS: &'static [Kernel<Wide>] = &[
         #[cfg(target_arch = "x86_64")]
         super::x86::wide_avx512::KERNEL,
+        #[cfg(target_arch = "x86_64")]
+        super::x86::wide_avx2::KERNEL,
         Kernel::portable::<16, 1>(Some(put::put::<bf16, 16>)),
     ];
     /// They are made when they are packed.

@@ -6,8 +6,8 @@
 //! missing we use them, with more registers for the halves, and the bits are the same. (But for numbers
 //! below 2⁻¹²⁶: the instruction takes them as zero and writes them as zero.)
 
-use super::Wide;
 pub(super) use super::amx as bf16_amx;
+use super::{GemmScalar, Wide};
 use crate::cpu::real::Stored;
 use half::bf16;
 use std::arch::x86_64::*;
@@ -23,7 +23,7 @@ const AT_ONCE: usize = 4;
 
 macro_rules! kernel {
     (
-        $module:ident, $name:literal, [$($feature:tt)+] $pays:expr, $t:ty, group $group:literal,
+        $module:ident, $name:literal, [$($feature:tt)+] $pays:expr, rows $t:ty, group $group:literal, columns $b:ty, group $pair:literal,
         panels $splat:path, $load:path, $fma:path, $pack:ident,
         sums $sum:ty, $vector:ty, $lanes:literal, $zero:ident, $load_sums:ident, $store:ident, $add:ident,
         put $put:ident: $target:path, $rounded:expr, away $away:expr,
@@ -38,8 +38,12 @@ macro_rules! kernel {
 
             const COLS: usize = 2 * $lanes;
             const GROUP: usize = $group;
+            /// Steps of a group of columns.
+            const PAIR: usize = $pair;
+            /// Elements of a panel of rows from the steps of a group of columns to the next.
+            const PACKED_ROWS: usize = $rows * PAIR;
 
-            pub(in super::super) const KERNEL: Kernel<$t> = Kernel {
+            pub(in super::super) const KERNEL: Kernel<$t, $b> = Kernel {
                 name: $name,
                 supported: || $(is_x86_feature_detected!($feature))&&+,
                 pays: $pays,
@@ -47,8 +51,8 @@ macro_rules! kernel {
                 rows_adjacent: true,
                 stretch: usize::MAX,
                 speed: 1.0,
-                pack_rows: pack_panel::<$rows>,
-                pack_cols: pack_panel::<COLS>,
+                pack_rows: pack_panel::<$t, $rows, GROUP>,
+                pack_cols: pack_panel::<$b, COLS, PAIR>,
                 tile,
                 add: tile,
                 put: put_tile::<$sum>,
@@ -57,13 +61,13 @@ macro_rules! kernel {
             };
 
             $(#[target_feature(enable = $feature)])+
-            unsafe fn pack_panel<const W: usize>(
+            unsafe fn pack_panel<T: GemmScalar<Real = $sum>, const W: usize, const G: usize>(
                 side: &Side<$sum>,
                 lanes: Range<usize>,
                 steps: Range<usize>,
-                panel: &mut [$t],
+                panel: &mut [T],
             ) {
-                super::super::$pack::pack::<$t, W, GROUP>(side, lanes, steps, panel);
+                super::super::$pack::pack::<T, W, G>(side, lanes, steps, panel);
             }
 
             $(#[target_feature(enable = $feature)])+
@@ -82,13 +86,14 @@ macro_rules! kernel {
             unsafe fn tile(
                 size: [usize; 3],
                 a: Rows<$t>,
-                b: *const $t,
+                b: *const $b,
                 c: *mut $sum,
                 pitch: usize,
                 accumulate: bool,
             ) {
-                // Rows lie packed, or as they came.
-                debug_assert!(a.group == GROUP || (a.row, a.group) == (GROUP, $rows * GROUP));
+                // Rows lie packed, or as they came if they are in the columns' groups.
+                debug_assert!(a.group == GROUP && GROUP == PAIR || (a.row, a.group) == (GROUP, $rows * GROUP));
+                debug_assert!(GROUP == PAIR || size[2].is_multiple_of(PAIR));
                 // SAFETY: passed on from the caller.
                 unsafe {
                     match (size[0], size[1] <= $lanes, a.group == GROUP) {
@@ -106,24 +111,24 @@ macro_rules! kernel {
             unsafe fn tile_of<const R: usize, const V: usize, const PACKED: bool>(
                 [_, cols, steps]: [usize; 3],
                 a: Rows<$t>,
-                mut b: *const $t,
+                mut b: *const $b,
                 c: *mut $sum,
                 pitch: usize,
                 accumulate: bool,
             ) {
                 let mut sums = [[$zero(); V]; R];
-                let (row, group) = if PACKED { (GROUP, $rows * GROUP) } else { (a.row, GROUP) };
+                let (row, group) = if PACKED { (GROUP, PACKED_ROWS) } else { (a.row, GROUP) };
                 // Addresses of every third row: the others are a row and two rows on.
                 let mut thirds: [_; $rows / 3 + 1] = std::array::from_fn(|i| a.data.as_ptr().wrapping_add(3 * i * row));
                 // One group of steps, so many after where the addresses are. Written out, row by row: left to itself, the compiler
                 // may keep a loop, and the sums in memory.
                 macro_rules! step {
                     ($at:expr) => {{
-                        let b = b.wrapping_add($at * COLS * GROUP);
-                        let b_vectors: [_; V] = std::array::from_fn(|v| $load(b.add(v * $lanes * GROUP).cast()));
+                        let b = b.wrapping_add($at * COLS * PAIR);
+                        let b_vectors: [_; V] = std::array::from_fn(|v| $load(b.add(v * $lanes * PAIR).cast()));
                         if R <= FEW {
                             for v in 0..V {
-                                let ahead = b.wrapping_add(AHEAD / size_of::<$t>() + v * $lanes * GROUP);
+                                let ahead = b.wrapping_add(AHEAD / size_of::<$b>() + v * $lanes * PAIR);
                                 _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
                             }
                         }
@@ -138,7 +143,7 @@ macro_rules! kernel {
                 macro_rules! advance {
                     ($by:expr) => {
                         thirds.iter_mut().for_each(|address| *address = address.wrapping_add($by * group));
-                        b = b.wrapping_add($by * COLS * GROUP);
+                        b = b.wrapping_add($by * COLS * PAIR);
                     };
                 }
                 // SAFETY: the caller answers for rows of A and a panel of B of `steps` steps, and for C; a prefetch never
@@ -149,7 +154,7 @@ macro_rules! kernel {
                         _mm_prefetch::<_MM_HINT_T0>(row.cast());
                         _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(cols - 1).cast());
                     }
-                    let groups = steps.div_ceil(GROUP);
+                    let groups = steps.div_ceil(PAIR);
                     for _ in 0..groups / AT_ONCE {
                         step!(0);
                         step!(1);
@@ -204,56 +209,77 @@ macro_rules! kernel {
 }
 
 kernel!(
-    f32_avx512, "avx512", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "fma"] || true, f32, group 1,
+    f32_avx512, "avx512", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "fma"] || true, rows f32, group 1, columns f32, group 1,
     panels splat::f32_512, _mm512_loadu_ps, _mm512_fmadd_ps, transpose,
     sums f32, __m512, 16, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps,
     put put_512: put::Lanes, Some(put::round::<COLS, false>), away Some((put::put_away::<COLS>, put::round::<COLS, true>)),
     14: 1 2 3 4 5 6 7 8 9 10 11 12 13 14
 );
 kernel!(
-    wide_avx512, "avx512", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "fma"] || true, Wide, group 1,
+    wide_avx512, "avx512", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "fma"] || true, rows Wide, group 1, columns Wide, group 1,
     panels splat::f32_512, _mm512_loadu_ps, _mm512_fmadd_ps, transpose,
     sums f32, __m512, 16, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps,
     put put_512: put::Lanes, Some(put::round::<COLS, false>), away Some((put::put_away::<COLS>, put::round::<COLS, true>)),
     14: 1 2 3 4 5 6 7 8 9 10 11 12 13 14
 );
 kernel!(
-    f64_avx512, "avx512", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "fma"] || true, f64, group 1,
+    wide_pairs_avx512, "avx512", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "fma"] || true, rows Wide, group 1, columns bf16, group 2,
+    panels splat::two_512::<13>, pairs::load_widened_512, pairs::dot_widened_512, transpose,
+    sums f32, __m512, 16, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps,
+    put put_512: put::Lanes, Some(put::round::<COLS, false>), away Some((put::put_away::<COLS>, put::round::<COLS, true>)),
+    13: 1 2 3 4 5 6 7 8 9 10 11 12 13
+);
+kernel!(
+    f64_avx512, "avx512", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "fma"] || true, rows f64, group 1, columns f64, group 1,
     panels splat::f64_512, _mm512_loadu_pd, _mm512_fmadd_pd, pack,
     sums f64, __m512d, 8, _mm512_setzero_pd, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_add_pd,
     put put: Stored<Real = f64>, None, away None,
     14: 1 2 3 4 5 6 7 8 9 10 11 12 13 14
 );
 kernel!(
-    bf16_avx512_bf16, "avx512_bf16", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "avx512bf16"] || !*PAIRS_ARE_SLOW, bf16, group 2,
+    bf16_avx512_bf16, "avx512_bf16", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "avx512bf16"] || !*PAIRS_ARE_SLOW, rows bf16, group 2, columns bf16, group 2,
     panels splat::pairs_512, pairs::load_512, pairs::dot_bf16, transpose,
     sums f32, __m512, 16, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps,
     put put_512: put::Lanes, Some(put::round::<COLS, false>), away Some((put::put_away::<COLS>, put::round::<COLS, true>)),
     14: 1 2 3 4 5 6 7 8 9 10 11 12 13 14
 );
 kernel!(
-    bf16_avx512, "avx512", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "fma"] || true, bf16, group 2,
+    bf16_avx512, "avx512", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "fma"] || true, rows bf16, group 2, columns bf16, group 2,
     panels splat::pairs_512, pairs::load_512, pairs::dot_512, transpose,
     sums f32, __m512, 16, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps,
     put put_512: put::Lanes, Some(put::round::<COLS, false>), away Some((put::put_away::<COLS>, put::round::<COLS, true>)),
     12: 1 2 3 4 5 6 7 8 9 10 11 12
 );
 kernel!(
-    f32_avx2, "avx2", ["avx2" "fma"] || true, f32, group 1,
+    f32_avx2, "avx2", ["avx2" "fma"] || true, rows f32, group 1, columns f32, group 1,
     panels splat::f32_256, _mm256_loadu_ps, _mm256_fmadd_ps, pack,
     sums f32, __m256, 8, _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps,
     put put: Stored<Real = f32>, Some(put_tile::<bf16>), away None,
     6: 1 2 3 4 5 6
 );
 kernel!(
-    f64_avx2, "avx2", ["avx2" "fma"] || true, f64, group 1,
+    wide_avx2, "avx2", ["avx2" "fma"] || true, rows Wide, group 1, columns Wide, group 1,
+    panels splat::f32_256, _mm256_loadu_ps, _mm256_fmadd_ps, pack,
+    sums f32, __m256, 8, _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps,
+    put put: Stored<Real = f32>, Some(put_tile::<bf16>), away None,
+    6: 1 2 3 4 5 6
+);
+kernel!(
+    wide_pairs_avx2, "avx2", ["avx2" "fma"] || true, rows Wide, group 1, columns bf16, group 2,
+    panels splat::two_256::<5>, pairs::load_widened_256, pairs::dot_widened_256, pack,
+    sums f32, __m256, 8, _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps,
+    put put: Stored<Real = f32>, Some(put_tile::<bf16>), away None,
+    5: 1 2 3 4 5
+);
+kernel!(
+    f64_avx2, "avx2", ["avx2" "fma"] || true, rows f64, group 1, columns f64, group 1,
     panels splat::f64_256, _mm256_loadu_pd, _mm256_fmadd_pd, pack,
     sums f64, __m256d, 4, _mm256_setzero_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_add_pd,
     put put: Stored<Real = f64>, None, away None,
     6: 1 2 3 4 5 6
 );
 kernel!(
-    bf16_avx2, "avx2", ["avx2" "fma"] || true, bf16, group 2,
+    bf16_avx2, "avx2", ["avx2" "fma"] || true, rows bf16, group 2, columns bf16, group 2,
     panels splat::pairs_256, pairs::load_256, pairs::dot_256, pack,
     sums f32, __m256, 8, _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps,
     put put: Stored<Real = f32>, Some(put_tile::<bf16>), away None,
@@ -293,6 +319,23 @@ mod splat {
     splat!(f32_256, "avx", f32, f32, __m256, _mm256_set1_ps);
     splat!(f64_256, "avx", f64, f64, __m256d, _mm256_set1_pd);
     splat!(pairs_256, "avx", bf16, i32, __m256i, _mm256_set1_epi32);
+
+    macro_rules! two {
+        ($name:ident, $feature:literal, $vector:ty, $splat:ident) => {
+            /// That of the second of two steps, and of the first, in a panel of `ROWS` rows.
+            ///
+            /// # Safety
+            /// Both may be read.
+            #[inline]
+            #[target_feature(enable = $feature)]
+            pub(super) unsafe fn $name<const ROWS: usize>(at: *const f32) -> [$vector; 2] {
+                // SAFETY: the caller's promise.
+                unsafe { [$splat(*at), $splat(*at.add(ROWS))] }
+            }
+        };
+    }
+    two!(two_512, "avx512f", __m512, _mm512_set1_ps);
+    two!(two_256, "avx", __m256, _mm256_set1_ps);
 }
 
 /// Pairs of bf16.
@@ -329,19 +372,49 @@ mod pairs {
     }
 
     macro_rules! dot {
-        ($name:ident, $feature:literal, $pairs:ty, $vector:ty, $as_float:ident, $shift:ident, $and:ident, $splat:ident, $fma:ident) => {
-            /// As [`dot_bf16`]. A bf16 is the upper half of an f32.
+        (
+            $name:ident, $load:ident, $widened:ident, $load_widened:ident, $dot_widened:ident, $feature:literal,
+            $pairs:ty, $vector:ty, $as_float:ident, $shift:ident, $and:ident, $splat:ident, $fma:ident
+        ) => {
+            /// The second and the first of each pair. A bf16 is the upper half of an f32.
+            #[inline]
+            #[target_feature(enable = $feature)]
+            fn $widened(x: $pairs) -> [$vector; 2] {
+                [$as_float($and(x, $splat(0xffff_0000u32.cast_signed()))), $as_float($shift::<16>(x))]
+            }
+
+            /// As [`dot_bf16`], of pairs that have been widened.
+            #[inline]
+            #[target_feature(enable = $feature)]
+            pub(super) fn $dot_widened(x: [$vector; 2], y: [$vector; 2], sums: $vector) -> $vector {
+                $fma(x[1], y[1], $fma(x[0], y[0], sums))
+            }
+
+            /// As [`dot_bf16`].
             #[inline]
             #[target_feature(enable = $feature)]
             pub(super) fn $name(x: $pairs, y: $pairs, sums: $vector) -> $vector {
-                let first = |x| $as_float($shift::<16>(x));
-                let second = |x| $as_float($and(x, $splat(0xffff_0000u32.cast_signed())));
-                $fma(first(x), first(y), $fma(second(x), second(y), sums))
+                $dot_widened($widened(x), $widened(y), sums)
+            }
+
+            /// A vector of pairs, widened.
+            ///
+            /// # Safety
+            /// It may be read at `at`.
+            #[inline]
+            #[target_feature(enable = $feature)]
+            pub(super) unsafe fn $load_widened(at: *const bf16) -> [$vector; 2] {
+                // SAFETY: the caller's promise.
+                $widened(unsafe { $load(at) })
             }
         };
     }
     dot!(
         dot_512,
+        load_512,
+        widened_512,
+        load_widened_512,
+        dot_widened_512,
         "avx512f",
         __m512i,
         __m512,
@@ -353,6 +426,10 @@ mod pairs {
     );
     dot!(
         dot_256,
+        load_256,
+        widened_256,
+        load_widened_256,
+        dot_widened_256,
         "avx2,fma",
         __m256i,
         __m256,
