@@ -9,7 +9,7 @@
 //! So filters are put into the source, where its syntax tree says. [`meter`] stands wherever a value is gone through: before
 //! operators, filters, tests, arguments and output (methods call [`walk`]). It walks the value first, on account of the call; [`count`],
 //! where only a list itself is gone through, as in loops, counts. [`plain`] makes what is assigned to an attribute a plain copy, of
-//! limited depth; [`step`] a slice's step a number that can be negated. None of them changes what a template means.
+//! limited depth; [`factor`] and [`times`] meter what a multiplication will make; [`step`] a slice's step a number that can be negated. None of them changes what a template means.
 
 use minijinja::machinery::{ast, parse};
 use minijinja::syntax::SyntaxConfig;
@@ -21,6 +21,8 @@ const METER: &str = "wudao_meter";
 const COUNT: &str = "wudao_count";
 const PLAIN: &str = "wudao_plain";
 const STEP: &str = "wudao_step";
+const FACTOR: &str = "wudao_factor";
+const TIMES: &str = "wudao_times";
 
 /// Depth of what a namespace keeps, that of the JSON that comes with a request.
 const DEPTH: usize = 128;
@@ -33,6 +35,8 @@ pub fn add_filters(environment: &mut Environment) {
     environment.add_filter(COUNT, count);
     environment.add_filter(PLAIN, plain);
     environment.add_filter(STEP, step);
+    environment.add_filter(FACTOR, factor);
+    environment.add_filter(TIMES, times);
 }
 
 /// The template with its values metered.
@@ -158,6 +162,12 @@ impl Edits<'_> {
         }
     }
 
+    /// Puts a filter behind an expression whose parts hold together less than a filter does.
+    fn whole(&mut self, expr: &ast::Expr, filter: &'static str) {
+        self.opens.push((start(expr), "("));
+        self.closes.push((expr.span().end_offset as usize, format!(")|{filter}")));
+    }
+
     fn used(&mut self, expr: &ast::Expr) {
         self.passes(expr, METER);
     }
@@ -172,18 +182,21 @@ impl Edits<'_> {
         match expr {
             Expr::Var(_) | Expr::Const(_) => {}
             Expr::Slice(inner) => {
+                inner.step.iter().for_each(|step| self.whole(step, STEP));
                 self.inside(&inner.expr);
                 [&inner.start, &inner.stop, &inner.step].into_iter().flatten().for_each(|expr| self.inside(expr));
-                if let Some(step) = &inner.step {
-                    let span = step.span();
-                    self.opens.push((span.start_offset as usize, "("));
-                    self.closes.push((span.end_offset as usize, format!(")|{STEP}")));
-                }
             }
             Expr::UnaryOp(inner) => self.counted(&inner.expr),
             Expr::BinOp(inner) if is_logic(inner.op) => {
                 self.counted(&inner.left);
                 self.inside(&inner.right);
+            }
+            // A list, or text, may come to be any number of times as long.
+            Expr::BinOp(inner) if matches!(inner.op, ast::BinOpKind::Mul) => {
+                for (factor, filter) in [(&inner.left, FACTOR), (&inner.right, TIMES)] {
+                    self.whole(factor, filter);
+                    self.inside(factor);
+                }
             }
             Expr::BinOp(inner) => [&inner.left, &inner.right].into_iter().for_each(|expr| self.used(expr)),
             Expr::Compare(inner) => {
@@ -235,6 +248,24 @@ impl Edits<'_> {
     }
 }
 
+/// Where an expression begins; the span of one that is written behind another begins with the operator. Whether before a
+/// parenthesis or behind it is the same to who opens another.
+fn start(expr: &ast::Expr) -> usize {
+    use ast::Expr;
+    match expr {
+        Expr::Slice(inner) => start(&inner.expr),
+        Expr::GetAttr(inner) => start(&inner.expr),
+        Expr::GetItem(inner) => start(&inner.expr),
+        Expr::Call(inner) => start(&inner.expr),
+        Expr::Test(inner) => start(&inner.expr),
+        Expr::Filter(inner) => inner.expr.as_ref().map_or(expr.span().start_offset as usize, start),
+        Expr::IfExpr(inner) => start(&inner.true_expr),
+        Expr::BinOp(inner) => start(&inner.left),
+        Expr::Compare(inner) => start(&inner.expr),
+        _ => expr.span().start_offset as usize,
+    }
+}
+
 /// Filters that look at no more than a list itself.
 const FLAT: [&str; 11] =
     ["length", "count", "first", "last", "default", "d", "reverse", "selectattr", "rejectattr", "items", "bool"];
@@ -258,17 +289,20 @@ fn has_attribute(target: &ast::Expr) -> bool {
     }
 }
 
-/// What a call may still go through.
-struct Left(u64);
+/// What a call may still go through, and the factors that wait for what they are multiplied by.
+struct Left {
+    values: u64,
+    factors: Vec<Factor>,
+}
 
 impl Left {
     fn of<'a>(state: &'a mut State<'_, '_>) -> &'a mut Left {
-        state.get_or_insert_extension(Left(VALUES))
+        state.get_or_insert_extension(Left { values: VALUES, factors: Vec::new() })
     }
 
     fn take(&mut self, values: u64) -> Result<(), Error> {
-        let left = self.0.checked_sub(values);
-        self.0 = left
+        let left = self.values.checked_sub(values);
+        self.values = left
             .ok_or_else(|| Error::new(ErrorKind::OutOfFuel, format!("more than {VALUES} values are gone through")))?;
         Ok(())
     }
@@ -288,6 +322,37 @@ fn count(state: &mut State, value: Value) -> Result<Value, Error> {
     }
     let left = Left::of(state);
     value.try_iter()?.map(|item| left.take(1).map(|()| item)).collect()
+}
+
+/// What a value makes of a product: how often it repeats the other, or what repeating it once costs.
+struct Factor {
+    times: Option<u64>,
+    cost: u64,
+}
+
+/// The value, which the value of [`times`] that follows is multiplied by.
+fn factor(state: &mut State, value: Value) -> Result<Value, Error> {
+    let value = meter(state, value)?;
+    let times = value.is_number().then(|| value.as_i64().map_or(u64::MAX, |times| times.max(0).cast_unsigned()));
+    let mut all = Left { values: u64::MAX, factors: Vec::new() };
+    walk_on(&mut all, &value)?;
+    let cost = value.as_bytes().map_or(u64::MAX - all.values, |bytes| bytes.len() as u64 / 64);
+    Left::of(state).factors.push(Factor { times, cost });
+    Ok(value)
+}
+
+/// The value, if its product with that of the last [`factor`] is not too much.
+fn times(state: &mut State, value: Value) -> Result<Value, Error> {
+    let value = factor(state, value)?;
+    let left = Left::of(state);
+    match [left.factors.pop(), left.factors.pop()] {
+        [Some(Factor { times: Some(_), .. }), Some(Factor { times: Some(_), .. })] => {}
+        [Some(Factor { times: Some(times), .. }), Some(one)] | [Some(one), Some(Factor { times: Some(times), .. })] => {
+            left.take(times.saturating_mul(one.cost))?;
+        }
+        _ => {}
+    }
+    Ok(value)
 }
 
 /// The step of a slice. minijinja 3.1 negates it, which the smallest integer overflows; the next takes the same elements.

@@ -37,6 +37,11 @@ pub fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
             .map_err(|_| Error::new(ErrorKind::InvalidOperation, "tojson: separators must be two texts"))?,
         None => default,
     };
+    // They come with every element.
+    if [indent.as_ref(), Some(&item), Some(&key)].into_iter().flatten().any(|text| text.len() > 64) {
+        let what = "tojson: indent and separators have 64 bytes at most";
+        return Err(Error::new(ErrorKind::InvalidOperation, what));
+    }
     let style = Style { ensure_ascii: flag("ensure_ascii")?, indent, item, key, sort_keys: flag("sort_keys")? };
     options.assert_all_used()?;
     let mut out = String::new();

@@ -190,6 +190,23 @@ fn a_stranger_s_template_cannot_multiply() {
     for step in ["{% set x = x + x %}", "{% set x = (x * 2) | list %}", "{% set x = x | list + x %}"] {
         assert!(double(step, "{{ x | list | length }}").is_err(), "{step}");
     }
+    let times = [
+        "[1] * 5000000",
+        "5000000 * [1]",
+        "(1, 2) * 3000000",
+        "[[1] * 3000] * 3000",
+        "'ab' * 50000000 * 7",
+        "[1] * 10**40",
+    ];
+    for times in times {
+        for template in [format!("{{{{ {times} }}}}"), format!("{{% set x = {times} %}}")] {
+            assert!(render(&template).is_err(), "{template}");
+        }
+    }
+    for options in ["indent='  '*40", "separators=(',', ':'*65)"] {
+        let error = render(&format!("{{{{ [1]|tojson({options}) }}}}")).unwrap_err();
+        assert!(error.to_string().contains("64 bytes at most"), "{error}");
+    }
     for chain in ["|tojson", "|replace('a', 'aa')", "|replace('\"', '\"\"')"] {
         assert!(render(&format!("{{{{ 'a\"'{} | length }}}}", chain.repeat(45))).is_err(), "{chain}");
     }
@@ -209,7 +226,20 @@ fn metered_templates_mean_what_they_meant() {
         ("{% for x in 'ab' %}{{ loop.cycle('x', 'y') }}{{ loop.previtem is defined }}{% endfor %}", "xFalseyTrue"),
         ("{% set ns = namespace(a=1) %}{% for i in [1, 2] %}{% set ns.a = ns.a + i %}{% endfor %}{{ ns.a }}", "4"),
         ("{{ range(3) | map('string') | join(',') }}{{ 'x' in 'xyz' and 3 not in [1] }}", "0,1,2True"),
-        ("{{ [1, 2, 3][::-(2)] }}{{ 'abc'[::(1)-(2)] }}{{ (1, 2, 3)[0:3:(1 + 1)] }}{{ 'ab'[::none] }}", "[3, 1]cba(1, 3)ab"),
+        (
+            "{{ [1, 2, 3][::-(2)] }}{{ 'abc'[::(1)-(2)] }}{{ (1, 2, 3)[0:3:(1 + 1)] }}{{ 'ab'[::none] }}",
+            "[3, 1]cba(1, 3)ab",
+        ),
+        ("{{ [1] * 2 + [3] * (1 + 1) }}{{ 2 * 3 * 4 - 2 }}{{ 'ab' * 2 }}{{ -2 * 2 | abs }}", "[1, 1, 3, 3]22abab-4"),
+        (
+            "{% for x in 2 * [1] %}{{ x }}{% endfor %}{{ [1, 2, 3][::-(1) * 2] }}{{ -2.5 * 10**3 * 2 }}",
+            "11[3, 1]-5000.0",
+        ),
+        ("{{ (1 if true else 2) * 'a' }}{{ [1] * -1 }}{{ [2 * [3 * 'x']] }}", "a[][['xxx', 'xxx']]"),
+        (
+            "{% set x = {'a': [2]} %}{{ x.a[0] * x['a'][0:1][0] * 'a b'.split()|length * (3 if x is mapping else 1) }}{{ [1, 2][::2 if x else 1] }}",
+            "24[1]",
+        ),
         ("{{ 'abc'[::-9223372036854775807 - 1] }}{{ [1, 2][:: -9223372036854775807-1][0] }}", "c2"),
         ("{{ messages | map(attribute='content') | list }}{{ messages[0]['content'][:2] }}", "['text']te"),
     ] {
