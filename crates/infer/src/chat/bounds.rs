@@ -9,7 +9,8 @@
 //! So filters are put into the source, where its syntax tree says. [`meter`] stands wherever a value is gone through: before
 //! operators, filters, tests, arguments and output (methods call [`walk`]). It walks the value first, on account of the call; [`count`],
 //! where only a list itself is gone through, as in loops, counts. [`plain`] makes what is assigned to an attribute a plain copy, of
-//! limited depth; [`factor`] and [`times`] meter what a multiplication will make; [`step`] a slice's step a number that can be negated. None of them changes what a template means.
+//! limited depth; [`factor`] and [`times`] meter what a multiplication will make; [`step`] makes a slice's step a number that can be
+//! negated. None of them changes what a template means.
 
 use minijinja::machinery::{ast, parse};
 use minijinja::syntax::SyntaxConfig;
@@ -26,7 +27,9 @@ const TIMES: &str = "wudao_times";
 
 /// Depth of what a namespace keeps, that of the JSON that comes with a request.
 const DEPTH: usize = 128;
-/// Values that a call may go through, a text of 64 bytes as one more: a second at most.
+/// Bytes of text that count as a value …
+const BYTES: u64 = 64;
+/// … of those that a call may go through: a second at most.
 const VALUES: u64 = 4 << 20;
 
 /// Adds the filters that [`bounded`] names.
@@ -324,20 +327,21 @@ fn count(state: &mut State, value: Value) -> Result<Value, Error> {
     value.try_iter()?.map(|item| left.take(1).map(|()| item)).collect()
 }
 
-/// What a value makes of a product: how often it repeats the other, or what repeating it once costs.
+/// What a value is to a product: how often it repeats the other, if it is a number, and the bytes that it is itself.
 struct Factor {
     times: Option<u64>,
-    cost: u64,
+    bytes: u64,
 }
 
 /// The value, which the value of [`times`] that follows is multiplied by.
 fn factor(state: &mut State, value: Value) -> Result<Value, Error> {
-    let value = meter(state, value)?;
+    let value = count(state, value)?;
+    let before = Left::of(state).values;
+    walk(state, &value)?;
+    let left = Left::of(state);
+    let bytes = value.as_bytes().map_or(BYTES * (before - left.values), |bytes| bytes.len() as u64);
     let times = value.is_number().then(|| value.as_i64().map_or(u64::MAX, |times| times.max(0).cast_unsigned()));
-    let mut all = Left { values: u64::MAX, factors: Vec::new() };
-    walk_on(&mut all, &value)?;
-    let cost = value.as_bytes().map_or(u64::MAX - all.values, |bytes| bytes.len() as u64 / 64);
-    Left::of(state).factors.push(Factor { times, cost });
+    left.factors.push(Factor { times, bytes });
     Ok(value)
 }
 
@@ -345,12 +349,14 @@ fn factor(state: &mut State, value: Value) -> Result<Value, Error> {
 fn times(state: &mut State, value: Value) -> Result<Value, Error> {
     let value = factor(state, value)?;
     let left = Left::of(state);
-    match [left.factors.pop(), left.factors.pop()] {
-        [Some(Factor { times: Some(_), .. }), Some(Factor { times: Some(_), .. })] => {}
-        [Some(Factor { times: Some(times), .. }), Some(one)] | [Some(one), Some(Factor { times: Some(times), .. })] => {
-            left.take(times.saturating_mul(one.cost))?;
+    if let (Some(one), Some(other)) = (left.factors.pop(), left.factors.pop())
+        && let Some((times, bytes)) = match (one.times, other.times) {
+            (Some(times), None) => Some((times, other.bytes)),
+            (None, Some(times)) => Some((times, one.bytes)),
+            _ => None,
         }
-        _ => {}
+    {
+        left.take(times.saturating_mul(bytes) / BYTES)?;
     }
     Ok(value)
 }
@@ -366,7 +372,7 @@ pub fn walk(state: &mut State, value: &Value) -> Result<(), Error> {
 }
 
 fn walk_on(left: &mut Left, value: &Value) -> Result<(), Error> {
-    left.take(1 + value.as_bytes().map_or(0, |bytes| bytes.len() as u64 / 64))?;
+    left.take(1 + value.as_bytes().map_or(0, |bytes| bytes.len() as u64 / BYTES))?;
     match value.kind() {
         ValueKind::Seq | ValueKind::Iterable => value.try_iter()?.try_for_each(|item| walk_on(left, &item)),
         ValueKind::Map => value.try_iter()?.try_for_each(|key| {
