@@ -327,10 +327,10 @@ fn count(state: &mut State, value: Value) -> Result<Value, Error> {
     value.try_iter()?.map(|item| left.take(1).map(|()| item)).collect()
 }
 
-/// What a value is to a product: how often it repeats the other, if it is a number, and the bytes that it is itself.
-struct Factor {
-    times: Option<u64>,
-    bytes: u64,
+/// What a value is to a product: a number, which repeats the other, or what may be repeated, of so many bytes.
+enum Factor {
+    Times(u64),
+    Bytes(u64),
 }
 
 /// The value, which the value of [`times`] that follows is multiplied by.
@@ -339,9 +339,11 @@ fn factor(state: &mut State, value: Value) -> Result<Value, Error> {
     let before = Left::of(state).values;
     walk(state, &value)?;
     let left = Left::of(state);
-    let bytes = value.as_bytes().map_or(BYTES * (before - left.values), |bytes| bytes.len() as u64);
-    let times = value.is_number().then(|| value.as_i64().map_or(u64::MAX, |times| times.max(0).cast_unsigned()));
-    left.factors.push(Factor { times, bytes });
+    left.factors.push(if value.is_number() {
+        Factor::Times(value.as_i64().map_or(u64::MAX, |times| times.max(0).cast_unsigned()))
+    } else {
+        Factor::Bytes(value.as_bytes().map_or(BYTES * (before - left.values), |bytes| bytes.len() as u64))
+    });
     Ok(value)
 }
 
@@ -349,12 +351,9 @@ fn factor(state: &mut State, value: Value) -> Result<Value, Error> {
 fn times(state: &mut State, value: Value) -> Result<Value, Error> {
     let value = factor(state, value)?;
     let left = Left::of(state);
-    if let (Some(one), Some(other)) = (left.factors.pop(), left.factors.pop())
-        && let Some((times, bytes)) = match (one.times, other.times) {
-            (Some(times), None) => Some((times, other.bytes)),
-            (None, Some(times)) => Some((times, one.bytes)),
-            _ => None,
-        }
+    use Factor::{Bytes, Times};
+    if let [Some(Times(times)), Some(Bytes(bytes))] | [Some(Bytes(bytes)), Some(Times(times))] =
+        [left.factors.pop(), left.factors.pop()]
     {
         left.take(times.saturating_mul(bytes) / BYTES)?;
     }

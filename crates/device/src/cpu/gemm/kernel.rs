@@ -317,6 +317,8 @@ impl<T: GemmScalar, B: GemmScalar<Real = T::Real>> Kernel<T, B> {
             (rows - 1) * a.row + (groups - 1) * a.group + T::GROUP
         };
         assert!(a.data.len() >= needed);
+        // Rows of single steps have none that would make up the last group of columns.
+        assert!(T::GROUP == B::GROUP || steps.is_multiple_of(B::GROUP));
         assert!(b.len() >= self.cols() * steps.next_multiple_of(B::GROUP));
         // SAFETY: the operands have been checked; for C the caller answers.
         unsafe { kernel([rows, cols, steps], a, b.as_ptr(), c, pitch, accumulate) }

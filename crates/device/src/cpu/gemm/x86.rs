@@ -93,7 +93,6 @@ macro_rules! kernel {
             ) {
                 // Rows lie packed, or as they came if they are in the columns' groups.
                 debug_assert!(a.group == GROUP && GROUP == PAIR || (a.row, a.group) == (GROUP, $rows * GROUP));
-                debug_assert!(GROUP == PAIR || size[2].is_multiple_of(PAIR));
                 // SAFETY: passed on from the caller.
                 unsafe {
                     match (size[0], size[1] <= $lanes, a.group == GROUP) {
