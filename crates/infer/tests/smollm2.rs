@@ -32,7 +32,7 @@ fn numbers(v: &Value) -> Vec<u32> {
 fn a_real_file_speaks_as_in_llama_cpp() {
     let file = match fetched() {
         Ok(file) => file,
-        Err(reason) => return eprintln!("skipped: SmolLM2 cannot be had here: {reason}"),
+        Err(reason) => return common::skipped(format_args!("SmolLM2 cannot be had here: {reason}")),
     };
     let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/../../reference/golden/smollm2.json");
     let golden: Value = serde_json::from_slice(&std::fs::read(golden).unwrap()).unwrap();

@@ -6,8 +6,6 @@ mod common;
 use std::path::{Path, PathBuf};
 use wudao_infer::checkpoint::tokenizer;
 
-const PACKAGE: &str = "llama-cpp-python==0.3.36";
-const MODELS: &str = "llama_cpp_python-0.3.36/vendor/llama.cpp/models";
 const SEPARATOR: &str = "\n__ggml_vocab_test__\n";
 
 /// All that have expected ids, and what their tokenizers are.
@@ -30,21 +28,19 @@ const KNOWN: [&str; 13] = [
 const OTHERS: [(&str, &str); 2] = [("bert-bge", "\"bert\""), ("gemma-4", "\"gemma4\"")];
 
 fn file(dir: &Path, name: &str, end: &str) -> PathBuf {
-    dir.join(MODELS).join(format!("ggml-vocab-{name}.gguf{end}"))
+    dir.join(format!("ggml-vocab-{name}.gguf{end}"))
 }
 
 #[test]
 fn ids_are_those_that_llama_cpp_expects() {
     let whole = |dir: &Path| KNOWN.iter().all(|name| file(dir, name, "").exists() && file(dir, name, ".out").exists());
-    // Only its sources have them.
-    let sources = ["--no-binary", "llama-cpp-python"];
-    let dir = match common::package("vocabularies", PACKAGE, &sources, "/models/ggml-vocab-", whole) {
+    let dir = match common::llama_cpp(whole) {
         Ok(dir) => dir,
-        Err(reason) => return eprintln!("skipped: llama.cpp's vocabularies cannot be had here: {reason}"),
+        Err(reason) => return common::skipped(format_args!("llama.cpp's vocabularies cannot be had here: {reason}")),
     };
     let read = |name: &str, end: &str| String::from_utf8(std::fs::read(file(&dir, name, end)).unwrap()).unwrap();
     let mut named = vec![];
-    for entry in std::fs::read_dir(dir.join(MODELS)).unwrap() {
+    for entry in std::fs::read_dir(&dir).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
         named.extend(name.strip_prefix("ggml-vocab-").and_then(|n| n.strip_suffix(".gguf.out")).map(str::to_owned));
     }

@@ -192,6 +192,31 @@ fn calls_that_are_demanded_fit_their_functions() {
     assert!(why.contains("tools") && why.contains("\"not\""), "{why}");
 }
 
+#[test]
+fn responses_call_functions_too() {
+    let server = Server::plain();
+    // The newer form has the fields of a function beside its type.
+    let flat: Vec<Value> = tools(true).as_array().unwrap().iter().map(|tool| {
+        let mut function = tool["function"].clone();
+        function["type"] = "function".into();
+        function
+    }).collect();
+    let named = json!({"type": "function", "name": "get \"it\""});
+    for (choice, seed) in [(json!("required"), 0), (json!("required"), 1), (named, 2)] {
+        let ask = json!({"input": "hello", "seed": seed, "tools": flat, "tool_choice": choice,
+            "parallel_tool_calls": false, "max_output_tokens": 150});
+        let answer = server.ok("/v1/responses", ask.clone());
+        let call = &answer["output"][0];
+        assert_eq!((answer["status"].as_str(), call["type"].as_str()), (Some("completed"), Some("function_call")));
+        is_call(&json!({"function": call}));
+        let events = server.stream("/v1/responses", ask);
+        let done: Vec<&Value> =
+            events.iter().filter(|event| event["type"] == "response.function_call_arguments.done").collect();
+        assert_eq!(done.len(), 1);
+        assert_eq!(done[0]["arguments"], call["arguments"]);
+    }
+}
+
 /// A model that likes to call is held to strict functions even where it may choose.
 #[test]
 fn calls_that_come_by_themselves_fit_strict_functions() {

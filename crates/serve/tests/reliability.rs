@@ -128,6 +128,39 @@ fn a_thousand_connections_are_served() {
     server.ok("/v1/completions", json!({"prompt": "a", "max_tokens": 1}));
 }
 
+/// All at once: each is answered whole, or told to come back; where there is room for all, none is told.
+#[test]
+fn a_thousand_requests_at_once_lose_none() {
+    let small = || Server::start(Options { max_requests: 64, ..Options::default() }, EngineOptions::default());
+    let large = || {
+        let engine = EngineOptions { queue: 1000, ..EngineOptions::default() };
+        Server::start(Options { max_requests: 1000, ..Options::default() }, engine)
+    };
+    for (server, room) in [(small(), 64), (large(), 1000)] {
+        let mut streams: Vec<TcpStream> = (0..1000).map(|_| server.connect()).collect();
+        let ask = json!({"prompt": "a", "max_tokens": 3, "ignore_eos": true, "stream": true}).to_string();
+        let ask = post("/v1/completions", &ask, "");
+        streams.iter_mut().for_each(|stream| stream.write_all(&ask).unwrap());
+        let mut served = 0;
+        for stream in &mut streams {
+            let answer = Answer::read(stream);
+            if answer.status == 200 {
+                let events = answer.events();
+                let end = &events[events.len() - 2]["choices"][0]["finish_reason"];
+                assert_eq!((end, events.last().unwrap()), (&json!("length"), &json!("[DONE]")), "{}", answer.body);
+                served += 1;
+            } else {
+                assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")), "{}", answer.body);
+                answer.error("overloaded");
+            }
+        }
+        assert!(served >= room, "{served} of {room}");
+        server.until("the end", |status| status.running + status.waiting == 0);
+        let counters = server.status().counters;
+        assert_eq!((counters.max_tokens, counters.cancelled, counters.failed), (served, 0, 0));
+    }
+}
+
 #[test]
 fn half_a_request_is_not_waited_for() {
     let short = Duration::from_millis(300);

@@ -93,6 +93,32 @@ fn texts_are_continued() {
     assert_eq!(stopped["choices"][0]["finish_reason"], "stop");
 }
 
+/// What cuts the choice down to one is greedy at any temperature; what is penalised is said less.
+#[test]
+fn every_way_of_sampling_arrives() {
+    let server = Server::plain();
+    let tokens = |more: &[(&str, Value)]| -> Vec<String> {
+        let mut ask = json!({"prompt": "the lazy", "max_tokens": 60, "seed": 7, "ignore_eos": true, "logprobs": 0});
+        more.iter().for_each(|(name, value)| ask[*name] = value.clone());
+        let answer = server.ok("/v1/completions", ask);
+        let tokens = answer["choices"][0]["logprobs"]["tokens"].as_array().unwrap().clone();
+        tokens.iter().map(|token| token.as_str().unwrap().to_owned()).collect()
+    };
+    let greedy = tokens(&[("temperature", json!(0))]);
+    let hot = ("temperature", json!(1.9));
+    assert_ne!(tokens(std::slice::from_ref(&hot)), greedy);
+    for cut in [("top_k", json!(1)), ("top_p", json!(1e-6)), ("min_p", json!(1.0))] {
+        assert_eq!(tokens(&[hot.clone(), cut.clone()]), greedy, "{cut:?}");
+    }
+    let distinct = |tokens: &[String]| tokens.iter().collect::<std::collections::BTreeSet<_>>().len();
+    let before = distinct(&greedy);
+    assert!(before < greedy.len(), "it repeats nothing");
+    for (penalty, most) in [("presence_penalty", 2.0), ("frequency_penalty", 2.0), ("repetition_penalty", 5.0)] {
+        let after = distinct(&tokens(&[("temperature", json!(0)), (penalty, json!(most))]));
+        assert!(after > before, "{penalty}: {after} distinct tokens instead of {before}");
+    }
+}
+
 /// As lm-eval measures likelihoods.
 #[test]
 fn prompts_are_echoed_with_their_log_probabilities() {

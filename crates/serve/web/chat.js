@@ -157,7 +157,9 @@ export const FORMAT = "wudao-chat";
 const ROLES = ["user", "assistant"];
 const STATES = ["streaming", "done", "stopped", "error"];
 const FINISHES = ["stop", "length", "content_filter", "tool_calls"];
-const SETTINGS = ["temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "seed"];
+const SETTINGS = [
+    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "max_tokens", "seed",
+];
 const STATS = ["prompt", "completion", "first", "seconds", "thought"];
 
 export const exportFile = (conversations) => ({ format: FORMAT, version: 1, conversations });

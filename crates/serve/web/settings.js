@@ -13,6 +13,8 @@ export const SAMPLING = [
     { key: "top_k", min: 0, max: 1000000, step: 1, whole: true },
     { key: "min_p", min: 0, max: 1, step: 0.01 },
     { key: "repetition_penalty", min: 0.1, max: 10, step: 0.05 },
+    { key: "presence_penalty", min: -2, max: 2, step: 0.1 },
+    { key: "frequency_penalty", min: -2, max: 2, step: 0.1 },
     { key: "max_tokens", min: 1, max: 10000000, step: 1, whole: true },
     { key: "seed", min: 0, max: Number.MAX_SAFE_INTEGER, step: 1, whole: true },
 ];

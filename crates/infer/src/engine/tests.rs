@@ -431,6 +431,32 @@ fn clients_take_turns_and_the_queue_has_an_end() {
     assert_eq!(rx.into_iter().collect::<Vec<u64>>(), [1, 2, 1, 1]);
 }
 
+/// Whoever writes has a token in every step, however long the prompts are that others bring.
+#[test]
+fn a_stream_goes_on_while_a_long_prompt_is_read() {
+    let engine = engine(EngineOptions { prefill_chunk: 16, ..EngineOptions::default() });
+    let (open, gate) = mpsc::channel::<()>();
+    let (log, told) = mpsc::channel();
+    let (writes, reads) = (log.clone(), log);
+    let mut first = true;
+    // Holds the thread at its first token until the long prompt has come.
+    let write = move |event| {
+        if std::mem::take(&mut first) && gate.recv().is_err() {
+            return false;
+        }
+        !matches!(event, Event::Token { .. }) || writes.send("writes").is_ok()
+    };
+    let _stream = engine.submit(request(vec![1, 2], 100), Box::new(write)).unwrap();
+    let read = move |event| !matches!(event, Event::Token { .. }) || reads.send("has read").is_ok();
+    let _long = engine.submit(request(vec![3; 200], 1), Box::new(read)).unwrap();
+    open.send(()).unwrap();
+    let told: Vec<&str> = told.into_iter().collect();
+    let before = told.iter().position(|&who| who == "has read").unwrap();
+    // 200 tokens are thirteen chunks, and the stream's first token was there before.
+    assert!(before >= 13, "{before} tokens while the prompt was read");
+    assert_eq!(told.len(), 101);
+}
+
 #[test]
 fn shutdown_gives_grace_and_then_fails() {
     let engine = engine(EngineOptions { batch: 2, ..EngineOptions::default() });

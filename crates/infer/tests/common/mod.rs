@@ -1,8 +1,14 @@
 //! Files of others that come in Python packages. Where there is no pip, or it cannot reach a registry, there is nothing to
 //! test and the test says so. What is fetched is kept in `target/`.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+
+/// Says why there is nothing to test, past the harness, which keeps what tests that pass print to itself.
+pub fn skipped(why: std::fmt::Arguments) {
+    let _ = writeln!(std::io::stderr(), "skipped: {why}");
+}
 
 /// Unpacks the members of an archive whose names hold a text.
 const UNPACK: &str = "
@@ -15,6 +21,18 @@ else:
     archive = tarfile.open(name)
     archive.extractall('.', [member for member in archive if part in member.name], filter='data')
 ";
+
+/// The `models` of llama.cpp's sources, which its Python binding carries (77 MB, MIT), if they have what `whole` looks for.
+#[allow(dead_code, reason = "not every test reads them")]
+pub fn llama_cpp(whole: impl Fn(&Path) -> bool) -> Result<PathBuf, String> {
+    // Only the sources have them.
+    let sources = ["--no-binary", "llama-cpp-python"];
+    let part = "/vendor/llama.cpp/models/";
+    let dir = package("llama.cpp", "llama-cpp-python==0.3.36", &sources, part, |dir| whole(&dir.join(MODELS)))?;
+    Ok(dir.join(MODELS))
+}
+
+const MODELS: &str = "llama_cpp_python-0.3.36/vendor/llama.cpp/models";
 
 /// The folder `target/…/<name>` with those files of a package whose path holds `part`, fetched if `whole` does not find them
 /// there, or why there is none. `options` are pip's.

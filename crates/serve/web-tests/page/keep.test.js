@@ -207,7 +207,8 @@ test("settings reach the request, wrong ones do not, and both conversations and 
     await eventually(() => page.locator("#model").isEnabled());
     await page.locator("#settings-open").click();
     const values = {
-        temperature: "0.5", top_p: "0.9", top_k: "40", min_p: "0.05", repetition_penalty: "1.1", max_tokens: "16", seed: "7",
+        temperature: "0.5", top_p: "0.9", top_k: "40", min_p: "0.05", repetition_penalty: "1.1", presence_penalty: "-0.5",
+        frequency_penalty: "0.25", max_tokens: "16", seed: "7",
     };
     for (const [key, value] of Object.entries(values)) await page.locator(`#${key}`).fill(value);
     // A real model may have no chat template: then the page continues text, where there is no system prompt.

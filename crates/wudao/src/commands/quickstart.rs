@@ -106,6 +106,7 @@ pub fn run(args: Args, cx: &Context) -> anyhow::Result<()> {
     let wudao = invocation();
     cx.printer.say(format!(
         "\nNext:\n  {wudao} generate --model {shown} --prompt '{}' --max-tokens 200\n  \
+         {wudao} serve {shown}                 # a page to talk to it at http://127.0.0.1:8000\n  \
          {wudao} eval --model {shown} --data {shown}/data\n  \
          {wudao} inspect {shown}",
         PROMPTS[0]
