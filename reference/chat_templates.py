@@ -181,6 +181,15 @@ CHATS = {
     ),
     "empty": dict(messages=[says("user", "")], tools=[CLOCK]),
 }
+# Some templates take a single call only, with an id of nine characters, and want every function described.
+CALL = dict(
+    messages=[
+        says("user", "天气?"),
+        says("assistant", "", tool_calls=[{**calls(("get_weather", {"city": "北京"}))[0], "id": "abcdef123"}]),
+        says("tool", "晴", tool_call_id="abcdef123"),
+    ],
+    tools=[WEATHER],
+)
 PARTS = dict(
     messages=[
         says("user", [{"type": "text", "text": "a"}, {"type": "image"}, {"type": "text", "text": "b"}]),
@@ -227,7 +236,9 @@ def render(template, special, chat):
         try:
             return {"text": compiled.render(messages=messages, tools=tools, documents=None, **special, **variables)}
         except (jinja2.exceptions.TemplateError, TypeError, ValueError) as error:
-            return {"refused": str(error)}
+            # `raise_exception` raises this very class; whatever else goes wrong was not the template's wish.
+            wish = type(error) is jinja2.exceptions.TemplateError
+            return {"refused" if wish else "failed": str(error)}
 
 
 def carried():
@@ -249,13 +260,17 @@ def digest(text):
 def hashes():
     """What the templates of llama.cpp make of each chat."""
     special = {"bos_token": "<s>", "eos_token": "</s>"}
+    chats = {**CHATS, "call": CALL}
     templates = []
     for file, template in carried():
-        results = {name: render(template, special, chat) for name, chat in CHATS.items()}
+        results = {name: render(template, special, chat) for name, chat in chats.items()}
         rendered = {name: digest(result["text"]) for name, result in results.items() if "text" in result}
         refused = {name: result["refused"] for name, result in results.items() if "refused" in result}
-        templates.append({"file": file, "sha256": digest(template), "rendered": rendered, "refused": refused})
-    return {"origin": LLAMA_CPP, "now": NOW.isoformat(), "special": special, "chats": CHATS, "templates": templates}
+        failed = {name: result["failed"] for name, result in results.items() if "failed" in result}
+        templates.append(
+            {"file": file, "sha256": digest(template), "rendered": rendered, "refused": refused, "failed": failed}
+        )
+    return {"origin": LLAMA_CPP, "now": NOW.isoformat(), "special": special, "chats": chats, "templates": templates}
 
 
 def main():

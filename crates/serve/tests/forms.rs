@@ -196,11 +196,16 @@ fn calls_that_are_demanded_fit_their_functions() {
 fn responses_call_functions_too() {
     let server = Server::plain();
     // The newer form has the fields of a function beside its type.
-    let flat: Vec<Value> = tools(true).as_array().unwrap().iter().map(|tool| {
-        let mut function = tool["function"].clone();
-        function["type"] = "function".into();
-        function
-    }).collect();
+    let flat: Vec<Value> = tools(true)
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|tool| {
+            let mut function = tool["function"].clone();
+            function["type"] = "function".into();
+            function
+        })
+        .collect();
     let named = json!({"type": "function", "name": "get \"it\""});
     for (choice, seed) in [(json!("required"), 0), (json!("required"), 1), (named, 2)] {
         let ask = json!({"input": "hello", "seed": seed, "tools": flat, "tool_choice": choice,
