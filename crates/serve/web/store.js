@@ -21,6 +21,8 @@ export async function openStore(changed) {
     const channel = "BroadcastChannel" in window ? new BroadcastChannel(DATABASE) : null;
     if (channel) channel.onmessage = (event) => changed(event.data);
 
+    // A transaction commits by itself once its last answer has been heard here. Whoever leaves the page before would lose it, so
+    // those that write commit as soon as all is asked for.
     const request = (mode, act) =>
         new Promise((resolve, reject) => {
             const transaction = database.transaction(TABLE, mode);
@@ -43,6 +45,7 @@ export async function openStore(changed) {
                 asked.onsuccess = () => {
                     if (asked.result) meet(asked.result);
                     table.put(conversation);
+                    table.transaction.commit();
                 };
                 return asked;
             });
@@ -50,7 +53,11 @@ export async function openStore(changed) {
         },
         async delete(id) {
             if (!database) return;
-            await request("readwrite", (table) => table.delete(id));
+            await request("readwrite", (table) => {
+                const asked = table.delete(id);
+                table.transaction.commit();
+                return asked;
+            });
             channel?.postMessage(id);
         },
     };
