@@ -15,6 +15,7 @@ with --json FILE, writes all figures and, beside it as .svg, a picture of them. 
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import struct
@@ -156,7 +157,7 @@ def without_amx() -> None:
         sys.exit("bench_infer: the system takes no filter of system calls")
 
 
-def peer(path: str, tries: int) -> dict:
+def peer(path: str, tries: int, huge: bool) -> dict:
     """What llama.cpp does, in this process. The first try warms up."""
     import ctypes
 
@@ -168,7 +169,9 @@ def peer(path: str, tries: int) -> dict:
     quiet = ll.llama_log_callback(lambda level, text, data: None)
     ll.llama_log_set(quiet, ctypes.c_void_p(0))
     ll.llama_backend_init()
-    model = ll.llama_model_load_from_file(path.encode(), ll.llama_model_default_params())
+    loading = ll.llama_model_default_params()
+    loading.use_mmap = not huge
+    model = ll.llama_model_load_from_file(path.encode(), loading)
     vocab = ll.llama_vocab_n_tokens(ll.llama_model_get_vocab(model))
     params = ll.llama_context_default_params()
     params.n_ctx, params.n_batch, params.n_ubatch = 16 * 2 * SHORT + 2048, 2048, 512
@@ -224,6 +227,17 @@ def peer(path: str, tries: int) -> dict:
     return found
 
 
+def theirs(file: str, tries: int) -> dict:
+    """llama.cpp with the file mapped into memory, and with a copy of it in huge pages, as far as the system gives them on request:
+    the better of each figure."""
+    found = []
+    for more, variables in ([], {}), (["--huge"], {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}):
+        command = [sys.executable, __file__, "peer", file, "--tries", str(tries), *more]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, **variables})
+        found.append(json.loads(done.stdout))
+    return {key: (min if key == "rss_mb" else max)(one[key] for one in found) for key in found[0]}
+
+
 def ours(wudao: str, folder: str, coding: str, tries: int) -> dict:
     command = [wudao, "bench", "infer", folder, "--weights", coding, "--json", "--tries", str(tries), "--quiet"]
     command += ["--threads", str(THREADS), "--clients", ",".join(map(str, CLIENTS))]
@@ -249,9 +263,7 @@ def run(args) -> None:
     for coding, folder, file in cases:
         rounds = []
         for _ in range(args.rounds):
-            theirs = [sys.executable, __file__, "peer", file, "--tries", str(args.tries)]
-            theirs = json.loads(subprocess.run(theirs, check=True, capture_output=True, text=True).stdout)
-            rounds.append((ours(args.wudao, folder, coding, args.tries), theirs))
+            rounds.append((ours(args.wudao, folder, coding, args.tries), theirs(file, args.tries)))
         both = [{k: statistics.median(r[i][k] for r in rounds) for k in rounds[0][i]} for i in range(2)]
         figures[coding] = {"wudao": both[0], "llama.cpp": both[1]}
         print(f"\n{coding}\n| | wudao | llama.cpp | ratio |\n|---|---|---|---|")
@@ -306,6 +318,7 @@ def main() -> None:
     runner.add_argument("--json")
     alone = commands.add_parser("peer")
     alone.add_argument("file")
+    alone.add_argument("--huge", action="store_true", help="no mapping of the file")
     for p in (runner, alone):
         p.add_argument("--tries", type=int, default=3)
     args = parser.parse_args()
@@ -314,7 +327,7 @@ def main() -> None:
     elif args.command == "run":
         run(args)
     else:
-        print(json.dumps(peer(args.file, args.tries)))
+        print(json.dumps(peer(args.file, args.tries, args.huge)))
 
 
 if __name__ == "__main__":
