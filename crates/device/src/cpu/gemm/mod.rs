@@ -56,6 +56,8 @@ pub(crate) use kernel::{Data, GemmScalar, Source};
 use kernel::{Kernel, Rows};
 use pack::Side;
 pub(in crate::cpu) use pack::fetch;
+#[cfg(target_arch = "x86_64")]
+pub(in crate::cpu) use pack::fetch_ahead;
 use pack::fetch_part;
 pub(crate) use packed::{Panels, gemm_packed};
 pub(in crate::cpu) use panels::{Left, Micro, Operand};

@@ -7,16 +7,12 @@
 //! below 2⁻¹²⁶: the instruction takes them as zero and writes them as zero.)
 
 pub(super) use super::amx as bf16_amx;
-use super::{GemmScalar, Wide};
+use super::{GemmScalar, Wide, fetch_ahead};
 use crate::cpu::real::Stored;
 use half::bf16;
 use std::arch::x86_64::*;
 use std::sync::LazyLock;
 
-/// With so few rows, a panel that was packed long ago is read from memory more slowly than it is multiplied by …
-const FEW: usize = 4;
-/// … so it is fetched so many bytes ahead.
-const AHEAD: usize = 2048;
 /// Groups of steps between one advance of addresses and the next: on Intel's processors additions of addresses take turns with
 /// multiplications on the same ports.
 const AT_ONCE: usize = 4;
@@ -40,6 +36,8 @@ macro_rules! kernel {
             const GROUP: usize = $group;
             /// Steps of a group of columns.
             const PAIR: usize = $pair;
+            /// Whether columns are always packed long before, because rows are packed as something else.
+            const APART: bool = PAIR != GROUP;
             /// Elements of a panel of rows from the steps of a group of columns to the next.
             const PACKED_ROWS: usize = $rows * PAIR;
 
@@ -115,6 +113,8 @@ macro_rules! kernel {
                 pitch: usize,
                 accumulate: bool,
             ) {
+                // A panel that was packed just before lies in a cache, and mostly meets full tiles.
+                let from_memory = R < $rows || APART;
                 let mut sums = [[$zero(); V]; R];
                 let (row, group) = if PACKED { (GROUP, PACKED_ROWS) } else { (a.row, GROUP) };
                 // Addresses of every third row: the others are a row and two rows on.
@@ -125,11 +125,9 @@ macro_rules! kernel {
                     ($at:expr) => {{
                         let b = b.wrapping_add($at * COLS * PAIR);
                         let b_vectors: [_; V] = std::array::from_fn(|v| $load(b.add(v * $lanes * PAIR).cast()));
-                        if R <= FEW {
-                            for v in 0..V {
-                                let ahead = b.wrapping_add(AHEAD / size_of::<$b>() + v * $lanes * PAIR);
-                                _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
-                            }
+                        if from_memory {
+                            let bytes = V * $lanes * PAIR * size_of::<$b>();
+                            (0..bytes).step_by(64).for_each(|line| fetch_ahead(b.wrapping_byte_add(line)));
                         }
                         $(if $r <= R {
                             let x = $splat(thirds[($r - 1) / 3].add(($r - 1) % 3 * row + $at * group).cast());

@@ -14,6 +14,7 @@ use super::kernel::Lanes;
 use super::pack::{GROUPS, LANES, Layout, SCALES};
 use super::rows::RowBlock;
 use super::x86::{INT4_MIN, INT8, dispatch, each, vnni};
+use crate::cpu::gemm::fetch_ahead;
 use crate::cpu::tiles::{self, Shapes};
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -22,8 +23,6 @@ use std::arch::x86_64::*;
 pub(super) const ROWS: usize = 16;
 /// Rows for which the matrix registers pay.
 const MANY: usize = 8;
-/// As with VNNI.
-const AHEAD: usize = 2048;
 
 /// Whether the machine has the instructions, and the system lets this process use their registers.
 pub(super) fn supported() -> bool {
@@ -96,9 +95,7 @@ unsafe fn tile_of<const R: usize, const KIND: u8>(
         for b in 0..=layout.blocks {
             if b < layout.blocks {
                 let codes = panel.add(layout.codes(b));
-                for line in 0..=layout.step / 64 {
-                    _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(AHEAD + 64 * line).cast());
-                }
+                (0..=layout.step / 64).for_each(|line| fetch_ahead(codes.wrapping_add(64 * line)));
                 let codes = unpacked::<KIND>(codes, &mut (*space).codes[b % 2]);
                 asm!(
                     "tilezero tmm0",

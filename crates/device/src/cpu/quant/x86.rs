@@ -15,6 +15,7 @@ use super::format::QuantKind;
 use super::kernel::Lanes;
 use super::pack::{GROUPS, HEAD, LANES, Layout, SCALES};
 use super::rows::RowBlock;
+use crate::cpu::gemm::fetch_ahead;
 use std::arch::x86_64::*;
 
 pub(super) const INT8: u8 = 0;
@@ -60,9 +61,6 @@ pub(super) mod vnni {
 
     /// Most rows of a group.
     pub const ROWS: usize = 14;
-    /// How far ahead of the multiplications codes are fetched, in bytes. With few rows memory is slower than multiplying;
-    /// with many it is the first group of rows that would wait at every panel.
-    const AHEAD: usize = 2048;
 
     /// # Safety
     /// The machine has AVX-512 F, BW and VNNI; `panel` is a panel of this layout at a multiple of 64 bytes; there is a
@@ -85,10 +83,9 @@ pub(super) mod vnni {
         unsafe {
             let (mut scales, mut codes) = (panel, panel.add(HEAD));
             for b in 0..layout.blocks {
-                // The codes of a block, and a head.
-                for line in 0..=step / 64 {
-                    _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(AHEAD + 64 * line).cast());
-                }
+                // The codes of a block, and a head. With few rows memory is slower than multiplying; with many it is the first
+                // group of rows that would wait at every panel.
+                (0..=step / 64).for_each(|line| fetch_ahead(codes.wrapping_add(64 * line)));
                 // Written out, and every row before the next group: so a group's codes are needed but once, and left to
                 // itself the compiler would keep more alive than there are registers.
                 let mut dots = [_mm512_setzero_si512(); R];
