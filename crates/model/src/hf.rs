@@ -229,15 +229,16 @@ impl Config {
 
     /// The `config.json` of a checkpoint whose weights are stored as `dtype`.
     pub fn to_json(&self, dtype: DType) -> String {
-        self.to_json_as(match dtype {
+        let name = match dtype {
             DType::Bf16 => "bfloat16",
             DType::F64 => "float64",
             DType::F32 | DType::U32 | DType::I8 => "float32",
-        })
+        };
+        self.to_json_as(name, None)
     }
 
-    /// As [`Config::to_json`], with the name of the type in PyTorch.
-    pub(crate) fn to_json_as(&self, dtype: &str) -> String {
+    /// As [`Config::to_json`], with the name of the type in PyTorch, and how matrices have fewer bits.
+    pub(crate) fn to_json_as(&self, dtype: &str, quantization: Option<Value>) -> String {
         let (mut rope, rope_scaling) = rope::write(self.rope_theta, self.rope_scaling.as_ref());
         let eos = match &self.eos_token_id[..] {
             [] => Value::Null,
@@ -307,6 +308,9 @@ impl Config {
         }
         if let Some(m) = &self.moe {
             moe::write(self.family, m, &mut keys);
+        }
+        if let Some(how) = quantization {
+            keys.insert("quantization_config", how);
         }
         pretty(keys)
     }

@@ -12,6 +12,7 @@
 mod convert;
 mod experts;
 mod format;
+mod fp8;
 mod mapped;
 mod read;
 mod snapshot;

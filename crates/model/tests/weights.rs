@@ -230,6 +230,48 @@ fn scales_of_eight_bits_are_checked() {
     }
 }
 
+/// Of every family: projections in 8 bits, the rest in 16, as a folder that says so; and what is 8 bits already stays as it is.
+#[test]
+fn eight_bits_are_written_as_they_are_read() {
+    for case in CASES.into_iter().chain(["fp8"]) {
+        let from = golden_dir().join(case);
+        let (config, out) = (weights::read_config(&from).unwrap(), TempDir::new().unwrap());
+        weights::copy(&weights::Source::open(&from).unwrap(), out.path(), Dtype::F8_E4M3, BIG).unwrap();
+        assert_eq!(weights::read_config(out.path()).unwrap(), config, "{case}");
+        let said: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(out.path().join("config.json")).unwrap()).unwrap();
+        let excepted = &said["quantization_config"]["modules_to_not_convert"];
+        let excepted: Vec<&str> = excepted.as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+        let (before, after) = (read(&config, &from).unwrap(), read(&config, out.path()).unwrap());
+        let (old, new) = (raw(&from.join(MODEL)), raw(&out.path().join(MODEL)));
+        for (name, x) in &before {
+            let (dtype, shape, _) = &new[name];
+            let eight = *dtype == Dtype::F8_E4M3;
+            let module = name.strip_suffix(".weight").unwrap_or(name);
+            let projection = shape.len() == 2 && !name.contains("embed_tokens") && !excepted.contains(&module);
+            assert_eq!(eight, projection, "{case}: {name}");
+            assert_eq!(new.contains_key(&format!("{name}_scale_inv")), eight, "{case}: {name}");
+            if case == "fp8" && eight {
+                assert!(new[name] == old[name], "{name}");
+                assert_eq!(after[name], *x, "{name}");
+                continue;
+            }
+            let largest = x.iter().fold(0f64, |largest, x| largest.max(x.abs()));
+            // Half of the last bit of a mantissa of three (or of seven), or of the smallest number.
+            let near = |x: f64| if eight { (x.abs() / 16.0).max(largest / 448.0 / 1024.0) } else { x.abs() / 256.0 };
+            let close = x.iter().zip(&after[name]).all(|(&x, y)| (x - y).abs() <= near(x) * (1.0 + 1e-6));
+            assert!(close, "{case}: {name}");
+        }
+    }
+    // 192 columns are neither within a block nor blocks.
+    let config = Config { hidden_size: 192, ..weights::read_config(&golden_dir().join("llama")).unwrap() };
+    let [from, out] = [0, 1].map(|_| TempDir::new().unwrap());
+    save(&dev(), from.path(), &config, &empty(&config, DType::F32, Shard::WHOLE), DType::F32, BIG).unwrap();
+    let source = weights::Source::open(from.path()).unwrap();
+    let e = weights::copy(&source, out.path(), Dtype::F8_E4M3, BIG).map_err(text).unwrap_err();
+    assert!(e.contains("multiples of 128") && std::fs::read_dir(out.path()).unwrap().count() == 0, "{e}");
+}
+
 /// As DeepSeek-V3 is published: the projections of its latents too, whose rows are no multiple of a block.
 #[test]
 fn latents_of_eight_bits() {

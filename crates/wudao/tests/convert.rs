@@ -71,6 +71,26 @@ fn fewer_bits_are_a_smaller_file_and_nearly_the_same_model() {
 }
 
 #[test]
+fn a_folder_of_eight_bits_is_half_as_large_and_nearly_the_same_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let [half, eight, again] = ["bf16", "fp8", "again"].map(|name| dir.path().join(name));
+    ok(&["convert", text(trained()), "--out", text(&half), "-q"]);
+    ok(&["convert", text(trained()), "--out", text(&eight), "--dtype", "fp8", "-q"]);
+    let near = wudao_device::tolerance::of("mixed losses", wudao_device::DType::Bf16).allowed(loss(trained()));
+    let change = (loss(&eight) - loss(trained())).abs();
+    assert!(change < near, "{change}");
+    let size = |folder: &Path| folder.join("model.safetensors").metadata().unwrap().len();
+    assert!(size(&eight) < size(&half), "{} of {}", size(&eight), size(&half));
+    // What has 8 bits already keeps them.
+    ok(&["convert", text(&eight), "--out", text(&again), "--dtype", "fp8", "-q"]);
+    for name in names(&eight) {
+        assert!(std::fs::read(again.join(&name)).unwrap() == std::fs::read(eight.join(&name)).unwrap(), "{name}");
+    }
+    let ended = fails(2, &["convert", text(trained()), "--out", text(&dir.path().join("f.gguf")), "--dtype", "fp8"]);
+    assert!(ended.err.contains("--format hf"), "{}", ended.err);
+}
+
+#[test]
 fn nothing_is_overwritten_and_nothing_half_done_stays() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out.gguf");

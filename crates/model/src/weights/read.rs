@@ -1,7 +1,8 @@
 //! From files to stores.
 
-use super::convert::{BLOCK, convert, file_type, is_float};
+use super::convert::{convert, file_type, is_float};
 use super::format::Opened;
+use super::fp8::{BLOCK, SCALE, grid, scale_name};
 use super::source::{Elements, Source};
 use super::write::expected;
 use super::{CONFIG, INDEX, MODEL, WeightsError};
@@ -16,13 +17,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use wudao_device::Device;
-
-/// What is added to a matrix's name for that of its scales.
-const SCALE: &str = "_scale_inv";
-
-fn scale_name(matrix: &str) -> String {
-    format!("{matrix}{SCALE}")
-}
 
 /// What a file says about a tensor.
 #[derive(Clone, PartialEq, Debug)]
@@ -275,7 +269,7 @@ impl Files {
     /// The scales of an e4m3 matrix, one for each block of 128 × 128.
     fn scales(&self, name: &str, matrix: &Info) -> Result<Vec<f64>, WeightsError> {
         let (file, info) = self.get(&scale_name(name))?;
-        let grid: Vec<usize> = matrix.shape.iter().map(|n| n.div_ceil(BLOCK)).collect();
+        let grid = grid(&matrix.shape);
         if info.shape != grid || grid.len() != 2 || !is_float(info.dtype) {
             let (dtype, shape) = (info.dtype, &info.shape);
             let problem = format!(

@@ -88,9 +88,9 @@ impl Snapshot {
         if let Some(name) = expected.keys().next() {
             return Err(WeightsError::tensor(dir, name, "the model has it, but the snapshot has not"));
         }
-        write_model(dir, config, &tensors, file_type(dtype), max_shard_bytes, |i, to, file| {
-            let t = &self.tensors[i];
-            file.write(&convert(Cow::Borrowed(&t.bytes), file_type(t.dtype), to))
+        write_model(dir, config, &tensors, file_type(dtype), max_shard_bytes, |entry, file| {
+            let t = &self.tensors[entry.source];
+            file.write(&convert(Cow::Borrowed(&t.bytes), file_type(t.dtype), entry.dtype))
         })
     }
 }

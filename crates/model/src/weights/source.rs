@@ -1,7 +1,8 @@
 //! A model's tensors by their Hugging Face names, whatever files they are in.
 
-use super::convert::{convert, dequantize, encode};
+use super::convert::{convert, encode};
 use super::format::Opened;
+use super::fp8::{self, BLOCK, dequantize};
 use super::mapped::Mapped;
 use super::read::Files;
 use super::write::expected;
@@ -185,6 +186,22 @@ impl<'a> Elements<'a> {
         let [rows, columns] = self.shape;
         let step = (CHUNK / columns.max(1)).max(1).next_multiple_of(group);
         (0..rows).step_by(step).map(move |from| from..(from + step).min(rows))
+    }
+
+    /// Some rows, from the first of a block on and to the last of one, as e4m3, and their blocks' scales: those of the file, if it
+    /// has them.
+    pub(super) fn eight_bits(&self, rows: Range<usize>) -> (Cow<'a, [u8]>, Vec<f32>) {
+        let columns = self.shape[1];
+        if let Coded::Scaled(bytes, scales) = &self.coded {
+            let across = columns.div_ceil(BLOCK);
+            let blocks = rows.start / BLOCK * across..rows.end.div_ceil(BLOCK) * across;
+            let scales = scales[blocks].iter().map(|&scale| scale as f32).collect();
+            return (Cow::Borrowed(&bytes[rows.start * columns..rows.end * columns]), scales);
+        }
+        let wide = self.read(rows, Dtype::F32);
+        let wide: Vec<f32> = wide.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
+        let (bytes, scales) = fp8::quantize(&wide, columns);
+        (bytes.into(), scales)
     }
 
     /// Some rows as numbers of a type that a safetensors file can have, little-endian; no copy where they are that already.

@@ -41,8 +41,8 @@ pub fn upcycle(dir: &Path, out: &Path, how: &Upcycling, max_shard_bytes: u64) ->
     };
     let pieces = how.pieces(&dense, &sparse);
     let tensors: Vec<_> = pieces.iter().map(|p| (p.name.as_str(), p.kind, &p.shape[..])).collect();
-    let files = write_model(out, &sparse, &tensors, dtype, max_shard_bytes, |i, to, file| {
-        file.write(&bytes(&pieces[i], &found, how, to))
+    let files = write_model(out, &sparse, &tensors, dtype, max_shard_bytes, |entry, file| {
+        file.write(&bytes(&pieces[entry.source], &found, how, entry.dtype))
     })?;
     Ok(Upcycled { dense, sparse, files })
 }

@@ -2,14 +2,15 @@
 
 use super::convert::{convert, file_type, type_name};
 use super::format::{self, Entry};
+use super::fp8;
 use super::source::Source;
 use super::{CONFIG, GENERATION, INDEX, MODEL, WeightsError};
 use crate::config::Config;
 use crate::store::{Home, Kind, Layout, Part, Shard, Store};
 use safetensors::Dtype;
-use serde_json::json;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -106,22 +107,34 @@ pub fn save<D: Device>(
     assert!(whole, "a rank holds a share of the experts: append the snapshots of all ranks and write that");
     let parts = parts(store, |_| true);
     let tensors: Vec<_> = parts.iter().map(|(_, kind, part)| (part.name.as_str(), *kind, &part.shape[..])).collect();
-    write_model(dir, config, &tensors, file_type(dtype), max_shard_bytes, |i, to, file| {
-        let (home, _, part) = &parts[i];
-        file.write(&convert(download(device, store, *home, part).into(), file_type(store.dtype()), to))
+    write_model(dir, config, &tensors, file_type(dtype), max_shard_bytes, |entry, file| {
+        let (home, _, part) = &parts[entry.source];
+        file.write(&convert(download(device, store, *home, part).into(), file_type(store.dtype()), entry.dtype))
     })
 }
 
-/// Writes a model's folder, as [`save`] does, of tensors in other files: what is in memory of them is a few rows. Refused
-/// is, before anything is written, a source that is not complete.
+/// Writes a model's folder, as [`save`] does, of tensors in other files: what is in memory of them is a few rows. With
+/// [`Dtype::F8_E4M3`] projections that are blocks of 128 × 128 have 8 bits, and a scale for each; the rest is bf16. Refused is,
+/// before anything is written, a source that is not complete, or of which nothing would have 8 bits.
 pub fn copy(source: &Source, dir: &Path, dtype: Dtype, max_shard_bytes: u64) -> Result<Vec<Written>, WeightsError> {
     source.complete()?;
     let listed = listed(source.config());
+    if dtype == Dtype::F8_E4M3 && listed.iter().all(|(_, kind, shape)| dtype_of(*kind, shape, dtype) != dtype) {
+        let why = format!("no projection has sides that are multiples of {0}, or {0} at most", fp8::BLOCK);
+        return Err(WeightsError::file(source.path(), format!("nothing of it would have 8 bits: {why}; choose bf16")));
+    }
     let tensors: Vec<_> = listed.iter().map(|(name, kind, shape)| (name.as_str(), *kind, &shape[..])).collect();
-    write_model(dir, source.config(), &tensors, dtype, max_shard_bytes, |i, to, file| {
-        let (name, _, shape) = tensors[i];
+    write_model(dir, source.config(), &tensors, dtype, max_shard_bytes, |entry, file| {
+        let (name, _, shape) = tensors[entry.source];
         let elements = source.tensor(name, shape)?;
-        elements.pieces(1).try_for_each(|rows| file.write(&elements.read(rows, to)))
+        if entry.name != name {
+            let mut scales = elements.pieces(fp8::BLOCK).flat_map(|rows| elements.eight_bits(rows).1);
+            return scales.try_for_each(|scale| file.write(&scale.to_le_bytes()));
+        }
+        elements.pieces(fp8::BLOCK).try_for_each(|rows| match entry.dtype {
+            Dtype::F8_E4M3 => file.write(&elements.eight_bits(rows).0),
+            to => file.write(&elements.read(rows, to)),
+        })
     })
 }
 
@@ -146,19 +159,45 @@ pub(super) fn download<D: Device>(device: &D, store: &Store<D>, home: Home, part
     bytes
 }
 
-/// A correction bias is never stored in less than f32: transformers keeps it so, and its steps are small.
-fn dtype_of(kind: Kind, dtype: Dtype) -> Dtype {
-    if kind == Kind::Correction && matches!(dtype, Dtype::BF16 | Dtype::F16) { Dtype::F32 } else { dtype }
+/// A correction bias is never stored in less than f32: transformers keeps it so, and its steps are small. In 8 bits are
+/// projections alone, as in the folders that others publish, and of them those that are blocks.
+fn dtype_of(kind: Kind, shape: &[usize], dtype: Dtype) -> Dtype {
+    match (kind, dtype) {
+        (Kind::Correction, Dtype::BF16 | Dtype::F16 | Dtype::F8_E4M3) => Dtype::F32,
+        (Kind::Matrix | Kind::Output | Kind::Expansion, Dtype::F8_E4M3) if fp8::fits(shape) => dtype,
+        (_, Dtype::F8_E4M3) => Dtype::BF16,
+        _ => dtype,
+    }
 }
 
-/// The folder of a model whose tensor `i` is `tensors[i]` (name, kind, shape); `put` writes its elements as a type.
+/// What `config.json` says of a folder of 8 bits. Readers take every matrix but the embedding for one of these, unless its name
+/// is here. Experts are one thing to them, and the head has a name even where it is the embedding.
+fn quantization(entries: &[Entry]) -> Value {
+    const EXPERTS: &str = ".experts";
+    let matrix = |e: &&Entry| e.shape.len() == 2 && e.dtype == Dtype::BF16 && !e.name.contains("embed_tokens");
+    let module = |e: &Entry| match e.name.split_once(&format!("{EXPERTS}.")) {
+        Some((before, _)) => format!("{before}{EXPERTS}"),
+        None => e.name.trim_end_matches(".weight").to_owned(),
+    };
+    let others: BTreeSet<String> = entries.iter().filter(matrix).map(module).chain(["lm_head".to_owned()]).collect();
+    json!({
+        "activation_scheme": "dynamic",
+        "fmt": "e4m3",
+        "modules_to_not_convert": others,
+        "quant_method": "fp8",
+        "weight_block_size": [fp8::BLOCK, fp8::BLOCK],
+    })
+}
+
+/// The folder of a model whose tensor `i` is `tensors[i]` (name, kind, shape). `put` writes the elements of one, or, of a matrix in
+/// 8 bits, its scales under another name.
 pub(super) fn write_model(
     dir: &Path,
     config: &Config,
     tensors: &[(&str, Kind, &[usize])],
     dtype: Dtype,
     max_shard_bytes: u64,
-    put: impl Fn(usize, Dtype, &mut Hashed) -> Result<(), WeightsError>,
+    put: impl Fn(&Entry, &mut Hashed) -> Result<(), WeightsError>,
 ) -> Result<Vec<Written>, WeightsError> {
     // Readers take the one file if it is there and the shards otherwise: another model's must not be in the way.
     for other in [MODEL, INDEX] {
@@ -167,14 +206,17 @@ pub(super) fn write_model(
         }
     }
     let entries: Vec<Entry> = (tensors.iter().enumerate())
-        .map(|(source, (name, kind, shape))| {
-            let dtype = dtype_of(*kind, dtype);
-            Entry { name: name.to_string(), dtype, shape: shape.to_vec(), source }
+        .flat_map(|(source, (name, kind, shape))| {
+            let dtype = dtype_of(*kind, shape, dtype);
+            let scales = || Entry { name: fp8::scale_name(name), dtype: Dtype::F32, shape: fp8::grid(shape), source };
+            let scales = (dtype == Dtype::F8_E4M3).then(scales);
+            [Entry { name: name.to_string(), dtype, shape: shape.to_vec(), source }].into_iter().chain(scales)
         })
         .collect();
+    let quantization = (dtype == Dtype::F8_E4M3).then(|| quantization(&entries));
     let shards = cut(&entries, max_shard_bytes);
     let mut done = vec![
-        write_file(&dir.join(CONFIG), config.to_json_as(type_name(dtype)).as_bytes())?,
+        write_file(&dir.join(CONFIG), config.to_json_as(type_name(dtype), quantization).as_bytes())?,
         write_file(&dir.join(GENERATION), config.generation_json().as_bytes())?,
     ];
     let mut weight_map = BTreeMap::new();
@@ -183,7 +225,7 @@ pub(super) fn write_model(
             1 => MODEL.to_owned(),
             n => format!("model-{:05}-of-{n:05}.safetensors", i + 1),
         };
-        done.push(format::write(&dir.join(&name), shard, |e, file| put(e.source, e.dtype, file))?);
+        done.push(format::write(&dir.join(&name), shard, &put)?);
         weight_map.extend(shard.iter().map(|e| (e.name.clone(), name.clone())));
     }
     if shards.len() > 1 {
@@ -221,4 +263,34 @@ fn listed(config: &Config) -> Vec<(String, Kind, Vec<usize>)> {
 /// Kinds and shapes of all tensors of a model by name.
 pub(super) fn expected(config: &Config) -> BTreeMap<String, (Kind, Vec<usize>)> {
     listed(config).into_iter().map(|(name, kind, shape)| (name, (kind, shape))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_block_has_sixteen_bits_and_is_named() {
+        let tensors: [(&str, Kind, [usize; 2]); 6] = [
+            ("model.embed_tokens.weight", Kind::Embedding, [256, 128]),
+            ("model.layers.0.self_attn.q_proj.weight", Kind::Matrix, [64, 256]),
+            ("model.layers.0.self_attn.k_proj.weight", Kind::Matrix, [192, 256]),
+            ("model.layers.0.mlp.gate.weight", Kind::Router, [128, 256]),
+            ("model.layers.0.mlp.experts.0.up_proj.weight", Kind::Matrix, [160, 256]),
+            ("model.layers.0.mlp.experts.1.down_proj.weight", Kind::Output, [256, 160]),
+        ];
+        let entry = |(source, (name, kind, shape)): (usize, &(&str, Kind, [usize; 2]))| {
+            let dtype = dtype_of(*kind, shape, Dtype::F8_E4M3);
+            Entry { name: (*name).to_owned(), dtype, shape: shape.to_vec(), source }
+        };
+        let entries: Vec<Entry> = tensors.iter().enumerate().map(entry).collect();
+        let eight: Vec<usize> = entries.iter().filter(|e| e.dtype == Dtype::F8_E4M3).map(|e| e.source).collect();
+        assert_eq!(eight, [1]);
+        let at = "model.layers.0";
+        let named =
+            json!(
+                ["lm_head", format!("{at}.mlp.experts"), format!("{at}.mlp.gate"), format!("{at}.self_attn.k_proj"),]
+            );
+        assert_eq!(quantization(&entries)["modules_to_not_convert"], named);
+    }
 }

@@ -33,7 +33,8 @@ pub struct Args {
     /// What to make [default: a GGUF file if PATH ends in .gguf, a Hugging Face folder otherwise].
     #[arg(long, value_enum)]
     format: Option<Format>,
-    /// How matrices are stored. Vectors, routers and correction biases of a GGUF file are f32 in any case.
+    /// How matrices are stored. Vectors, routers and correction biases of a GGUF file are f32 in any case; embedding, head, routers
+    /// and vectors of an fp8 folder are bf16.
     #[arg(long, value_enum, default_value = "bf16")]
     dtype: Stored,
     /// Most gigabytes of one file of a folder's weights.
@@ -63,6 +64,8 @@ enum Stored {
     F16,
     /// 16 bits, 8 of them for the exponent.
     Bf16,
+    /// 8 bits, 4 of them for the exponent, and a scale for each block of 128 × 128 numbers (folder).
+    Fp8,
     /// 8 bits and a scale for each 32 numbers (GGUF).
     #[value(name = "q8_0")]
     Q8,
@@ -72,13 +75,16 @@ enum Stored {
 }
 
 impl Stored {
-    fn in_gguf(self) -> TensorType {
+    fn in_gguf(self) -> Result<TensorType, Usage> {
         match self {
-            Stored::F32 => TensorType::F32,
-            Stored::F16 => TensorType::F16,
-            Stored::Bf16 => TensorType::BF16,
-            Stored::Q8 => TensorType::Q8_0,
-            Stored::Q4 => TensorType::Q4_0,
+            Stored::F32 => Ok(TensorType::F32),
+            Stored::F16 => Ok(TensorType::F16),
+            Stored::Bf16 => Ok(TensorType::BF16),
+            Stored::Q8 => Ok(TensorType::Q8_0),
+            Stored::Q4 => Ok(TensorType::Q4_0),
+            Stored::Fp8 => {
+                Err(Usage("a GGUF file is written in f32, f16, bf16, q8_0 or q4_0; give --format hf for fp8".into()))
+            }
         }
     }
 
@@ -87,11 +93,19 @@ impl Stored {
             Stored::F32 => Ok(Dtype::F32),
             Stored::F16 => Ok(Dtype::F16),
             Stored::Bf16 => Ok(Dtype::BF16),
+            Stored::Fp8 => Ok(Dtype::F8_E4M3),
             Stored::Q8 | Stored::Q4 => Err(Usage(
-                "a Hugging Face folder is written in f32, f16 or bf16; give --format gguf for q8_0 and q4_0".into(),
+                "a Hugging Face folder is written in f32, f16, bf16 or fp8; give --format gguf for q8_0 and q4_0"
+                    .into(),
             )),
         }
     }
+}
+
+/// Kind of files and type of numbers, where they fit.
+enum As {
+    Folder(Dtype),
+    Gguf(TensorType),
 }
 
 #[derive(Serialize)]
@@ -105,9 +119,9 @@ struct Answer {
 pub fn run(args: Args, cx: &Context) -> anyhow::Result<()> {
     let ends_in_gguf = args.out.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
     let format = args.format.unwrap_or(if ends_in_gguf { Format::Gguf } else { Format::Hf });
-    let dtype = match format {
-        Format::Hf => Some(args.dtype.in_folder()?),
-        Format::Gguf => None,
+    let stored = match format {
+        Format::Hf => As::Folder(args.dtype.in_folder()?),
+        Format::Gguf => As::Gguf(args.dtype.in_gguf()?),
     };
     anyhow::ensure!(!args.out.exists(), "{} exists already: give another --out", args.out.display());
     let from = super::train::checkpoint_of(&args.model)?;
@@ -124,17 +138,17 @@ pub fn run(args: Args, cx: &Context) -> anyhow::Result<()> {
         .tempdir_in(parent)
         .with_context(|| format!("cannot make a folder in {}", parent.display()))?;
     let whole = scratch.path().join("whole");
-    let written = match dtype {
-        Some(dtype) => {
+    let written = match stored {
+        As::Folder(dtype) => {
             fs::create_dir(&whole).with_context(|| format!("cannot make {}", whole.display()))?;
             folder(&source, &tokenizer, template.as_deref(), &whole, dtype, args.max_shard_gb << 30)?
         }
-        None => {
+        As::Gguf(dtype) => {
             let fields = wudao_infer::gguf::fields(&tokenizer, source.config(), template)?;
-            vec![gguf::write(&whole, &source, args.dtype.in_gguf(), &fields)?]
+            vec![gguf::write(&whole, &source, dtype, &fields)?]
         }
     };
-    if dtype.is_some() {
+    if format == Format::Hf {
         sync(&whole)?;
     }
     fs::rename(&whole, &args.out).with_context(|| format!("cannot rename the result to {}", args.out.display()))?;
