@@ -77,21 +77,17 @@ pub(in crate::cpu) fn fetch<T>(address: *const T) {
     let _ = address;
 }
 
-/// How far ahead of its use what is read once from memory is brought into the second cache, in bytes …
-const FAR: usize = 8192;
-/// … and into the first. A core can wait for few lines at a time in its first cache, and for more in its second.
-const NEAR: usize = 2048;
-
-/// Asks for what follows a cache line in a stretch of memory that is read from the first byte to the last.
+/// Asks for what follows a cache line in a stretch of memory that is read once, from the first byte to the last.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub(in crate::cpu) fn fetch_ahead<T>(line: *const T) {
-    fetch(line.wrapping_byte_add(FAR));
+    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+    /// Bytes ahead for the second cache, and for the first. A core can wait for few lines at a time in its first cache, and for
+    /// more in its second.
+    const AHEAD: [usize; 2] = [8192, 2048];
+    fetch(line.wrapping_byte_add(AHEAD[0]));
     // SAFETY: as above.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(line.wrapping_byte_add(NEAR).cast());
-    }
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(line.wrapping_byte_add(AHEAD[1]).cast()) }
 }
 
 /// Asks for part `part` of `parts` of a stretch of memory.
