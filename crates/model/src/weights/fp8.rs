@@ -68,32 +68,35 @@ pub(super) fn dequantize(bytes: &[u8], first: usize, columns: usize, scales: &[f
     encode(to, values)
 }
 
-/// A matrix of `columns` columns, or rows of it from a multiple of [`BLOCK`] on: its bytes, and a scale for each block, by which
-/// the largest number of the block becomes the largest there is.
-pub(super) fn quantize(values: &[f32], columns: usize) -> (Vec<u8>, Vec<f32>) {
-    let (sizes, columns) = (sizes(), columns.max(1));
-    let (mut bytes, mut scales) = (Vec::with_capacity(values.len()), vec![]);
-    for rows in values.chunks(BLOCK * columns) {
+/// The scales of a matrix of `columns` columns, or of rows of it from a multiple of [`BLOCK`] on: by its block's, the largest number
+/// of the block becomes the largest there is.
+pub(super) fn scales(values: &[f32], columns: usize) -> Vec<f32> {
+    let columns = columns.max(1);
+    let blocks = values.chunks(BLOCK * columns).flat_map(|rows| {
         let mut largest = vec![0f32; columns.div_ceil(BLOCK)];
         for row in rows.chunks(columns) {
             for (largest, block) in largest.iter_mut().zip(row.chunks(BLOCK)) {
                 *largest = block.iter().fold(*largest, |largest, x| largest.max(x.abs()));
             }
         }
-        let scale = |largest: f32| {
-            let scale = (f64::from(largest) / LARGEST) as f32;
-            // Of zeros, and of what is too small for a scale, any will do.
-            if scale < f32::MIN_POSITIVE { 1.0 } else { scale }
-        };
-        let first = scales.len();
-        scales.extend(largest.into_iter().map(scale));
-        for row in rows.chunks(columns) {
-            for (block, &scale) in row.chunks(BLOCK).zip(&scales[first..]) {
-                bytes.extend(block.iter().map(|&x| nearest(f64::from(x) / f64::from(scale), &sizes)));
-            }
-        }
-    }
-    (bytes, scales)
+        largest
+    });
+    let scale = |largest: f32| {
+        let scale = (f64::from(largest) / LARGEST) as f32;
+        // Of zeros, and of what is too small for a scale, any will do.
+        if scale < f32::MIN_POSITIVE { 1.0 } else { scale }
+    };
+    blocks.map(scale).collect()
+}
+
+/// The bytes of such a matrix, or of such rows, each block by its own of [`scales`].
+pub(super) fn quantize(values: &[f32], columns: usize) -> Vec<u8> {
+    let (sizes, columns, scales) = (sizes(), columns.max(1), scales(values, columns));
+    let rows = values.chunks(columns).enumerate().flat_map(|(i, row)| {
+        let scales = &scales[i / BLOCK * columns.div_ceil(BLOCK)..];
+        row.iter().enumerate().map(|(j, &x)| f64::from(x) / f64::from(scales[j / BLOCK]))
+    });
+    rows.map(|x| nearest(x, &sizes)).collect()
 }
 
 #[cfg(test)]
@@ -156,7 +159,7 @@ mod tests {
         };
         let values: Vec<f32> =
             (0..rows * columns).map(|at| value(at / columns, at % columns) * [1.0, -1.0][at % 2]).collect();
-        let (bytes, scales) = quantize(&values, columns);
+        let (bytes, scales) = (quantize(&values, columns), scales(&values, columns));
         assert_eq!(scales.len(), grid(&[rows, columns]).iter().product::<usize>());
         let wide: Vec<f64> = scales.iter().map(|&s| f64::from(s)).collect();
         let back = dequantize(&bytes, 0, columns, &wide, Dtype::F64);
@@ -169,8 +172,9 @@ mod tests {
         }
         // In pieces of whole blocks it is the same.
         let (first, second) = values.split_at(BLOCK * columns);
-        let [first, second] = [first, second].map(|part| quantize(part, columns));
-        assert_eq!(([first.0, second.0].concat(), [first.1, second.1].concat()), (bytes, scales));
+        let parts = [first, second];
+        assert_eq!(parts.map(|part| quantize(part, columns)).concat(), bytes);
+        assert_eq!(parts.map(|part| super::scales(part, columns)).concat(), scales);
     }
 
     #[test]

@@ -172,11 +172,7 @@ impl<'a> Elements<'a> {
             (Coding::F32, _) => self.read(rows, Dtype::F32),
             (Coding::Bf16, _) => self.read(rows, Dtype::BF16),
             (Coding::Quant(kind), Some(blocks)) if blocks.kind().quant() == Some(kind) => blocks.row(i).into(),
-            (Coding::Quant(_), _) => {
-                let wide = self.read(rows, Dtype::F32);
-                let wide: Vec<f32> = wide.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
-                coding.encode(&wide).into()
-            }
+            (Coding::Quant(_), _) => coding.encode(&self.wide(rows)).into(),
         }
     }
 
@@ -188,20 +184,31 @@ impl<'a> Elements<'a> {
         (0..rows).step_by(step).map(move |from| from..(from + step).min(rows))
     }
 
-    /// Some rows, from the first of a block on and to the last of one, as e4m3, and their blocks' scales: those of the file, if it
-    /// has them.
-    pub(super) fn eight_bits(&self, rows: Range<usize>) -> (Cow<'a, [u8]>, Vec<f32>) {
+    /// Some rows, from the first of a block on and to the last of one, as e4m3: those of the file, if it has them.
+    pub(super) fn eight_bits(&self, rows: Range<usize>) -> Cow<'a, [u8]> {
         let columns = self.shape[1];
-        if let Coded::Scaled(bytes, scales) = &self.coded {
-            let across = columns.div_ceil(BLOCK);
-            let blocks = rows.start / BLOCK * across..rows.end.div_ceil(BLOCK) * across;
-            let scales = scales[blocks].iter().map(|&scale| scale as f32).collect();
-            return (Cow::Borrowed(&bytes[rows.start * columns..rows.end * columns]), scales);
+        match &self.coded {
+            Coded::Scaled(bytes, _) => Cow::Borrowed(&bytes[rows.start * columns..rows.end * columns]),
+            _ => fp8::quantize(&self.wide(rows), columns).into(),
         }
-        let wide = self.read(rows, Dtype::F32);
-        let wide: Vec<f32> = wide.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
-        let (bytes, scales) = fp8::quantize(&wide, columns);
-        (bytes.into(), scales)
+    }
+
+    /// The scales of the blocks of such rows.
+    pub(super) fn scales(&self, rows: Range<usize>) -> Vec<f32> {
+        let columns = self.shape[1];
+        let across = columns.div_ceil(BLOCK);
+        match &self.coded {
+            Coded::Scaled(_, scales) => {
+                let blocks = rows.start / BLOCK * across..rows.end.div_ceil(BLOCK) * across;
+                scales[blocks].iter().map(|&scale| scale as f32).collect()
+            }
+            _ => fp8::scales(&self.wide(rows), columns),
+        }
+    }
+
+    /// Some rows in f32.
+    fn wide(&self, rows: Range<usize>) -> Vec<f32> {
+        self.read(rows, Dtype::F32).as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect()
     }
 
     /// Some rows as numbers of a type that a safetensors file can have, little-endian; no copy where they are that already.

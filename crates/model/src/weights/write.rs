@@ -128,11 +128,11 @@ pub fn copy(source: &Source, dir: &Path, dtype: Dtype, max_shard_bytes: u64) -> 
         let (name, _, shape) = tensors[entry.source];
         let elements = source.tensor(name, shape)?;
         if entry.name != name {
-            let mut scales = elements.pieces(fp8::BLOCK).flat_map(|rows| elements.eight_bits(rows).1);
+            let mut scales = elements.pieces(fp8::BLOCK).flat_map(|rows| elements.scales(rows));
             return scales.try_for_each(|scale| file.write(&scale.to_le_bytes()));
         }
         elements.pieces(fp8::BLOCK).try_for_each(|rows| match entry.dtype {
-            Dtype::F8_E4M3 => file.write(&elements.eight_bits(rows).0),
+            Dtype::F8_E4M3 => file.write(&elements.eight_bits(rows)),
             to => file.write(&elements.read(rows, to)),
         })
     })
