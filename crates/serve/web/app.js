@@ -27,7 +27,7 @@ const preferences = loadPreferences();
 const conversations = new Map();
 const writing = new Map(); // conversation id -> AbortController of the reply on its way
 let store;
-let current; // the conversation shown; in `conversations` once it has a message
+let current = newConversation(); // the conversation shown; in `conversations` once it has a message
 let models = null; // null until the server has said
 let counts = true; // whether the server counts tokens
 let editing = null; // id of the message being edited
@@ -562,6 +562,8 @@ async function start() {
         settleInterrupted(conversation);
         conversations.set(conversation.id, conversation);
     }
+    // A draft written earlier would be lost: `openAddressed` fills the field with the one that was kept.
+    byId("draft").disabled = false;
     openAddressed();
     listen();
     if (!store.kept) notice(t("notice.noStorage"));

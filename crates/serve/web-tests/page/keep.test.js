@@ -52,6 +52,25 @@ test("a draft outlives a reload and a look at another conversation", {}, async (
     await eventually(() => page.locator("#draft").inputValue(), "not yet sent");
 });
 
+test("what is written while the page opens what it kept is not lost", {}, async ({ context, url }) => {
+    await context.addInitScript(() => {
+        const { open } = IDBFactory.prototype;
+        IDBFactory.prototype.open = function (...of) {
+            const opened = open.apply(this, of);
+            return {
+                get result() { return opened.result; },
+                set onupgradeneeded(act) { opened.onupgradeneeded = act; },
+                set onsuccess(act) { opened.onsuccess = () => setTimeout(act, 700); },
+            };
+        };
+    });
+    const page = await context.newPage();
+    await page.goto(url);
+    await page.locator("#settings-open").click();
+    await ask(page, "early");
+    assert.deepEqual(await bodies(page), ["early", "You said: early"]);
+});
+
 test("a reply cut short by a reload stays as far as it came", {}, async ({ page, mock }) => {
     mock.script.push({ pieces: ["half"], hold: new Promise(() => {}) });
     await send(page, "one");
