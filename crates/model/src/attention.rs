@@ -31,12 +31,28 @@ pub(crate) struct Attention<D: Device> {
 /// The projection before QK norm, with the norm's statistics.
 type BeforeNorm<D> = (Tensor<D>, Tensor<D>);
 
+/// What attention met.
+struct Attended<D: Device> {
+    /// What it saw: normed and rotated.
+    qkv: Tensor<D>,
+    before: Option<BeforeNorm<D>>,
+    out: Tensor<D>,
+    lse: Tensor<D>,
+}
+
 pub(crate) struct AttentionSaved<D: Device> {
-    normed: Option<BeforeNorm<D>>,
-    /// What attention saw: normed and rotated.
+    /// The projection: before QK norm where there is one, which with the rotation costs less to make again than to keep (a
+    /// pass over memory in each direction), else rotated.
     qkv: Tensor<D>,
     out: Tensor<D>,
     lse: Tensor<D>,
+}
+
+impl<D: Device> Attended<D> {
+    fn keep(self) -> AttentionSaved<D> {
+        let Attended { qkv, before, out, lse } = self;
+        AttentionSaved { qkv: before.map_or(qkv, |(before, _)| before), out, lse }
+    }
 }
 
 impl<D: Device> Attention<D> {
@@ -58,25 +74,37 @@ impl<D: Device> Attention<D> {
         if let Some(b) = self.qkv_bias {
             dev.add_bias(row(cx.weights.at(b)), qkv.view_mut());
         }
-        let mut normed = None;
+        self.turn(cx, qkv)
+    }
+
+    /// QK norm and rotation of the projection.
+    fn turn(&self, cx: &Cx<D>, mut qkv: Tensor<D>) -> (Tensor<D>, Option<BeforeNorm<D>>) {
+        let (dev, t, dtype) = (cx.device, qkv.shape()[0], qkv.dtype());
+        let mut before = None;
         if let Some((wq, wk)) = self.qk_norm {
             let mut y = Tensor::new(dev, qkv.shape(), dtype);
             let mut rstd = Tensor::new(dev, [t, self.normed.q + self.normed.kv], D::statistics(dtype));
             let (wq, wk) = (cx.weights.at(wq), cx.weights.at(wk));
             dev.qk_norm(self.normed, self.eps, qkv.view(), wq, wk, y.view_mut(), rstd.view_mut());
-            normed = Some((std::mem::replace(&mut qkv, y), rstd));
+            before = Some((std::mem::replace(&mut qkv, y), rstd));
         }
         dev.rope(self.heads, self.rope.view(), &cx.packing.positions, false, qkv.view_mut());
-        (qkv, normed)
+        (qkv, before)
     }
 
-    fn attend(&self, cx: &Cx<D>, x_td: View<D>) -> AttentionSaved<D> {
+    fn attend(&self, cx: &Cx<D>, x_td: View<D>) -> Attended<D> {
         let (dev, h, t) = (cx.device, self.heads, x_td.shape()[0]);
-        let (qkv, normed) = self.project(cx, x_td);
+        let (qkv, before) = self.project(cx, x_td);
         let mut out = Tensor::new(dev, [t, h.q * h.dim], x_td.dtype());
         let mut lse = Tensor::new(dev, [t, h.q], D::statistics(x_td.dtype()));
         dev.attention(h, self.scale(), &cx.packing.segments, qkv.view(), out.view_mut(), lse.view_mut());
-        AttentionSaved { normed, qkv, out, lse }
+        Attended { qkv, before, out, lse }
+    }
+
+    /// What attention met, from what was kept of it.
+    fn again(&self, cx: &Cx<D>, AttentionSaved { qkv, out, lse }: AttentionSaved<D>) -> Attended<D> {
+        let (qkv, before) = if self.qk_norm.is_some() { self.turn(cx, qkv) } else { (qkv, None) };
+        Attended { qkv, before, out, lse }
     }
 
     fn project_out(&self, cx: &Cx<D>, out: View<D>, mut acc_y: ViewMut<D>) {
@@ -123,9 +151,9 @@ impl<D: Device> Branch<D> for Attention<D> {
     type Saved = Option<AttentionSaved<D>>;
 
     fn forward(&self, cx: &mut Cx<D>, x_td: View<D>, acc_y: ViewMut<D>) -> Result<Self::Saved, Fault> {
-        let saved = self.attend(cx, x_td);
-        self.project_out(cx, saved.out.view(), acc_y);
-        Ok((!self.recompute).then_some(saved))
+        let attended = self.attend(cx, x_td);
+        self.project_out(cx, attended.out.view(), acc_y);
+        Ok((!self.recompute).then(|| attended.keep()))
     }
 
     fn backward(
@@ -137,7 +165,8 @@ impl<D: Device> Branch<D> for Attention<D> {
         dy: View<D>,
     ) -> Result<Tensor<D>, Fault> {
         let (dev, h) = (cx.device, self.heads);
-        let AttentionSaved { normed, qkv, out, lse } = saved.unwrap_or_else(|| self.attend(cx, x_td));
+        let attended = saved.map_or_else(|| self.attend(cx, x_td), |saved| self.again(cx, saved));
+        let Attended { qkv, before, out, lse } = attended;
         if let Some(b) = self.o_bias {
             dev.add_bias_backward(dy, grads.at_mut(b));
         }
@@ -150,7 +179,7 @@ impl<D: Device> Branch<D> for Attention<D> {
         dev.attention_backward(h, self.scale(), segments, q, o, l, d, dqkv.view_mut());
         drop((out, lse, dout));
         dev.rope(h, self.rope.view(), &cx.packing.positions, true, dqkv.view_mut());
-        if let (Some((x, rstd)), Some((wq, wk))) = (normed, self.qk_norm) {
+        if let (Some((x, rstd)), Some((wq, wk))) = (before, self.qk_norm) {
             // The rotated projection is spent: its memory takes the gradient before the norm.
             let mut dx = qkv;
             let (mut dwq, mut dwk) = (zeros_like(dev, cx.weights.at(wq)), zeros_like(dev, cx.weights.at(wk)));

@@ -56,7 +56,7 @@ struct Answer {
     /// Weights that a token meets, and keys and values half-way.
     mbytes_a_token: f64,
     gbytes_per_s: f64,
-    /// Measured before and after.
+    /// Measured after every sequence: the median.
     read_gbytes_per_s: f64,
     share_of_read: f64,
     /// Microseconds of a token by kernel; `other` is what no kernel took.
@@ -72,6 +72,8 @@ struct Tries {
     reading: Vec<f64>,
     /// Seconds of writing.
     writing: Vec<f64>,
+    /// What memory gave in between, in GB/s.
+    memory: Vec<f64>,
     /// Seconds of writing by kernel, in all.
     kernels: BTreeMap<&'static str, f64>,
 }
@@ -87,9 +89,9 @@ fn answer(args: &Args, cx: &Context) -> anyhow::Result<Answer> {
     let how = args.weights.options(&args.shape, Some(measured.operands()))?;
     let (config, operands) = (&measured.config, how.operands);
     let cpu = cx.cpu_for(operands);
-    let before = cpu.read_gbytes_per_s();
-    let Tries { weight_bytes, mut reading, mut writing, mut kernels } = measure(args, &measured, &how, &cpu, cx)?;
-    let read_gbytes_per_s = before.max(cpu.read_gbytes_per_s());
+    let Tries { weight_bytes, mut reading, mut writing, mut memory, mut kernels } =
+        measure(args, &measured, &how, &cpu, cx)?;
+    let read_gbytes_per_s = median(&mut memory);
 
     kernels.insert("other", writing.iter().sum::<f64>() - kernels.values().sum::<f64>());
     let written = (writing.len() * args.tokens as usize) as f64;
@@ -161,6 +163,8 @@ fn measure(args: &Args, measured: &Measured, how: &WeightOptions, cpu: &Cpu, cx:
             for (name, _, seconds) in cpu.meter().read().since(&start).kernels() {
                 *tries.kernels.entry(name).or_default() += seconds;
             }
+            // In turn, since others use the same memory.
+            tries.memory.push(cpu.read_gbytes_per_s());
         }
         progress.set(u64::from(attempt));
     }
