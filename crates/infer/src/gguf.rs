@@ -44,18 +44,25 @@ fn vocabulary(file: &File) -> Result<Vocabulary, String> {
     };
     let types = keys.list("token_type", "types of tokens", kind)?;
     let model = keys.text("model")?.ok_or("it has no tokenizer.ggml.model")?;
+    let merges = || Ok::<_, String>(keys.list("merges", "texts", |v| v.text().map(str::to_owned))?.unwrap_or_default());
     let method = match model {
         "gpt2" => Method::BytePair {
             // Files from before the key was invented have no way to say it.
             pre: keys.text("pre")?.ok_or("it has no tokenizer.ggml.pre: convert the model again")?.to_owned(),
-            merges: keys.list("merges", "texts", |v| v.text().map(str::to_owned))?.unwrap_or_default(),
+            merges: merges()?,
         },
         "llama" => Method::SentencePiece {
             scores: keys.list("scores", "numbers", |v| v.number().map(|x| x as f32))?.unwrap_or_default(),
             add_space_prefix: keys.flag("add_space_prefix")?.unwrap_or(true),
         },
+        "gemma4" => Method::Merges(merges()?),
+        "bert" => {
+            let lowercase = keys.flag("normalizer.lowercase")?.unwrap_or(true);
+            let strip_accents = keys.flag("normalizer.strip_accents")?.unwrap_or(lowercase);
+            Method::WordPiece { lowercase, strip_accents }
+        }
         other => {
-            let what = "only \"gpt2\" (byte pairs) and \"llama\" (SentencePiece's byte pairs) are";
+            let what = "only \"gpt2\", \"llama\", \"gemma4\" (byte pairs) and \"bert\" (pieces of words) are";
             return Err(format!("its kind of tokenizer, {other:?} (tokenizer.ggml.model), is not supported; {what}"));
         }
     };
@@ -128,6 +135,15 @@ pub fn fields(
             put("pre", Field::Text("default".into()));
             put("scores", Field::Numbers(scores));
             put("add_space_prefix", Field::Flag(add_space_prefix));
+        }
+        Method::Merges(merges) => {
+            put("model", Field::Text("gemma4".into()));
+            put("merges", Field::Texts(merges));
+        }
+        Method::WordPiece { lowercase, strip_accents } => {
+            put("model", Field::Text("bert".into()));
+            put("normalizer.lowercase", Field::Flag(lowercase));
+            put("normalizer.strip_accents", Field::Flag(strip_accents));
         }
     }
     put("tokens", Field::Texts(v.tokens));

@@ -59,6 +59,16 @@ pub enum Method {
         /// Whether a space goes before the text.
         add_space_prefix: bool,
     },
+    /// Pieces joined by merges, `left right`, in order of rank, without cutting the text before (`gemma4`).
+    Merges(Vec<String>),
+    /// The longest pieces of each word, from its beginning on (`bert`). A token that begins a word begins with `▁` here, and
+    /// the others have no mark.
+    WordPiece {
+        /// Whether letters are taken as small ones.
+        lowercase: bool,
+        /// Whether accents are left out.
+        strip_accents: bool,
+    },
 }
 
 /// A vocabulary.
@@ -112,6 +122,18 @@ fn filler(id: usize) -> String {
     format!("[PAD{id}]")
 }
 
+/// What `tokenizer.json` puts before a piece that does not begin a word.
+const PART_OF_WORD: &str = "##";
+
+/// A piece of a word as `tokenizer.json` spells it. Writers of GGUF leave names in brackets, such as `[MASK]`, as they are.
+fn marked(piece: &str) -> String {
+    match piece.strip_prefix('▁') {
+        Some(beginning) => beginning.to_owned(),
+        None if piece.starts_with('[') && piece.ends_with(']') => piece.to_owned(),
+        None => format!("{PART_OF_WORD}{piece}"),
+    }
+}
+
 /// The patterns of a name, applied one after the other, and whether a piece that is a token needs no merging.
 fn patterns(pre: &str) -> Option<(&'static [&'static str], bool)> {
     Some(match pre {
@@ -153,9 +175,11 @@ impl Vocabulary {
         if self.types.len() != self.tokens.len() {
             return Err(format!("{} tokens, but {} token types", self.tokens.len(), self.types.len()));
         }
+        let word_piece = matches!(self.method, Method::WordPiece { .. });
         let mut vocab = Map::new();
         let fills = |id, token: &String| self.types[id] == TokenType::Unused && *token == filler(id);
         for (id, token) in self.tokens.iter().enumerate().filter(|(id, token)| !fills(*id, token)) {
+            let token = if word_piece { marked(token) } else { token.clone() };
             if let Some(other) = vocab.insert(token.clone(), json!(id)) {
                 return Err(format!("the token {token:?} has two ids, {other} and {id}"));
             }
@@ -172,7 +196,18 @@ impl Vocabulary {
             }))
         };
         let added: Vec<Value> = self.types.iter().enumerate().filter_map(added).collect();
-        let (normalizer, pre_tokenizer, decoder, merges, ignore_merges) = match &self.method {
+        let replace = |from: &str, to: &str| json!({"type": "Replace", "pattern": {"String": from}, "content": to});
+        let (spaces_marked, mut spaces_shown) =
+            (replace(" ", "▁"), vec![replace("▁", " "), json!({"type": "ByteFallback"}), json!({"type": "Fuse"})]);
+        // The model's own vocabulary is put in at the end.
+        let byte_pairs = |merges: Value, ignore_merges: bool, fallback: bool| {
+            json!({
+                "type": "BPE", "dropout": null, "unk_token": if fallback { self.token(self.unknown) } else { None },
+                "continuing_subword_prefix": null, "end_of_word_suffix": null, "fuse_unk": fallback,
+                "byte_fallback": fallback, "ignore_merges": ignore_merges, "merges": merges,
+            })
+        };
+        let (normalizer, pre_tokenizer, decoder, mut model) = match &self.method {
             Method::BytePair { pre, merges } => {
                 let (patterns, ignore_merges) = patterns(pre).ok_or_else(|| {
                     format!("its way of cutting text, {pre:?} (tokenizer.ggml.pre), is not supported")
@@ -182,35 +217,45 @@ impl Vocabulary {
                 let level =
                     json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false});
                 steps.push(level.clone());
-                (Value::Null, json!({"type": "Sequence", "pretokenizers": steps}), level, json!(merges), ignore_merges)
+                let pre_tokenizer = json!({"type": "Sequence", "pretokenizers": steps});
+                (Value::Null, pre_tokenizer, level, byte_pairs(json!(merges), ignore_merges, false))
             }
             Method::SentencePiece { scores, add_space_prefix } => {
                 if scores.len() != self.tokens.len() {
                     return Err(format!("{} tokens, but {} scores", self.tokens.len(), scores.len()));
                 }
-                let replace =
-                    |from: &str, to: &str| json!({"type": "Replace", "pattern": {"String": from}, "content": to});
-                let mut normalizers = vec![replace(" ", "▁")];
-                let mut decoders = vec![replace("▁", " "), json!({"type": "ByteFallback"}), json!({"type": "Fuse"})];
+                let mut normalizers = vec![spaces_marked];
                 if *add_space_prefix {
                     normalizers.insert(0, json!({"type": "Prepend", "prepend": "▁"}));
-                    decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
+                    spaces_shown.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
                 }
                 let normalizer = json!({"type": "Sequence", "normalizers": normalizers});
-                let decoder = json!({"type": "Sequence", "decoders": decoders});
-                (normalizer, Value::Null, decoder, json!(self.joins(scores)), false)
+                let decoder = json!({"type": "Sequence", "decoders": spaces_shown});
+                (normalizer, Value::Null, decoder, byte_pairs(json!(self.joins(scores)), false, true))
+            }
+            Method::Merges(merges) => {
+                let decoder = json!({"type": "Sequence", "decoders": spaces_shown});
+                (spaces_marked, Value::Null, decoder, byte_pairs(json!(merges), false, true))
+            }
+            Method::WordPiece { lowercase, strip_accents } => {
+                let unknown = self.token(self.unknown).ok_or("its words need a token for what is unknown")?;
+                let normalizer = json!({
+                    "type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true,
+                    "strip_accents": strip_accents, "lowercase": lowercase,
+                });
+                let decoder = json!({"type": "WordPiece", "prefix": PART_OF_WORD, "cleanup": true});
+                let model = json!({
+                    "type": "WordPiece", "unk_token": unknown, "continuing_subword_prefix": PART_OF_WORD,
+                    "max_input_chars_per_word": 100,
+                });
+                (normalizer, json!({"type": "BertPreTokenizer"}), decoder, model)
             }
         };
-        let sentence_piece = matches!(self.method, Method::SentencePiece { .. });
+        model["vocab"] = Value::Object(vocab);
         Ok(json!({
             "version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
             "normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "post_processor": self.post_processor(),
-            "decoder": decoder,
-            "model": {
-                "type": "BPE", "dropout": null, "unk_token": if sentence_piece { self.token(self.unknown) } else { None },
-                "continuing_subword_prefix": null, "end_of_word_suffix": null, "fuse_unk": sentence_piece,
-                "byte_fallback": sentence_piece, "ignore_merges": ignore_merges, "vocab": vocab, "merges": merges,
-            },
+            "decoder": decoder, "model": model,
         }))
     }
 
@@ -324,6 +369,41 @@ mod tests {
         let ids = t.encode("a中").unwrap();
         assert_eq!(ids, [261, 2 + 0xe4, 2 + 0xb8, 2 + 0xad]);
         assert_eq!(t.decode(&ids), "a中");
+    }
+
+    #[test]
+    fn merges_join_pieces_of_the_whole_text() {
+        let mut tokens = vec!["<unk>".to_owned(), "</s>".into()];
+        tokens.extend((0..256).map(|b| format!("<0x{b:02X}>")));
+        tokens.extend(["▁", "a", "b", "▁a", "b▁a", "\n", "\n\n"].map(String::from));
+        let types: Vec<i64> = [2, 3].into_iter().chain([6; 256]).chain([1; 7]).collect();
+        let names: Vec<&str> = tokens.iter().map(String::as_str).collect();
+        let method = Method::Merges(["▁ a", "b ▁a", "\n \n"].map(String::from).to_vec());
+        let t = vocabulary(method, &names, &types).tokenizer("t").unwrap();
+        for (text, ids) in [("ab a", &[259, 262][..]), ("b\n\n\n a", &[260, 264, 263, 261]), ("é", &[0xc5, 0xab])] {
+            assert_eq!(t.encode(text).unwrap(), ids, "{text:?}");
+            assert_eq!(t.decode(ids), text);
+        }
+    }
+
+    #[test]
+    fn words_are_cut_into_their_longest_pieces() {
+        let tokens = ["[PAD]", "[UNK]", "[unused0]", "▁ab", "▁a", "b", "c", "▁中", "▁é"];
+        let types = [3, 3, 1, 1, 1, 1, 1, 1, 1];
+        let of = |lowercase| {
+            let method = Method::WordPiece { lowercase, strip_accents: lowercase };
+            Vocabulary { unknown: Some(1), ..vocabulary(method, &tokens, &types) }.tokenizer("t").unwrap()
+        };
+        let t = of(true);
+        for (text, ids) in [("abc Ac", &[3, 6, 4, 6][..]), ("a中b\ta", &[4, 7, 1, 4]), ("Áb á", &[3, 4]), ("abd", &[1])]
+        {
+            assert_eq!(t.encode(text).unwrap(), ids, "{text:?}");
+        }
+        assert_eq!(t.decode(&[3, 6, 4]), "abc a");
+        assert_eq!(of(false).encode("Ab é").unwrap(), [1, 8]);
+        let method = Method::WordPiece { lowercase: true, strip_accents: true };
+        let error = vocabulary(method, &tokens, &types).tokenizer("t").unwrap_err().to_string();
+        assert!(error.contains("unknown"), "{error}");
     }
 
     #[test]
