@@ -254,6 +254,10 @@ mod tests {
     use wudao_comm::Solo;
     use wudao_device::Cpu;
 
+    /// Bytes that the kernel of attention's backward pass takes for itself (a row times a head, a few times), if that is when most is
+    /// in memory.
+    const OWN: u64 = 48 << 10;
+
     /// What was said before is what the device counts.
     #[test]
     fn estimates_are_what_the_device_counts() {
@@ -271,9 +275,10 @@ mod tests {
                 learner.step(&data, Rates { lr: 1e-3, muon_lr: 1e-3 }).unwrap();
                 let e = estimate(&config, &settings, 1, DType::F32).unwrap();
                 assert_eq!(e.optimizer, learner.optimizer.bytes());
-                let (said, counted) = ((e.total() - e.snapshot) as f64, cpu.peak_bytes() as f64);
+                let (said, counted) = (e.total() - e.snapshot, cpu.peak_bytes() as u64);
+                let least = said - said / 100;
                 assert!(
-                    (0.99..1.01).contains(&(said / counted)),
+                    (least..=said + said / 100 + OWN).contains(&counted),
                     "{:?} {recompute:?}: {said} {counted}",
                     config.family
                 );
