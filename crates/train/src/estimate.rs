@@ -254,10 +254,6 @@ mod tests {
     use wudao_comm::Solo;
     use wudao_device::Cpu;
 
-    /// Bytes that the kernel of attention's backward pass takes for itself (a row times a head, a few times), if that is when most is
-    /// in memory.
-    const OWN: u64 = 48 << 10;
-
     /// What was said before is what the device counts.
     #[test]
     fn estimates_are_what_the_device_counts() {
@@ -266,19 +262,20 @@ mod tests {
                 [(Recompute::None, OptimizerKind::AdamW), (Recompute::Block, OptimizerKind::Muon)]
             {
                 let config = Config { num_hidden_layers: 6, ..config.clone() };
+                // So many rows that what a kernel takes for itself, which depends on one row, is little beside what layers keep.
+                let rows = 64;
                 let settings =
-                    TrainSettings { seq_len: 64, micro_batch_size: 8, recompute, optimizer, ..tiny_settings() };
+                    TrainSettings { seq_len: 64, micro_batch_size: rows, recompute, optimizer, ..tiny_settings() };
                 let cpu = Cpu::new(1);
                 let mut learner = Learner::new(&cpu, &Solo, &config, &settings, DType::F32).unwrap();
                 learner.weights = learner.model.init(&cpu, 1);
-                let data = batches(&documents(1, 60), 64, 8, 1, 0, 1);
+                let data = batches(&documents(1, 480), 64, rows, 1, 0, 1);
                 learner.step(&data, Rates { lr: 1e-3, muon_lr: 1e-3 }).unwrap();
                 let e = estimate(&config, &settings, 1, DType::F32).unwrap();
                 assert_eq!(e.optimizer, learner.optimizer.bytes());
-                let (said, counted) = (e.total() - e.snapshot, cpu.peak_bytes() as u64);
-                let least = said - said / 100;
+                let (said, counted) = ((e.total() - e.snapshot) as f64, cpu.peak_bytes() as f64);
                 assert!(
-                    (least..=said + said / 100 + OWN).contains(&counted),
+                    (0.99..1.01).contains(&(said / counted)),
                     "{:?} {recompute:?}: {said} {counted}",
                     config.family
                 );
