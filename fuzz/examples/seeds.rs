@@ -10,7 +10,7 @@ use wudao_data::manifest::{Manifest, Source, Split, TokenizerStamp};
 use wudao_data::shard::ShardWriter;
 use wudao_data::tokenizer::{TOKENIZER_CONFIG_FILE, Tokenizer, TrainOptions};
 use wudao_device::{Cpu, DType};
-use wudao_model::gguf::{TensorType, write};
+use wudao_model::gguf::{Field, TensorType, write};
 use wudao_model::model::Options;
 use wudao_model::weights::{self, Snapshot};
 use wudao_model::{Config, Model};
@@ -284,10 +284,25 @@ fn gguf(folder: &Path, configs: &[(&str, Config)], tokenizer: &Tokenizer) -> Res
         fs::create_dir(&dir)?;
         wudao_model::weights::save(&device, &dir, &config, &model.init(&device, 1), DType::F32, 1 << 30)?;
         let (source, fields) = (weights::Source::open(&dir)?, wudao_infer::gguf::fields(tokenizer, &config, None)?);
-        for dtype in [TensorType::F32, TensorType::BF16] {
+        let write_seed = |name: &str, dtype: TensorType, fields: &[(String, Field)]| -> Result {
             let path = folder.join(format!("{name}.{dtype}.gguf"));
-            write(&path, &source, dtype, &fields)?;
-            seed("gguf", &format!("{name}-{}", dtype.name().to_lowercase()), fs::read(path)?)?;
+            write(&path, &source, dtype, fields)?;
+            seed("gguf", &format!("{name}-{}", dtype.name().to_lowercase()), fs::read(path)?)
+        };
+        for dtype in [TensorType::F32, TensorType::BF16] {
+            write_seed(name, dtype, &fields)?;
+        }
+        if *name == "tiny" {
+            // Kinds of tokenizer that are read, but never written.
+            for kind in ["gemma4", "bert"] {
+                let as_kind = |(key, field): &(String, Field)| {
+                    let field = if key == "tokenizer.ggml.model" { Field::Text(kind.into()) } else { field.clone() };
+                    (key.clone(), field)
+                };
+                let unknown = ("tokenizer.ggml.unknown_token_id".into(), Field::Whole(0));
+                let fields: Vec<_> = fields.iter().map(as_kind).chain([unknown]).collect();
+                write_seed(kind, TensorType::F32, &fields)?;
+            }
         }
     }
     Ok(())

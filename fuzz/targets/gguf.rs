@@ -24,7 +24,8 @@ fuzz_target!(|data: &[u8]| {
         assert!(value.shown().chars().count() < 800);
     }
     assert!(file.tensors().iter().map(|t| file.bytes(t).len()).sum::<usize>() <= data.len());
-    let _ = catching(|| wudao_infer::gguf::tokenizer(&file).map(drop));
+    let text = "Hello, wörld!  3.14\n你好，世界 😀";
+    let _ = catching(|| wudao_infer::gguf::tokenizer(&file)?.encode(text).map(drop));
     let Ok(source) = Source::open(&path) else { return };
     if source.complete().is_err() {
         return;

@@ -12,7 +12,7 @@
 //! Rust has no stable intrinsics for tiles, so this is assembly. No tile lives from one piece of it to the next.
 
 use super::kernel::{Kernel, Rows, TILE_STEPS};
-use super::pack::Side;
+use super::pack::{Coming, Side};
 use super::put;
 use super::transpose;
 use crate::cpu::tiles::{self, Shapes};
@@ -166,7 +166,9 @@ unsafe fn tile<const CHAINED: bool>(
     c: *mut f32,
     pitch: usize,
     accumulate: bool,
+    coming: Coming,
 ) {
+    coming.fetch_from(0);
     debug_assert_eq!(a.group, 2, "rows whose steps lie together");
     // Written before it is read, and not before that: clearing it would take as long as a tenth of a short product.
     let mut sums = Aligned(MaybeUninit::<[f32; ROWS * COLS]>::uninit());

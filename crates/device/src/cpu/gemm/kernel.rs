@@ -1,6 +1,6 @@
 //! Micro-kernels: a tile of C in registers, and the choice of the best one for this machine.
 
-use super::pack::{self, Side};
+use super::pack::{self, Coming, Side};
 use super::pieces;
 use super::put::{self, Put};
 use super::wide::Wide;
@@ -105,9 +105,10 @@ pub(super) type Pack<T> = unsafe fn(&Side<<T as Stored>::Real>, Range<usize>, Ra
 /// As [`Pack`], checked: one of [`Kernel`]'s.
 type PackPanel<T> = fn(&Kernel<T>, &Side<<T as Stored>::Real>, Range<usize>, Range<usize>, &mut [T]);
 
-/// `C[rows, cols] (+)= A·B`: `[rows, cols, steps of k]`, A, B packed, C, elements from one row of C to the next, and
-/// whether to accumulate. The chain of additions is as the module above says, in every kernel.
-pub(super) type MicroKernel<T, B> = unsafe fn([usize; 3], Rows<T>, *const B, *mut <T as Stored>::Real, usize, bool);
+/// `C[rows, cols] (+)= A·B`: `[rows, cols, steps of k]`, A, B packed, C, elements from one row of C to the next,
+/// whether to accumulate, and what is fetched meanwhile. The chain of additions is as the module above says, in every kernel.
+pub(super) type MicroKernel<T, B> =
+    unsafe fn([usize; 3], Rows<T>, *const B, *mut <T as Stored>::Real, usize, bool, Coming);
 
 /// A micro-kernel, and the packing that belongs to it: rows are packed as `T`, and columns as `B`.
 pub(crate) struct Kernel<T: GemmScalar, B: GemmScalar<Real = T::Real> = T> {
@@ -201,7 +202,7 @@ impl<T: GemmScalar> Kernel<T> {
         let next = lanes().skip(1).map(Some).chain([None]);
         for ((lanes, next), panel) in lanes().zip(next).zip(panels.chunks_exact_mut(size)) {
             if let Some(next) = next {
-                side.prefetch(next, steps.clone(), 0, 1);
+                side.stretches(next, steps.clone()).fetch();
             }
             pack(self, side, lanes, steps.clone(), panel);
         }
@@ -281,18 +282,27 @@ impl<T: GemmScalar, B: GemmScalar<Real = T::Real>> Kernel<T, B> {
         c: *mut T::Real,
         pitch: usize,
         accumulate: bool,
+        coming: Coming,
     ) {
         // SAFETY: passed on from the caller.
-        unsafe { self.run(self.tile, [rows, cols, steps], a, b, c, pitch, accumulate) }
+        unsafe { self.run(self.tile, [rows, cols, steps], a, b, c, pitch, accumulate, coming) }
     }
 
     /// As [`Kernel::tile`] where it accumulates, in the order of additions that is cheapest.
     ///
     /// # Safety
     /// As there.
-    pub(super) unsafe fn add(&self, size: [usize; 3], a: Rows<T>, b: &[B], c: *mut T::Real, pitch: usize) {
+    pub(super) unsafe fn add(
+        &self,
+        size: [usize; 3],
+        a: Rows<T>,
+        b: &[B],
+        c: *mut T::Real,
+        pitch: usize,
+        coming: Coming,
+    ) {
         // SAFETY: passed on from the caller.
-        unsafe { self.run(self.add, size, a, b, c, pitch, true) }
+        unsafe { self.run(self.add, size, a, b, c, pitch, true, coming) }
     }
 
     /// # Safety
@@ -307,6 +317,7 @@ impl<T: GemmScalar, B: GemmScalar<Real = T::Real>> Kernel<T, B> {
         c: *mut T::Real,
         pitch: usize,
         accumulate: bool,
+        coming: Coming,
     ) {
         assert!((1..=self.rows()).contains(&rows) && (1..=self.cols()).contains(&cols) && steps > 0);
         let groups = steps.div_ceil(T::GROUP);
@@ -321,7 +332,7 @@ impl<T: GemmScalar, B: GemmScalar<Real = T::Real>> Kernel<T, B> {
         assert!(T::GROUP == B::GROUP || steps.is_multiple_of(B::GROUP));
         assert!(b.len() >= self.cols() * steps.next_multiple_of(B::GROUP));
         // SAFETY: the operands have been checked; for C the caller answers.
-        unsafe { kernel([rows, cols, steps], a, b.as_ptr(), c, pitch, accumulate) }
+        unsafe { kernel([rows, cols, steps], a, b.as_ptr(), c, pitch, accumulate, coming) }
     }
 }
 
@@ -347,7 +358,9 @@ unsafe fn portable<T: GemmScalar, const N: usize, const G: usize>(
     c: *mut T::Real,
     pitch: usize,
     accumulate: bool,
+    coming: Coming,
 ) {
+    coming.fetch_from(0);
     // SAFETY: the caller passes a packed panel of this many steps.
     let b = unsafe { std::slice::from_raw_parts(b.cast::<[[T; G]; N]>(), steps.div_ceil(G)) };
     let mut sums = [[T::Real::ZERO; N]; PORTABLE_ROWS];

@@ -54,11 +54,10 @@ use crate::Gemm;
 use ahead::{AHEAD_BYTES, Ahead, Turn};
 pub(crate) use kernel::{Data, GemmScalar, Source};
 use kernel::{Kernel, Rows};
-use pack::Side;
 pub(in crate::cpu) use pack::fetch;
 #[cfg(target_arch = "x86_64")]
 pub(in crate::cpu) use pack::fetch_ahead;
-use pack::fetch_part;
+use pack::{Coming, Lines, Side, Stretches};
 pub(crate) use packed::{Panels, gemm_packed};
 pub(in crate::cpu) use panels::{Left, Micro, Operand};
 use plan::Size;
@@ -352,6 +351,7 @@ unsafe fn compute<T: GemmScalar, C: Target<T>>(
     let a_size = if packed { panels * panel(mr, k.min(T::BLOCK)) } else { 0 };
     let b_size = if ahead.is_none() { panel(nr, sums.stretch.min(k)) } else { 0 };
     let sizes = [b_size, a_size, sums.len(width.len().div_ceil(nr))];
+    let mut lines = Lines::default();
     with_buffers::<T>(sizes, |b_panel, a_block, space| {
         for steps in pieces(steps, T::BLOCK) {
             let size = panel(mr, steps.len());
@@ -368,23 +368,20 @@ unsafe fn compute<T: GemmScalar, C: Target<T>>(
                             b_panel
                         }
                     };
-                    // Meanwhile the next one is fetched from memory, a piece with each product of panels.
+                    // Meanwhile the next one comes from memory, a piece with each product of panels.
                     let (next_j, next_cols, next) = if part.end == steps.end {
                         (j + 1, cols.end..(cols.end + nr).min(width.end), steps.start)
                     } else {
                         (j, cols.clone(), part.end)
                     };
                     let next_steps = next..next.saturating_add(sums.stretch).min(steps.end);
+                    let next = match ahead {
+                        Some(ahead) if !next_cols.is_empty() => Stretches::of(ahead.stretch(next_j, &next_steps)),
+                        None if p.lanes.ahead == 0 => p.lanes.stretches(next_cols, next_steps),
+                        _ => Stretches::none(),
+                    };
                     for (i, rows) in pieces(height.clone(), mr).enumerate() {
-                        match ahead {
-                            Some(ahead) if !next_cols.is_empty() => {
-                                fetch_part(ahead.stretch(next_j, &next_steps), i, panels);
-                            }
-                            None if p.lanes.ahead == 0 => {
-                                p.lanes.prefetch(next_cols.clone(), next_steps.clone(), i, panels);
-                            }
-                            _ => {}
-                        }
+                        let coming = lines.part(&next, i, panels);
                         let a = match p.rows.rows_in_place(rows.start, &part) {
                             Some(rows) if !packed => rows,
                             _ => {
@@ -393,7 +390,7 @@ unsafe fn compute<T: GemmScalar, C: Target<T>>(
                         };
                         let part = [rows, cols.clone(), part.clone()];
                         // SAFETY: the part lies within the rectangle, hence within C.
-                        unsafe { sums.add([i, j], part, a, b, space) };
+                        unsafe { sums.add([i, j], part, a, b, space, coming) };
                     }
                 }
             }
@@ -472,6 +469,7 @@ impl<'a, T: GemmScalar, B: GemmScalar<Real = T::Real>, C: Target<T>> Sums<'a, T,
         a: Rows<T>,
         b: &[B],
         space: &mut [T::Real],
+        coming: Coming,
     ) {
         let (kernel, nr, one, block) = (self.kernel, self.kernel.cols(), self.one(), T::BLOCK);
         let (sums, totals) = space.split_at_mut(self.own() * one);
@@ -502,9 +500,9 @@ impl<'a, T: GemmScalar, B: GemmScalar<Real = T::Real>, C: Target<T>> Sums<'a, T,
                 }
             }
             if begins {
-                kernel.tile(size, a, b, to, pitch, direct && adding);
+                kernel.tile(size, a, b, to, pitch, direct && adding, coming);
             } else {
-                kernel.add(size, a, b, to, pitch);
+                kernel.add(size, a, b, to, pitch, coming);
             }
             if direct || !ends {
                 return;

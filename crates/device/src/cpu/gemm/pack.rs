@@ -23,20 +23,15 @@ pub(super) struct Side<'a, R> {
 }
 
 impl<R> Side<'_, R> {
-    /// Asks for part `part` of `parts` of a panel to be brought into the second cache, for packing it soon.
-    pub fn prefetch(&self, lanes: Range<usize>, steps: Range<usize>, part: usize, parts: usize) {
+    /// Where a panel's elements lie.
+    pub fn stretches(&self, lanes: Range<usize>, steps: Range<usize>) -> Stretches {
         let (rows, cols) = if self.lanes_adjacent { (steps, lanes) } else { (lanes, steps) };
-        let share = |i: usize| rows.start + rows.len() * i / parts;
         let (address, size) = match self.data {
             Data::Real(x) => (x.as_ptr().cast::<u8>(), size_of::<R>()),
             Data::Bf16(x) => (x.as_ptr().cast(), size_of::<bf16>()),
         };
-        for row in share(part)..share(part + 1) {
-            let start = row * self.pitch;
-            for at in (start + cols.start..start + cols.end).step_by(64 / size) {
-                fetch(address.wrapping_add(at * size));
-            }
-        }
+        let first = address.wrapping_add((rows.start * self.pitch + cols.start) * size);
+        Stretches { first, count: rows.len(), bytes: cols.len() * size, pitch: self.pitch * size }
     }
 
     /// These rows as they are, if the micro-kernel can read them so: groups lie together, and lines of neighbouring rows
@@ -90,12 +85,78 @@ pub(in crate::cpu) fn fetch_ahead<T>(line: *const T) {
     unsafe { _mm_prefetch::<_MM_HINT_T0>(line.wrapping_byte_add(AHEAD[1]).cast()) }
 }
 
-/// Asks for part `part` of `parts` of a stretch of memory.
-pub(super) fn fetch_part<T>(x: &[T], part: usize, parts: usize) {
-    let bytes = size_of_val(x);
-    let end = bytes * (part + 1) / parts;
-    for at in (bytes * part / parts..end).step_by(64) {
-        fetch(x.as_ptr().wrapping_byte_add(at));
+/// Stretches of memory of which all lines are needed: where the first one begins, how many there are, bytes of each, and bytes
+/// from one to the next.
+pub(super) struct Stretches {
+    first: *const u8,
+    count: usize,
+    bytes: usize,
+    pitch: usize,
+}
+
+impl Stretches {
+    pub fn none() -> Self {
+        Stretches::of::<u8>(&[])
+    }
+
+    pub fn of<T>(x: &[T]) -> Self {
+        Stretches { first: x.as_ptr().cast(), count: 1, bytes: size_of_val(x), pitch: 0 }
+    }
+
+    /// Asks for all of them.
+    pub fn fetch(&self) {
+        for i in 0..self.count {
+            let stretch = self.first.wrapping_add(i * self.pitch);
+            (0..self.bytes).step_by(64).for_each(|at| fetch(stretch.wrapping_add(at)));
+        }
+    }
+}
+
+/// The lines of stretches, in order, one to a time: panels that follow one another have the same, elsewhere.
+#[derive(Default)]
+pub(super) struct Lines {
+    shape: [usize; 3],
+    offsets: Vec<usize>,
+}
+
+impl Lines {
+    /// Part `part` of `parts` of them.
+    pub fn part(&mut self, x: &Stretches, part: usize, parts: usize) -> Coming<'_> {
+        let shape = [x.count, x.bytes, x.pitch];
+        if self.shape != shape {
+            let lines = |i| (0..x.bytes).step_by(64).map(move |at| i * x.pitch + at);
+            self.offsets.clear();
+            self.offsets.extend((0..x.count).flat_map(lines));
+            self.shape = shape;
+        }
+        let [start, end] = [part, part + 1].map(|part| self.offsets.len() * part / parts);
+        Coming { first: x.first, offsets: &self.offsets[start..end] }
+    }
+}
+
+/// Cache lines to be brought into the second cache beside a product, one at a time: many at once wait for one another, and
+/// the product for them.
+#[derive(Clone, Copy)]
+pub(super) struct Coming<'a> {
+    first: *const u8,
+    offsets: &'a [usize],
+}
+
+impl Coming<'_> {
+    pub const NONE: Self = Coming { first: std::ptr::null(), offsets: &[] };
+
+    /// Asks for line `i`, if there is one.
+    #[inline(always)]
+    pub fn fetch(&self, i: usize) {
+        if let Some(&offset) = self.offsets.get(i) {
+            fetch(self.first.wrapping_add(offset));
+        }
+    }
+
+    /// Asks for the lines from `i` on.
+    #[inline(always)]
+    pub fn fetch_from(&self, i: usize) {
+        self.offsets.iter().skip(i).for_each(|&offset| fetch(self.first.wrapping_add(offset)));
     }
 }
 

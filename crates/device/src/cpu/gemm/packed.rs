@@ -10,7 +10,7 @@
 //! ([`Source::tall`]).
 
 use super::kernel::{GemmScalar, Kernel, Rows, Source};
-use super::pack::Side;
+use super::pack::{Coming, Side};
 use super::plan::{self, Size, Tile};
 use super::put::Target;
 use super::{Mat, MatMut, Micro, Out, ROWS_BYTES, Sums, pieces, with_buffers};
@@ -204,7 +204,7 @@ unsafe fn compute<T: GemmScalar, B: Source<Real = T::Real>, C: Target<T>>(
                     };
                     let part = [rows, cols.clone(), steps.clone()];
                     // SAFETY: the part lies within the tile, hence within C.
-                    unsafe { sums.add([i, 0], part, a, b, space) };
+                    unsafe { sums.add([i, 0], part, a, b, space, Coming::NONE) };
                 }
             }
         }

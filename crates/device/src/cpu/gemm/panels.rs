@@ -4,7 +4,7 @@
 //! next one, so nothing but the outermost operands is ever packed.
 
 use super::kernel::{GemmScalar, Kernel, Source};
-use super::pack::Side;
+use super::pack::{Coming, Side};
 use super::pieces;
 use super::put::Target;
 use std::ops::Range;
@@ -126,9 +126,9 @@ impl<T: GemmScalar> Micro<T> {
             unsafe {
                 let c = c.as_mut_ptr().add(rows.start * pitch);
                 if accumulate {
-                    self.0.add(size, a, b, c, pitch);
+                    self.0.add(size, a, b, c, pitch, Coming::NONE);
                 } else {
-                    self.0.tile(size, a, b, c, pitch, false);
+                    self.0.tile(size, a, b, c, pitch, false, Coming::NONE);
                 }
             }
         }

@@ -530,7 +530,9 @@ fn columns_may_be_widened_in_registers() {
             kernel.pack_rows(&p.rows, 0..m, 0..k, &mut rows);
             kernel.pack_cols(&p.lanes, 0..n, 0..k, &mut columns);
             // SAFETY: C has so many rows and columns.
-            unsafe { kernel.tile([m, n, k], kernel.packed(&rows, k, 0), &columns, p.c.as_mut_ptr(), n, true) }
+            unsafe {
+                kernel.tile([m, n, k], kernel.packed(&rows, k, 0), &columns, p.c.as_mut_ptr(), n, true, Coming::NONE)
+            }
             let expected = portable::<bf16, f32>(g, [a.mat(), b.mat()], before);
             assert!(bits(&c) == bits(&expected), "{} {m}×{n}×{k}", kernel.name);
         }

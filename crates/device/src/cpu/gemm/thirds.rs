@@ -79,7 +79,7 @@ impl GemmScalar for Thirds {
 mod amx {
     use super::super::amx::{Aligned, COLS, ROWS, SHAPES, TILE, supported as has_unit};
     use super::super::kernel::{Kernel, Rows, check_panel};
-    use super::super::pack::{self, Side};
+    use super::super::pack::{self, Coming, Side};
     use super::super::put::{self, Lanes};
     use super::super::transpose::{interleave, mask, narrows, round, transpose};
     use super::super::{Data, pieces};
@@ -118,7 +118,9 @@ mod amx {
         c: *mut f32,
         pitch: usize,
         accumulate: bool,
+        coming: Coming,
     ) {
+        coming.fetch_from(0);
         debug_assert!(a.row == GROUP && (a.tiles || steps <= GROUP), "rows as this kernel packs them");
         let mut sums = Aligned(MaybeUninit::<[f32; ROWS * COLS]>::uninit());
         let direct = !accumulate && cols == COLS;

@@ -27,7 +27,7 @@ macro_rules! kernel {
     ) => {
         pub(super) mod $module {
             use super::super::kernel::{Kernel, Rows};
-            use super::super::pack::Side;
+            use super::super::pack::{Coming, Side};
             use super::super::put;
             use super::*;
             use std::ops::Range;
@@ -88,16 +88,17 @@ macro_rules! kernel {
                 c: *mut $sum,
                 pitch: usize,
                 accumulate: bool,
+                coming: Coming,
             ) {
                 // Rows lie packed, or as they came if they are in the columns' groups.
                 debug_assert!(a.group == GROUP && GROUP == PAIR || (a.row, a.group) == (GROUP, $rows * GROUP));
                 // SAFETY: passed on from the caller.
                 unsafe {
                     match (size[0], size[1] <= $lanes, a.group == GROUP) {
-                        $(($r, false, false) => tile_of::<$r, 2, true>(size, a, b, c, pitch, accumulate),)+
-                        $(($r, false, true) => tile_of::<$r, 2, false>(size, a, b, c, pitch, accumulate),)+
-                        $(($r, true, false) => tile_of::<$r, 1, true>(size, a, b, c, pitch, accumulate),)+
-                        $(($r, true, true) => tile_of::<$r, 1, false>(size, a, b, c, pitch, accumulate),)+
+                        $(($r, false, false) => tile_of::<$r, 2, true>(size, a, b, c, pitch, accumulate, coming),)+
+                        $(($r, false, true) => tile_of::<$r, 2, false>(size, a, b, c, pitch, accumulate, coming),)+
+                        $(($r, true, false) => tile_of::<$r, 1, true>(size, a, b, c, pitch, accumulate, coming),)+
+                        $(($r, true, true) => tile_of::<$r, 1, false>(size, a, b, c, pitch, accumulate, coming),)+
                         (rows, ..) => unreachable!("a tile of {rows} rows"),
                     }
                 }
@@ -112,6 +113,7 @@ macro_rules! kernel {
                 c: *mut $sum,
                 pitch: usize,
                 accumulate: bool,
+                coming: Coming,
             ) {
                 // A panel that was packed just before lies in a cache, and mostly meets full tiles.
                 let from_memory = R < $rows || APART;
@@ -152,7 +154,8 @@ macro_rules! kernel {
                         _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(cols - 1).cast());
                     }
                     let groups = steps.div_ceil(PAIR);
-                    for _ in 0..groups / AT_ONCE {
+                    for i in 0..groups / AT_ONCE {
+                        coming.fetch(i);
                         step!(0);
                         step!(1);
                         step!(2);
@@ -163,6 +166,7 @@ macro_rules! kernel {
                         step!(0);
                         advance!(1);
                     }
+                    coming.fetch_from(groups / AT_ONCE);
                     if cols == V * $lanes {
                         $(if $r <= R {
                             let c = c.add(($r - 1) * pitch);
