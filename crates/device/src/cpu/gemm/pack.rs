@@ -112,7 +112,7 @@ impl Stretches {
     }
 }
 
-/// The lines of stretches, in order, one to a time: panels that follow one another have the same, elsewhere.
+/// Lines of stretches, as offsets from the first: panels that follow one another have the same.
 #[derive(Default)]
 pub(super) struct Lines {
     shape: [usize; 3],
