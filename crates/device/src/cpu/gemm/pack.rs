@@ -103,12 +103,15 @@ impl Stretches {
         Stretches { first: x.as_ptr().cast(), count: 1, bytes: size_of_val(x), pitch: 0 }
     }
 
+    /// Their lines, as offsets from where the first stretch begins.
+    fn lines(&self) -> impl Iterator<Item = usize> {
+        let (bytes, pitch) = (self.bytes, self.pitch);
+        (0..self.count).flat_map(move |i| (0..bytes).step_by(64).map(move |at| i * pitch + at))
+    }
+
     /// Asks for all of them.
     pub fn fetch(&self) {
-        for i in 0..self.count {
-            let stretch = self.first.wrapping_add(i * self.pitch);
-            (0..self.bytes).step_by(64).for_each(|at| fetch(stretch.wrapping_add(at)));
-        }
+        self.lines().for_each(|offset| fetch(self.first.wrapping_add(offset)));
     }
 }
 
@@ -124,9 +127,8 @@ impl Lines {
     pub fn part(&mut self, x: &Stretches, part: usize, parts: usize) -> Coming<'_> {
         let shape = [x.count, x.bytes, x.pitch];
         if self.shape != shape {
-            let lines = |i| (0..x.bytes).step_by(64).map(move |at| i * x.pitch + at);
             self.offsets.clear();
-            self.offsets.extend((0..x.count).flat_map(lines));
+            self.offsets.extend(x.lines());
             self.shape = shape;
         }
         let [start, end] = [part, part + 1].map(|part| self.offsets.len() * part / parts);
