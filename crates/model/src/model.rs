@@ -136,6 +136,11 @@ impl<D: Device> Model<D> {
         Store::zeros(device, &self.layout, self.statistics())
     }
 
+    /// A sum of gradients that nothing was added to yet: [`Store::gradients`].
+    pub fn gradients(&self, device: &D) -> Store<D> {
+        Store::gradients(device, &self.layout, self.statistics())
+    }
+
     fn embed(&self, cx: &Cx<D>, ids: &[u32]) -> Tensor<D> {
         let mut x_td = Tensor::new(cx.device, [ids.len(), self.config.hidden_size], self.statistics());
         cx.device.gather(ids, cx.weights.exact(self.embed), x_td.view_mut());

@@ -458,6 +458,7 @@ impl<D: Device> Weights<D> for Store<D> {
 pub struct Store<D: Device> {
     layout: Arc<Layout>,
     dense: Tensor<D>,
+    /// Of every sparse layer. Of a store of gradients, none for a layer that nothing was added to since the sum began.
     experts: Vec<Vec<Tensor<D>>>,
     /// Of a store of gradients, the parameters whose next product is assigned, not added: what is there is of another step.
     spent: BTreeSet<Spent>,
@@ -473,10 +474,19 @@ enum Spent {
 impl<D: Device> Store<D> {
     /// All zero.
     pub fn zeros(device: &D, layout: &Arc<Layout>, dtype: DType) -> Self {
-        let dense = Tensor::zeros(device, [1, layout.dense_len()], dtype);
-        let block = |p: &[Param; 2]| Tensor::zeros(device, [1, p[1].at.end], dtype);
-        let experts = layout.experts.iter().map(|es| es.iter().map(block).collect()).collect();
-        Store { layout: layout.clone(), dense, experts, spent: BTreeSet::new() }
+        let mut store = Self::gradients(device, layout, dtype);
+        store.end_sum(device);
+        store
+    }
+
+    /// A sum of gradients that nothing was added to yet. Of experts there is no memory before something is: when a step's
+    /// activations take the most, no gradients are there yet, and when all gradients are there, the activations are gone.
+    pub fn gradients(device: &D, layout: &Arc<Layout>, dtype: DType) -> Self {
+        let dense = Tensor::new(device, [1, layout.dense_len()], dtype);
+        let experts = layout.experts.iter().map(|_| vec![]).collect();
+        let mut store = Store { layout: layout.clone(), dense, experts, spent: BTreeSet::new() };
+        store.begin_sum(device);
+        store
     }
 
     /// Zeros for the weights of a model that multiplies in `operands`: kept in the type of that computation's statistics.
@@ -583,7 +593,8 @@ impl<D: Device> Store<D> {
     }
 
     /// Begins another sum of gradients. Matrices are not cleared, which would be a pass over memory to write and one to read it:
-    /// the first product is assigned. Those that none came for are cleared by [`Store::end_sum`].
+    /// the first product is assigned. Those that none came for are cleared by [`Store::end_sum`]; before it, experts may have
+    /// no memory.
     pub fn begin_sum(&mut self, device: &D) {
         let layout = self.layout.clone();
         for (id, p) in layout.dense() {
@@ -594,7 +605,8 @@ impl<D: Device> Store<D> {
                 _ => device.fill(0.0, self.at_mut(id)),
             }
         }
-        for layer in (0..self.experts.len()).filter(|&layer| !self.experts[layer].is_empty()) {
+        for layer in 0..self.experts.len() {
+            self.experts[layer] = vec![];
             self.spent.extend([ExpertPart::GateUp, ExpertPart::Down].map(|part| Spent::Experts(layer, part)));
         }
     }
@@ -616,6 +628,7 @@ impl<D: Device> Store<D> {
         b: View<D>,
     ) {
         let there = !self.spent.remove(&Spent::Experts(layer, part));
+        self.hold_experts(device, layer);
         device.gemm_bands_outer(Gemm::TN.adding(there), bands, a, b, self.experts_mut(layer, part));
     }
 
@@ -625,9 +638,19 @@ impl<D: Device> Store<D> {
             match spent {
                 Spent::Dense(id) => device.fill(0.0, self.at_mut(id)),
                 Spent::Experts(layer, part) => {
+                    self.hold_experts(device, layer);
                     self.experts_mut(layer, part).into_iter().for_each(|t| device.fill(0.0, t));
                 }
             }
+        }
+    }
+
+    /// Memory for a sparse layer's experts, if there is none.
+    fn hold_experts(&mut self, device: &D, layer: usize) {
+        if self.experts[layer].is_empty() {
+            let dtype = self.dtype();
+            let block = |p: &[Param; 2]| Tensor::new(device, [1, p[1].at.end], dtype);
+            self.experts[layer] = self.layout.experts[layer].iter().map(block).collect();
         }
     }
 }

@@ -25,7 +25,8 @@ pub struct Estimate {
     pub gradients: u64,
     /// Moments.
     pub optimizer: u64,
-    /// What the layers keep for the backward pass, and what works on it, at the worst moment.
+    /// What the worst moment takes beyond all these: what the layers keep for the backward pass, and what works on it, less
+    /// the gradients of experts that are not there yet.
     pub activations: u64,
     /// Rotary embedding's table.
     pub rope: u64,
@@ -97,10 +98,9 @@ pub fn estimate(
     operands: DType,
 ) -> Result<Estimate, TrainError> {
     let layout = Layout::new(config, Shard { rank: 0, size: ranks });
-    let kept = Meta::statistics(operands);
-    let size = kept.size() as u64;
-    let gradients = layout.len() as u64 * size;
-    let weights = gradients + if kept == operands { 0 } else { (layout.len() * operands.size()) as u64 };
+    let size = Meta::statistics(operands).size() as u64;
+    let weights = layout.len() as u64 * size;
+    let gradients = weights;
     let optimizer = moments(&layout, settings) * size;
     let rope = (settings.seq_len * config.rotary_dim()) as u64 * size;
     let held = weights + gradients + optimizer + rope;
@@ -172,11 +172,11 @@ pub fn check(
     Err(TrainError::Memory(TooLarge { estimate: now, available, advice }))
 }
 
-/// A step of one micro-batch on a device that only counts.
+/// A step on a device that only counts.
 struct Rehearsal {
     /// Bytes alive at the worst moment.
     bytes: u64,
-    /// Operations of products and attention, the optimizer's aside.
+    /// Operations of products and attention in a micro-batch.
     flops: u64,
 }
 
@@ -202,12 +202,15 @@ fn rehearse(config: &Config, settings: &TrainSettings, ranks: usize, operands: D
         cu_seqlens: (0..=rows).map(|row| (row * seq_len) as u32).collect(),
         segments: (0..rows).map(segment).collect(),
     };
-    learner.step(&[batch], Rates { lr: 1.0, muon_lr: 1.0 })?;
+    // A second micro-batch meets the gradients of the first; others are like it.
+    let batches = vec![batch; settings.accumulation(ranks)?.min(2)];
+    learner.step(&batches, Rates { lr: 1.0, muon_lr: 1.0 })?;
     // Gradients are zero on a device that computes nothing, and Muon has nothing to do for these.
     let kept = Meta::statistics(operands);
     let muon = (meta.usage().live_bytes + largest_muon(learner.model.layout(), settings, operands, kept)) as u64;
     let usage = meta.usage();
-    Ok(Rehearsal { bytes: muon.max(usage.peak_bytes as u64), flops: usage.gemm_flops + usage.attention_flops })
+    let flops = (usage.gemm_flops + usage.attention_flops) / batches.len() as u64;
+    Ok(Rehearsal { bytes: muon.max(usage.peak_bytes as u64), flops })
 }
 
 /// One rank of several, of which the others are silent: it receives what it sends.
@@ -258,25 +261,33 @@ mod tests {
     #[test]
     fn estimates_are_what_the_device_counts() {
         for config in [tiny_dense(), tiny_moe(), tiny_softmax()] {
-            for (recompute, optimizer) in
-                [(Recompute::None, OptimizerKind::AdamW), (Recompute::Block, OptimizerKind::Muon)]
-            {
+            for (recompute, optimizer, micro_batches) in [
+                (Recompute::None, OptimizerKind::AdamW, 1),
+                (Recompute::None, OptimizerKind::AdamW, 3),
+                (Recompute::Block, OptimizerKind::Muon, 1),
+            ] {
                 let config = Config { num_hidden_layers: 6, ..config.clone() };
                 // So many rows that what a kernel takes for itself, which depends on one row, is little beside what layers keep.
                 let rows = 64;
-                let settings =
-                    TrainSettings { seq_len: 64, micro_batch_size: rows, recompute, optimizer, ..tiny_settings() };
+                let settings = TrainSettings {
+                    seq_len: 64,
+                    global_batch_size: rows * micro_batches,
+                    micro_batch_size: rows,
+                    recompute,
+                    optimizer,
+                    ..tiny_settings()
+                };
                 let cpu = Cpu::new(1);
                 let mut learner = Learner::new(&cpu, &Solo, &config, &settings, DType::F32).unwrap();
                 learner.weights = learner.model.init(&cpu, 1);
-                let data = batches(&documents(1, 480), 64, rows, 1, 0, 1);
+                let data = batches(&documents(1, 480), 64, rows, micro_batches, 0, 1);
                 learner.step(&data, Rates { lr: 1e-3, muon_lr: 1e-3 }).unwrap();
                 let e = estimate(&config, &settings, 1, DType::F32).unwrap();
                 assert_eq!(e.optimizer, learner.optimizer.bytes());
                 let (said, counted) = ((e.total() - e.snapshot) as f64, cpu.peak_bytes() as f64);
                 assert!(
                     (0.99..1.01).contains(&(said / counted)),
-                    "{:?} {recompute:?}: {said} {counted}",
+                    "{:?} {recompute:?} {micro_batches}: {said} {counted}",
                     config.family
                 );
             }
@@ -285,7 +296,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_said_in_bytes_with_advice() {
-        let settings = TrainSettings { seq_len: 64, micro_batch_size: 8, ..tiny_settings() };
+        let settings = TrainSettings { seq_len: 64, global_batch_size: 8, micro_batch_size: 8, ..tiny_settings() };
         let config = Config { num_hidden_layers: 6, ..tiny_moe() };
         let need = estimate(&config, &settings, 1, DType::F32).unwrap().total();
         let refused = |available| match check(&config, &settings, 1, DType::F32, available) {
@@ -311,7 +322,7 @@ mod tests {
 
     #[test]
     fn recomputation_trades_time_for_memory() {
-        let s = TrainSettings { seq_len: 64, micro_batch_size: 8, ..tiny_settings() };
+        let s = TrainSettings { seq_len: 64, global_batch_size: 8, micro_batch_size: 8, ..tiny_settings() };
         for config in [tiny_dense(), tiny_moe()] {
             let config = Config { num_hidden_layers: 6, ..config };
             let [none, attention, block] = choices(&config, &s, 1, DType::F32).unwrap();

@@ -84,7 +84,7 @@ impl<'a, D: Device> Learner<'a, D> {
         let model = Model::new(device, config, settings.seq_len, Options { dtype, recompute, shard })?;
         Ok(Learner {
             weights: model.no_weights(device),
-            grads: model.zeros(device),
+            grads: model.gradients(device),
             optimizer: Optimizer::new(device, model.layout(), dtype, settings),
             balance: settings.router_aux_loss_coef,
             z: settings.router_z_loss_coef,
