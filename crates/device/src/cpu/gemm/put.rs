@@ -135,25 +135,27 @@ mod wide {
         accumulate: bool,
     ) {
         let all = |yes| if yes { !0 } else { 0 };
-        for (top, first) in (0..rows).step_by(16).flat_map(|top| (0..cols).step_by(16).map(move |first| (top, first))) {
-            let (rows, width) = ((rows - top).min(16), (cols - first).min(16));
-            let mut block = [_mm512_setzero_ps(); 16];
-            for (i, row) in block.iter_mut().enumerate() {
-                // SAFETY: these are `rows` rows of N sums; the others are masked.
-                *row = unsafe { _mm512_maskz_loadu_ps(all(i < rows), sums.wrapping_add((top + i) * N + first)) };
-            }
-            let (block, count, width, c) = if turned {
-                (transpose(block), width, rows, c.wrapping_add(first * pitch + top))
-            } else {
-                (block, rows, width, c.wrapping_add(top * pitch + first))
-            };
-            let width = mask(width) as __mmask16;
-            for (i, row) in block.into_iter().enumerate().take(count) {
-                let to = c.wrapping_add(i * pitch);
-                // SAFETY: the caller owns these elements of C; the others are masked.
-                unsafe {
-                    let old = C::load(width & all(accumulate), to);
-                    C::store(width, to, _mm512_mask_add_ps(row, all(accumulate), old, row));
+        for top in (0..rows).step_by(16) {
+            for first in (0..cols).step_by(16) {
+                let (rows, width) = ((rows - top).min(16), (cols - first).min(16));
+                let mut block = [_mm512_setzero_ps(); 16];
+                for (i, row) in block.iter_mut().enumerate() {
+                    // SAFETY: these are `rows` rows of N sums; the others are masked.
+                    *row = unsafe { _mm512_maskz_loadu_ps(all(i < rows), sums.wrapping_add((top + i) * N + first)) };
+                }
+                let (block, count, width, c) = if turned {
+                    (transpose(block), width, rows, c.wrapping_add(first * pitch + top))
+                } else {
+                    (block, rows, width, c.wrapping_add(top * pitch + first))
+                };
+                let width = mask(width) as __mmask16;
+                for (i, row) in block.into_iter().enumerate().take(count) {
+                    let to = c.wrapping_add(i * pitch);
+                    // SAFETY: the caller owns these elements of C; the others are masked.
+                    unsafe {
+                        let old = C::load(width & all(accumulate), to);
+                        C::store(width, to, _mm512_mask_add_ps(row, all(accumulate), old, row));
+                    }
                 }
             }
         }
