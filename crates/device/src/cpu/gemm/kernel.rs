@@ -178,7 +178,7 @@ impl<T: GemmScalar> Kernel<T> {
 
     /// Packs panels of `width` lanes, in the order in which memory gives them most quickly: lanes that lie side by side are read
     /// across all panels, a few steps at a time, and of others the next panel's are on their way while one is packed.
-    fn pack_panels(
+    pub(super) fn pack_panels(
         &self,
         pack: PackPanel<T>,
         width: usize,

@@ -89,6 +89,9 @@ impl<T: GemmScalar> Micro<T> {
         panels: &mut [T],
     ) {
         let (side, size) = (x.side(), Self::panel(self.rows(), steps.len()));
+        if x.lanes_adjacent && self.0.rows_adjacent {
+            return self.0.pack_panels(Kernel::pack_rows, self.rows(), &side, lanes, steps, panels);
+        }
         for (i, lanes) in pieces(lanes, self.rows()).enumerate() {
             self.0.pack_rows(&side, lanes, steps.clone(), &mut panels[i * size..(i + 1) * size]);
         }
@@ -140,10 +143,7 @@ impl<T: GemmScalar> Micro<T> {
     /// `n` rows of `m` elements of C, `pitch` apart, may be written.
     pub unsafe fn put_turned<C: Target<T>>(&self, sums: &[T::Real], [m, n]: [usize; 2], c: *mut C, pitch: usize) {
         assert!(n <= self.cols() && sums.len() >= m * self.cols());
-        for rows in pieces(0..m, self.rows()) {
-            let sums = &sums[rows.start * self.cols()..];
-            // SAFETY: so many sums there are, for C the caller answers, and a kernel is only handed out where it is supported.
-            unsafe { C::put(self.0, false)(sums.as_ptr(), [rows.len(), n], true, c.add(rows.start), pitch, false) }
-        }
+        // SAFETY: so many sums there are, for C the caller answers, and a kernel is only handed out where it is supported.
+        unsafe { C::put(self.0, false)(sums.as_ptr(), [m, n], true, c, pitch, false) }
     }
 }

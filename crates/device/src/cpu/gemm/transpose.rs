@@ -39,6 +39,9 @@ pub(super) fn pack<T: GemmScalar<Real = f32>, const W: usize, const G: usize>(
             pairs::<T, f32, W>(pair_rounded::<true>, x, side, lanes, steps, panel)
         }
         (None, Data::Real(x)) if G == 2 => pairs::<T, f32, W>(pair_rounded::<false>, x, side, lanes, steps, panel),
+        (Some(x), _) if G == 1 => singles::<T, T, W>(load, x, side, lanes, steps, panel),
+        (None, Data::Bf16(x)) if G == 1 => singles::<T, bf16, W>(load_widened, x, side, lanes, steps, panel),
+        (None, Data::Real(x)) if G == 1 => singles::<T, f32, W>(load_as_bf16, x, side, lanes, steps, panel),
         _ => pack::pack::<T, W, G>(side, lanes, steps, panel),
     }
 }
@@ -223,6 +226,34 @@ unsafe fn pair_rounded<const INSTRUCTION: bool>(masks: [__mmask16; 2], one: *con
     // SAFETY: the caller's promise.
     let [one, two] = unsafe { [_mm512_maskz_loadu_ps(masks[0], one), _mm512_maskz_loadu_ps(masks[1], two)] };
     interleave(round::<INSTRUCTION>(one, two))
+}
+
+/// Packs lanes that lie side by side: each row of W lanes is a step. `load(address, n)` is 16 elements, zeros after the first n.
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
+fn singles<T: GemmScalar, X, const W: usize>(
+    load: unsafe fn(*const X, usize) -> __m512,
+    data: &[X],
+    side: &Side<f32>,
+    lanes: Range<usize>,
+    steps: Range<usize>,
+    panel: &mut [T],
+) {
+    assert!(size_of::<T>() == 4 && panel.len() == W * steps.len());
+    assert!(lanes.len() <= W && lanes.end <= side.pitch && steps.end <= side.rows);
+    assert!(data.len() == side.rows * side.pitch);
+    for at in 0..steps.len() {
+        let from = data.as_ptr().wrapping_add((steps.start + at) * side.pitch + lanes.start);
+        let at = if T::SECOND_FIRST && at ^ 1 < steps.len() { at ^ 1 } else { at };
+        let to = panel.as_mut_ptr().wrapping_add(at * W).cast::<f32>();
+        for first in (0..W).step_by(16) {
+            let width = mask((W - first).min(16)) as __mmask16;
+            let have = lanes.len().saturating_sub(first).min(16);
+            // SAFETY: lanes of a step below `steps.end`; a step of a panel has W lanes, of which `width` lets those from
+            // `first` on through.
+            unsafe { _mm512_mask_storeu_ps(to.wrapping_add(first), width, load(from.wrapping_add(first), have)) };
+        }
+    }
 }
 
 /// Packs lanes that lie side by side: each row of W lanes with the next one, the two steps of a pair.
