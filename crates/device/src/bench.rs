@@ -1,7 +1,7 @@
 //! Speed of every kernel at the shapes of a training step, matrix products included.
 
 use crate::check::Random;
-use crate::{AdamW, Cpu, DType, Device, Gemm, Heads, Operand, Routing, Score, Tensor};
+use crate::{AdamW, Cpu, DType, Device, Gemm, Heads, Operand, Rotation, Routing, Score, Tensor};
 use std::time::Instant;
 
 /// Sizes of a step, and the type of its operands.
@@ -284,18 +284,19 @@ impl Bench<'_> {
         let (wq, wk) = (self.tensor_sums(1, h.dim), self.tensor_sums(1, h.dim));
         let (mut y, mut rstd) = (self.zeros(t, width), self.zeros_sums(t, h.q + h.kv));
         let (mut dwq, mut dwk) = (self.zeros_sums(1, h.dim), self.zeros_sums(1, h.dim));
+        let table = self.tensor_sums(shape.segment, h.dim);
+        let positions: Vec<u32> = (0..t).map(|i| (i % shape.segment) as u32).collect();
+        let by = Rotation { heads: h, table: table.view(), positions: &positions };
         self.time("qk_norm", a * 2 * n, n, 0, |cpu| {
-            cpu.qk_norm(h, 1e-6, x.view(), wq.view(), wk.view(), y.view_mut(), rstd.view_mut());
+            cpu.qk_norm(h, 1e-6, x.view(), wq.view(), wk.view(), &by, y.view_mut(), rstd.view_mut());
         });
         self.time("qk_norm_backward", a * 3 * n, n, 0, |cpu| {
             let (q, k, r) = (wq.view(), wk.view(), rstd.view());
             let (dq, dk) = (dwq.view_mut(), dwk.view_mut());
-            cpu.qk_norm_backward(h, x.view(), q, k, r, dy.view(), y.view_mut(), dq, dk);
+            cpu.qk_norm_backward(h, x.view(), q, k, r, &by, dy.view(), y.view_mut(), dq, dk);
         });
-        let table = self.tensor_sums(shape.segment, h.dim);
-        let positions: Vec<u32> = (0..t).map(|i| (i % shape.segment) as u32).collect();
         self.time("rope", a * (2 * t * (h.q + h.kv) * h.dim), n, 0, |cpu| {
-            cpu.rope(h, table.view(), &positions, false, y.view_mut());
+            cpu.rope(&by, false, y.view_mut());
         });
     }
 

@@ -75,6 +75,16 @@ impl Heads {
     }
 }
 
+/// How queries and keys turn by position ([`Device::rope`]).
+pub struct Rotation<'a, D: Device> {
+    /// The heads.
+    pub heads: Heads,
+    /// `[positions, R]`: R/2 cosines, then R/2 sines, of each position.
+    pub table: View<'a, D>,
+    /// Position of each row.
+    pub positions: &'a [u32],
+}
+
 /// Tokens of a page of a cache of keys and values.
 pub const PAGE: usize = 16;
 
@@ -241,8 +251,9 @@ pub trait Device: Clone + Send + Sync + 'static {
         acc_dx: ViewMut<Self>,
         acc_dw: ViewMut<Self>,
     );
-    /// RMS norm of every query head with `wq` and every key head with `wk` (`[1, dim]` each); values are copied.
-    /// `x`, `y` `[T, heads.width()]` (A), `rstd` `[T, q + kv]`.
+    /// RMS norm of every query head with `wq` and every key head with `wk` (`[1, dim]` each), and [`Device::rope`] in the same
+    /// pass over memory; values are copied. `x`, `y` `[T, heads.width()]` (A), `rstd` `[T, q + kv]`. The heads that are normed
+    /// may be others than those that turn: one of all queries, for instance.
     #[allow(clippy::too_many_arguments)]
     fn qk_norm(
         &self,
@@ -251,6 +262,7 @@ pub trait Device: Clone + Send + Sync + 'static {
         x: View<Self>,
         wq: View<Self>,
         wk: View<Self>,
+        by: &Rotation<Self>,
         y: ViewMut<Self>,
         rstd: ViewMut<Self>,
     );
@@ -263,6 +275,7 @@ pub trait Device: Clone + Send + Sync + 'static {
         wq: View<Self>,
         wk: View<Self>,
         rstd: View<Self>,
+        by: &Rotation<Self>,
         dy: View<Self>,
         dx: ViewMut<Self>,
         acc_dwq: ViewMut<Self>,
@@ -270,9 +283,8 @@ pub trait Device: Clone + Send + Sync + 'static {
     );
 
     /// Rotates the first R columns of every query and key head in place by the row's position (Su et al. 2021, half-split
-    /// pairs `(i, i + R/2)` as in Hugging Face). `table` is `[positions, R]`: R/2 cosines, then R/2 sines. `inverse`
-    /// rotates back, which is also the gradient. `qkv` A.
-    fn rope(&self, heads: Heads, table: View<Self>, positions: &[u32], inverse: bool, qkv: ViewMut<Self>);
+    /// pairs `(i, i + R/2)` as in Hugging Face). `inverse` rotates back, which is also the gradient. `qkv` A.
+    fn rope(&self, by: &Rotation<Self>, inverse: bool, qkv: ViewMut<Self>);
 
     /// Causal attention within each segment (`segments` are the cumulative starts, first 0, last T). `out` is
     /// `[T, q·dim]`, `lse` `[T, q]` the log of the softmax's denominator for the backward pass. `qkv`, `out` A.

@@ -10,7 +10,7 @@
 //! balanced and the choices of a token differ.
 
 use crate::cpu::{block_bytes, packed_bytes};
-use crate::{AdamW, Coding, DType, Device, Fault, Gemm, Heads, Operand, Paged, Routing, View, ViewMut};
+use crate::{AdamW, Coding, DType, Device, Fault, Gemm, Heads, Operand, Paged, Rotation, Routing, View, ViewMut};
 use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
@@ -211,6 +211,7 @@ impl Device for Meta {
         _: View<Self>,
         _: View<Self>,
         _: View<Self>,
+        _: &Rotation<Self>,
         _: ViewMut<Self>,
         _: ViewMut<Self>,
     ) {
@@ -222,6 +223,7 @@ impl Device for Meta {
         _: View<Self>,
         _: View<Self>,
         _: View<Self>,
+        _: &Rotation<Self>,
         _: View<Self>,
         _: ViewMut<Self>,
         _: ViewMut<Self>,
@@ -229,7 +231,7 @@ impl Device for Meta {
     ) {
     }
 
-    fn rope(&self, _: Heads, _: View<Self>, _: &[u32], _: bool, _: ViewMut<Self>) {}
+    fn rope(&self, _: &Rotation<Self>, _: bool, _: ViewMut<Self>) {}
 
     fn attention(&self, heads: Heads, _: f64, segments: &[u32], _: View<Self>, _: ViewMut<Self>, _: ViewMut<Self>) {
         self.count_attention(heads, causal_pairs(segments));

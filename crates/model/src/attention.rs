@@ -10,7 +10,7 @@ use crate::layer::{Branch, Cx};
 use crate::mlp::ADD_NT;
 use crate::store::{GroupedIds, ParamId, Store};
 use std::sync::Arc;
-use wudao_device::{Device, Fault, Gemm, Heads, Paged, Tensor, View, ViewMut};
+use wudao_device::{Device, Fault, Gemm, Heads, Paged, Rotation, Tensor, View, ViewMut};
 
 pub(crate) struct Attention<D: Device> {
     heads: Heads,
@@ -66,6 +66,10 @@ impl<D: Device> Attention<D> {
         1.0 / (self.heads.dim as f64).sqrt()
     }
 
+    fn rotation<'a>(&'a self, cx: &Cx<'a, D>) -> Rotation<'a, D> {
+        Rotation { heads: self.heads, table: self.rope.view(), positions: &cx.packing.positions }
+    }
+
     /// Projection, QK norm, rotation: the fused tensor as attention wants it, and what the norm's backward needs.
     fn project(&self, cx: &Cx<D>, x_td: View<D>) -> (Tensor<D>, Option<BeforeNorm<D>>) {
         let (dev, t, dtype) = (cx.device, x_td.shape()[0], x_td.dtype());
@@ -80,16 +84,17 @@ impl<D: Device> Attention<D> {
     /// QK norm and rotation of the projection.
     fn turn(&self, cx: &Cx<D>, mut qkv: Tensor<D>) -> (Tensor<D>, Option<BeforeNorm<D>>) {
         let (dev, t, dtype) = (cx.device, qkv.shape()[0], qkv.dtype());
-        let mut before = None;
+        let by = self.rotation(cx);
         if let Some((wq, wk)) = self.qk_norm {
             let mut y = Tensor::new(dev, qkv.shape(), dtype);
             let mut rstd = Tensor::new(dev, [t, self.normed.q + self.normed.kv], D::statistics(dtype));
             let (wq, wk) = (cx.weights.at(wq), cx.weights.at(wk));
-            dev.qk_norm(self.normed, self.eps, qkv.view(), wq, wk, y.view_mut(), rstd.view_mut());
-            before = Some((std::mem::replace(&mut qkv, y), rstd));
+            dev.qk_norm(self.normed, self.eps, qkv.view(), wq, wk, &by, y.view_mut(), rstd.view_mut());
+            (y, Some((qkv, rstd)))
+        } else {
+            dev.rope(&by, false, qkv.view_mut());
+            (qkv, None)
         }
-        dev.rope(self.heads, self.rope.view(), &cx.packing.positions, false, qkv.view_mut());
-        (qkv, before)
     }
 
     fn attend(&self, cx: &Cx<D>, x_td: View<D>) -> Attended<D> {
@@ -178,17 +183,20 @@ impl<D: Device> Branch<D> for Attention<D> {
         let (q, o, l, d) = (qkv.view(), out.view(), lse.view(), dout.view());
         dev.attention_backward(h, self.scale(), segments, q, o, l, d, dqkv.view_mut());
         drop((out, lse, dout));
-        dev.rope(h, self.rope.view(), &cx.packing.positions, true, dqkv.view_mut());
+        let by = self.rotation(cx);
         if let (Some((x, rstd)), Some((wq, wk))) = (before, self.qk_norm) {
             // The rotated projection is spent: its memory takes the gradient before the norm.
             let mut dx = qkv;
             let (mut dwq, mut dwk) = (zeros_like(dev, cx.weights.at(wq)), zeros_like(dev, cx.weights.at(wk)));
             let (gq, gk) = (cx.weights.at(wq), cx.weights.at(wk));
             let (dq, dk) = (dwq.view_mut(), dwk.view_mut());
-            dev.qk_norm_backward(self.normed, x.view(), gq, gk, rstd.view(), dqkv.view(), dx.view_mut(), dq, dk);
+            let (r, dy) = (rstd.view(), dqkv.view());
+            dev.qk_norm_backward(self.normed, x.view(), gq, gk, r, &by, dy, dx.view_mut(), dq, dk);
             dev.axpby(1.0, dwq.view(), 1.0, grads.at_mut(wq));
             dev.axpby(1.0, dwk.view(), 1.0, grads.at_mut(wk));
             dqkv = dx;
+        } else {
+            dev.rope(&by, true, dqkv.view_mut());
         }
         if let Some(b) = self.qkv_bias {
             let db = grads.at_mut(b);

@@ -23,7 +23,7 @@ use crate::rope::RopeScaling;
 use crate::store::{DownIds, LatentIds};
 use std::ops::Range;
 use std::sync::Arc;
-use wudao_device::{DType, Device, Gemm, Heads, Operand, Paged, Tensor, View, ViewMut};
+use wudao_device::{DType, Device, Gemm, Heads, Operand, Paged, Rotation, Tensor, View, ViewMut};
 
 /// Epsilon of the latents' norms, whatever that of the others is: transformers and DeepSeek's own code fix it.
 pub(crate) const LATENT_EPS: f64 = 1e-6;
@@ -155,7 +155,8 @@ impl<D: Device> Mla<D> {
             }
         });
         drop((made, kv));
-        dev.rope(heads, self.table.view(), &cx.packing.positions, false, qkv.view_mut());
+        let by = Rotation { heads, table: self.table.view(), positions: &cx.packing.positions };
+        dev.rope(&by, false, qkv.view_mut());
         let mut out = Tensor::new(dev, [t, h * heads.dim], dtype);
         let mut lse = Tensor::new(dev, [t, h], D::statistics(dtype));
         dev.attention(heads, self.scale, &cx.packing.segments, qkv.view(), out.view_mut(), lse.view_mut());
@@ -228,7 +229,8 @@ impl<D: Device> Mla<D> {
             }
         });
         drop((made, q_latent));
-        dev.rope(heads, self.table.view(), &cx.packing.positions, false, qkv.view_mut());
+        let by = Rotation { heads, table: self.table.view(), positions: &cx.packing.positions };
+        dev.rope(&by, false, qkv.view_mut());
         let mut out = Tensor::new(dev, [t, h * heads.dim], dtype);
         attend(heads, qkv.view(), out.view_mut());
         drop(qkv);

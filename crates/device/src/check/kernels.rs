@@ -1,7 +1,7 @@
 //! Every kernel once, on fixed inputs, on any device in any type.
 
 use super::Random;
-use crate::{AdamW, DType, Device, Gemm, Heads, IGNORE, Operand, PAGE, Paged, Routing, Score, Tensor, View};
+use crate::{AdamW, DType, Device, Gemm, Heads, IGNORE, Operand, PAGE, Paged, Rotation, Routing, Score, Tensor, View};
 
 /// One output of one kernel.
 #[derive(Clone, PartialEq, Debug)]
@@ -196,19 +196,6 @@ impl<'a, D: Device> Run<'a, D> {
 
         let heads = Heads { q: 6, kv: 2, dim: 24 };
         let width = heads.width();
-        let (x, dy) = (self.random([t, width]), self.random([t, width]));
-        let (wq, wk) = (self.random_sums([1, heads.dim]), self.random_sums([1, heads.dim]));
-        let (mut y, mut rstd, mut dx) = (self.fresh([t, width]), self.fresh_sums([t, 8]), self.fresh([t, width]));
-        let (mut dwq, mut dwk) = (self.random_sums([1, heads.dim]), self.random_sums([1, heads.dim]));
-        device.qk_norm(heads, 1e-5, x.view(), wq.view(), wk.view(), y.view_mut(), rstd.view_mut());
-        let (wq, wk, r) = (wq.view(), wk.view(), rstd.view());
-        device.qk_norm_backward(heads, x.view(), wq, wk, r, dy.view(), dx.view_mut(), dwq.view_mut(), dwk.view_mut());
-        for (name, out) in [("y", &y), ("rstd", &rstd), ("dx", &dx)] {
-            self.keep("qk_norm", name, out.view());
-        }
-        self.keep("qk_norm dw", "queries", dwq.view());
-        self.keep("qk_norm dw", "keys", dwk.view());
-
         let (known, r) = (50, 16);
         let angles: Vec<f64> = (0..known).flat_map(|p| (0..r / 2).map(move |i| (p * (i + 1)) as f64 * 0.01)).collect();
         let table: Vec<f64> = (angles.chunks(r / 2))
@@ -217,9 +204,25 @@ impl<'a, D: Device> Run<'a, D> {
             .collect();
         let table = self.upload(self.sums, [known, r], &table);
         let positions: Vec<u32> = (0..t).map(|_| self.random.below(known) as u32).collect();
+        let by = Rotation { heads, table: table.view(), positions: &positions };
+
+        let (x, dy) = (self.random([t, width]), self.random([t, width]));
+        let (wq, wk) = (self.random_sums([1, heads.dim]), self.random_sums([1, heads.dim]));
+        let (mut y, mut rstd, mut dx) = (self.fresh([t, width]), self.fresh_sums([t, 8]), self.fresh([t, width]));
+        let (mut dwq, mut dwk) = (self.random_sums([1, heads.dim]), self.random_sums([1, heads.dim]));
+        device.qk_norm(heads, 1e-5, x.view(), wq.view(), wk.view(), &by, y.view_mut(), rstd.view_mut());
+        let (wq, wk, r) = (wq.view(), wk.view(), rstd.view());
+        let (dq, dk) = (dwq.view_mut(), dwk.view_mut());
+        device.qk_norm_backward(heads, x.view(), wq, wk, r, &by, dy.view(), dx.view_mut(), dq, dk);
+        for (name, out) in [("y", &y), ("rstd", &rstd), ("dx", &dx)] {
+            self.keep("qk_norm", name, out.view());
+        }
+        self.keep("qk_norm dw", "queries", dwq.view());
+        self.keep("qk_norm dw", "keys", dwk.view());
+
         for inverse in [false, true] {
             let mut x = Tensor::copy_of(device, x.view());
-            device.rope(heads, table.view(), &positions, inverse, x.view_mut());
+            device.rope(&by, inverse, x.view_mut());
             self.keep("rope", if inverse { "inverse" } else { "forward" }, x.view());
         }
     }

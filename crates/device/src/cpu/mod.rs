@@ -33,8 +33,8 @@ mod testing;
 mod tiles;
 
 use crate::{
-    AdamW, Coding, DType, Device, Element, Fault, Gemm, Heads, IGNORE, Operand, PAGE, Paged, Routing, Score, View,
-    ViewMut, page_len,
+    AdamW, Coding, DType, Device, Element, Fault, Gemm, Heads, IGNORE, Operand, PAGE, Paged, Rotation, Routing, Score,
+    View, ViewMut, page_len,
 };
 use attention::Context;
 use by_type::multiplied_in;
@@ -48,6 +48,7 @@ pub(crate) use packed::packed_bytes;
 pub use pool::Pool;
 pub use quant::{BLOCK, QuantError, QuantKind, QuantMatrix};
 use real::{Real, Stored};
+use rope::Turn;
 use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
@@ -182,6 +183,14 @@ fn check_routing(r: &Routing, e: usize) {
 
 fn check_heads(h: &Heads) {
     assert!(h.dim > 0 && h.kv > 0 && h.q.is_multiple_of(h.kv), "query heads must be a multiple of kv heads: {h:?}");
+}
+
+fn check_rotation(by: &Rotation<Cpu>, rows: [usize; 2]) {
+    let (Rotation { heads, positions, .. }, [known, r]) = (by, by.table.shape());
+    check_heads(heads);
+    assert_eq!(rows, [positions.len(), heads.width()], "rows that turn");
+    assert!(r.is_multiple_of(2) && r <= heads.dim, "{r} rotated columns in heads of {}", heads.dim);
+    assert!(positions.iter().all(|&p| (p as usize) < known), "a position is beyond the table's {known}");
 }
 
 fn check_segments(segments: &[u32], rows: usize) {
@@ -379,6 +388,7 @@ impl Device for Cpu {
         x: View<Self>,
         wq: View<Self>,
         wk: View<Self>,
+        by: &Rotation<Self>,
         y: ViewMut<Self>,
         rstd: ViewMut<Self>,
     ) {
@@ -386,8 +396,9 @@ impl Device for Cpu {
         let (t, normed) = (x.shape()[0], heads.q + heads.kv);
         check_heads(&heads);
         shapes!(x: [t, heads.width()], wq: [1, heads.dim], wk: [1, heads.dim], y: [t, heads.width()], rstd: [t, normed]);
+        check_rotation(by, x.shape());
         by_stored!(x.dtype(), A => norm::qk_norm::<A>(
-            &self.pool, heads, eps, slice(x), slice(wq), slice(wk), slice_mut(y), slice_mut(rstd),
+            &self.pool, heads, eps, slice(x), slice(wq), slice(wk), &Turn::new(by, false), slice_mut(y), slice_mut(rstd),
         ))
     }
     fn qk_norm_backward(
@@ -397,6 +408,7 @@ impl Device for Cpu {
         wq: View<Self>,
         wk: View<Self>,
         rstd: View<Self>,
+        by: &Rotation<Self>,
         dy: View<Self>,
         dx: ViewMut<Self>,
         acc_dwq: ViewMut<Self>,
@@ -407,22 +419,17 @@ impl Device for Cpu {
         check_heads(&heads);
         shapes!(x: [t, width], wq: [1, dim], wk: [1, dim], rstd: [t, heads.q + heads.kv]);
         shapes!(dy: [t, width], dx: [t, width], acc_dwq: [1, dim], acc_dwk: [1, dim]);
+        check_rotation(by, x.shape());
         by_stored!(x.dtype(), A => norm::qk_norm_backward::<A>(
-            &self.pool, heads, slice(x), slice(wq), slice(wk), slice(rstd), slice(dy),
+            &self.pool, heads, slice(x), slice(wq), slice(wk), slice(rstd), &Turn::new(by, true), slice(dy),
             slice_mut(dx), slice_mut(acc_dwq), slice_mut(acc_dwk),
         ))
     }
 
-    fn rope(&self, heads: Heads, table: View<Self>, positions: &[u32], inverse: bool, qkv: ViewMut<Self>) {
+    fn rope(&self, by: &Rotation<Self>, inverse: bool, qkv: ViewMut<Self>) {
         timed!(self, rope);
-        let [known, r] = table.shape();
-        check_heads(&heads);
-        shapes!(qkv: [positions.len(), heads.width()]);
-        assert!(r.is_multiple_of(2) && r <= heads.dim, "{r} rotated columns in heads of {}", heads.dim);
-        assert!(positions.iter().all(|&p| (p as usize) < known), "a position is beyond the table's {known}");
-        by_stored!(qkv.dtype(), A => rope::rope::<A>(
-            &self.pool, heads, r, slice(table), positions, inverse, slice_mut(qkv),
-        ))
+        check_rotation(by, qkv.shape());
+        by_stored!(qkv.dtype(), A => rope::rope::<A>(&self.pool, &Turn::new(by, inverse), slice_mut(qkv)))
     }
 
     fn attention(

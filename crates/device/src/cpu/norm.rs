@@ -4,6 +4,7 @@
 
 use super::bands::{bands, bands_sum, piece};
 use super::elementwise::accumulate;
+use super::rope::Turn;
 use super::simd::{Isa, fold, fold3, join, versions};
 use super::{Pool, Real, Stored};
 use crate::Heads;
@@ -59,33 +60,41 @@ versions! {
         }
     }
 
+    /// Rows from `first` on. What is normed turns before it is rounded.
     fn qk_rows<A: Stored; S>(
-        heads: Heads, eps: f64, x: &[A], wq: &[A::Real], wk: &[A::Real], y: &mut [A], rstd: &mut [A::Real],
+        heads: Heads, eps: f64, first: usize, x: &[A], wq: &[A::Real], wk: &[A::Real], turn: &Turn<A::Real>, y: &mut [A],
+        rstd: &mut [A::Real],
     ) {
         let (width, dim, normed) = (heads.width(), heads.dim, heads.q + heads.kv);
+        let mut row_y = vec![A::Real::ZERO; normed * dim];
         let rows = x.chunks_exact(width).zip(y.chunks_exact_mut(width));
-        for ((x, y), rstd) in rows.zip(rstd.chunks_exact_mut(normed)) {
+        for (i, ((x, y), rstd)) in rows.zip(rstd.chunks_exact_mut(normed)).enumerate() {
             let (heads_x, values) = x.split_at(normed * dim);
             let (heads_y, copies) = y.split_at_mut(normed * dim);
-            let pairs = heads_x.chunks_exact(dim).zip(heads_y.chunks_exact_mut(dim));
+            let pairs = heads_x.chunks_exact(dim).zip(row_y.chunks_exact_mut(dim));
             for (h, ((x, y), rstd)) in pairs.zip(rstd).enumerate() {
                 *rstd = row::<_, _, _, S>(eps, x, if h < heads.q { wq } else { wk }, y);
             }
+            turn.row(first + i, &mut row_y);
+            heads_y.iter_mut().zip(&row_y).for_each(|(y, &x)| *y = A::narrow(x));
             copies.copy_from_slice(values);
         }
     }
 
     fn qk_rows_backward<A: Stored; S>(
-        heads: Heads, x: &[A], wq: &[A::Real], wk: &[A::Real], rstd: &[A::Real], dy: &[A], dx: &mut [A],
-        dw: &mut [A::Real],
+        heads: Heads, first: usize, x: &[A], wq: &[A::Real], wk: &[A::Real], rstd: &[A::Real], turn: &Turn<A::Real>,
+        dy: &[A], dx: &mut [A], dw: &mut [A::Real],
     ) {
         let (width, dim, normed) = (heads.width(), heads.dim, heads.q + heads.kv);
         let (dwq, dwk) = dw.split_at_mut(dim);
+        let mut row_dy = vec![A::Real::ZERO; normed * dim];
         let rows = x.chunks_exact(width).zip(dy.chunks_exact(width)).zip(dx.chunks_exact_mut(width));
-        for (((x, dy), dx), rstd) in rows.zip(rstd.chunks_exact(normed)) {
+        for (i, (((x, dy), dx), rstd)) in rows.zip(rstd.chunks_exact(normed)).enumerate() {
+            row_dy.iter_mut().zip(dy).for_each(|(to, dy)| *to = dy.widen());
+            turn.row(first + i, &mut row_dy);
             for (h, &rstd) in rstd.iter().enumerate() {
                 let at = h * dim..(h + 1) * dim;
-                let (x, dy, dx) = (&x[at.clone()], &dy[at.clone()], &mut dx[at]);
+                let (x, dy, dx) = (&x[at.clone()], &row_dy[at.clone()], &mut dx[at]);
                 let (w, dw) = if h < heads.q { (wq, &mut *dwq) } else { (wk, &mut *dwk) };
                 row_backward::<_, _, _, S>(x, w, rstd, dy, dx, dw, |dx, d| *dx = A::narrow(d));
             }
@@ -138,12 +147,13 @@ pub(crate) fn qk_norm<A: Stored>(
     x: &[A],
     wq: &[A::Real],
     wk: &[A::Real],
+    turn: &Turn<A::Real>,
     y: &mut [A],
     rstd: &mut [A::Real],
 ) {
     let width = heads.width();
     bands(pool, x.len() / width, piece(width), (y, rstd), |at, (y, rstd)| {
-        qk_rows(heads, eps, &x[at.start * width..at.end * width], wq, wk, y, rstd);
+        qk_rows(heads, eps, at.start, &x[at.start * width..at.end * width], wq, wk, turn, y, rstd);
     });
 }
 
@@ -155,6 +165,7 @@ pub(crate) fn qk_norm_backward<A: Stored>(
     wq: &[A::Real],
     wk: &[A::Real],
     rstd: &[A::Real],
+    turn: &Turn<A::Real>,
     dy: &[A],
     dx: &mut [A],
     acc_dwq: &mut [A::Real],
@@ -164,7 +175,7 @@ pub(crate) fn qk_norm_backward<A: Stored>(
     let dw = bands_sum(pool, x.len() / width, piece(width), 2 * dim, (dx,), |at, (dx,), dw| {
         let elements = at.start * width..at.end * width;
         let rstd = &rstd[at.start * normed..at.end * normed];
-        qk_rows_backward(heads, &x[elements.clone()], wq, wk, rstd, &dy[elements], dx, dw);
+        qk_rows_backward(heads, at.start, &x[elements.clone()], wq, wk, rstd, turn, &dy[elements], dx, dw);
     });
     accumulate(&dw[..dim], acc_dwq);
     accumulate(&dw[dim..], acc_dwk);
@@ -174,10 +185,15 @@ pub(crate) fn qk_norm_backward<A: Stored>(
 mod tests {
     use crate::check::{Random, assert_close, assert_gradient};
     use crate::cpu::testing::{added, cpu, dot, down, fresh, up};
-    use crate::{DType, Device, Heads};
+    use crate::{Cpu, DType, Device, Heads, Rotation, Tensor};
     use proptest::prelude::*;
 
     const EPS: f64 = 1e-3;
+
+    /// Numbers for a rotation of so many columns in seven positions.
+    fn table(cpu: &Cpu, columns: usize, r: &mut Random) -> Tensor<Cpu> {
+        up(cpu, [7, columns], &r.values(7 * columns))
+    }
 
     /// One normed row and its factor, by the definition.
     fn plain(x: &[f64], w: &[f64]) -> (Vec<f64>, f64) {
@@ -198,15 +214,20 @@ mod tests {
             assert_close("rstd", "rms_norm", DType::F64, &factors, &down(&cpu, &rstd));
         }
 
+        /// What is normed then turns, as though by itself; the heads that turn are halves of those that are normed.
         #[test]
-        fn qk_norm_norms_queries_and_keys_alone(n in 0usize..6, kv in 1usize..4, group in 1usize..4, dim in 1usize..20, seed: u64) {
-            let (cpu, mut r) = (cpu(), Random(seed));
+        fn qk_norm_norms_queries_and_keys_alone(n in 0usize..6, kv in 1usize..4, group in 1usize..4, half in 1usize..10, seed: u64) {
+            let (cpu, mut r, dim) = (cpu(), Random(seed), 2 * half);
             let heads = Heads { q: kv * group, kv, dim };
+            let table = table(&cpu, half / 2 * 2, &mut r);
+            let positions: Vec<u32> = (0..n).map(|_| r.below(7) as u32).collect();
+            let turning = Heads { q: 2 * heads.q, kv: 2 * kv, dim: half };
+            let by = Rotation { heads: turning, table: table.view(), positions: &positions };
             let width = heads.width();
             let (x, wq, wk) = (r.values(n * width), r.values(dim), r.values(dim));
             let (mut y, mut rstd) = (fresh(&cpu, [n, width]), fresh(&cpu, [n, heads.q + kv]));
             let (tx, tq, tk) = (up(&cpu, [n, width], &x), up(&cpu, [1, dim], &wq), up(&cpu, [1, dim], &wk));
-            cpu.qk_norm(heads, EPS, tx.view(), tq.view(), tk.view(), y.view_mut(), rstd.view_mut());
+            cpu.qk_norm(heads, EPS, tx.view(), tq.view(), tk.view(), &by, y.view_mut(), rstd.view_mut());
             let (mut rows, mut factors) = (Vec::new(), Vec::new());
             for (i, head) in x.chunks(dim).enumerate() {
                 let h = i % (heads.q + 2 * kv);
@@ -218,7 +239,9 @@ mod tests {
                     factors.push(factor);
                 }
             }
-            assert_close("y", "qk_norm", DType::F64, &rows, &down(&cpu, &y));
+            let mut turned = up(&cpu, [n, width], &rows);
+            cpu.rope(&by, false, turned.view_mut());
+            assert_close("y", "qk_norm", DType::F64, &down(&cpu, &turned), &down(&cpu, &y));
             assert_close("rstd", "qk_norm", DType::F64, &factors, &down(&cpu, &rstd));
         }
     }
@@ -257,17 +280,20 @@ mod tests {
             };
             let (mut y, mut rstd) = (fresh(&cpu, [n, width]), fresh(&cpu, [n, heads.q + heads.kv]));
             let (tx, wq, wk) = parts(&x);
-            cpu.qk_norm(heads, EPS, tx.view(), wq.view(), wk.view(), y.view_mut(), rstd.view_mut());
+            let table = table(&cpu, 2, &mut r);
+            let by = Rotation { heads, table: table.view(), positions: &[3, 0, 6] };
+            cpu.qk_norm(heads, EPS, tx.view(), wq.view(), wk.view(), &by, y.view_mut(), rstd.view_mut());
             let mut dx = fresh(&cpu, [n, width]);
             let (mut dwq, mut dwk) = (up(&cpu, [1, dim], &start), up(&cpu, [1, dim], &start));
             let (dy, rs) = (up(&cpu, [n, width], &c), rstd.view());
             let (dq, dk) = (dwq.view_mut(), dwk.view_mut());
-            cpu.qk_norm_backward(heads, tx.view(), wq.view(), wk.view(), rs, dy.view(), dx.view_mut(), dq, dk);
+            let (gq, gk, dy) = (wq.view(), wk.view(), dy.view());
+            cpu.qk_norm_backward(heads, tx.view(), gq, gk, rs, &by, dy, dx.view_mut(), dq, dk);
             let dw = [added(&start, &down(&cpu, &dwq)), added(&start, &down(&cpu, &dwk))].concat();
             let analytic = [down(&cpu, &dx), dw].concat();
             let loss = |x: &[f64]| {
                 let (x, wq, wk) = parts(x);
-                cpu.qk_norm(heads, EPS, x.view(), wq.view(), wk.view(), y.view_mut(), rstd.view_mut());
+                cpu.qk_norm(heads, EPS, x.view(), wq.view(), wk.view(), &by, y.view_mut(), rstd.view_mut());
                 dot(&c, &down(&cpu, &y))
             };
             assert_gradient("qk_norm", loss, &x, &analytic);

@@ -3,16 +3,36 @@
 
 use super::bands::{bands, piece};
 use super::simd::versions;
-use super::{Pool, Real, Stored};
-use crate::Heads;
+use super::{Cpu, Pool, Real, Stored, slice};
+use crate::{Element, Heads, Rotation};
 
-versions! {
-    fn rotate<A: Stored; S>(dim: usize, cos: &[A::Real], sin: &[A::Real], sign: A::Real, heads: &mut [A]) {
-        let half = cos.len();
-        for head in heads.chunks_exact_mut(dim) {
+/// A rotation, or the rotation back.
+pub(crate) struct Turn<'a, R> {
+    heads: Heads,
+    /// Columns of a head that turn.
+    columns: usize,
+    table: &'a [R],
+    positions: &'a [u32],
+    sign: R,
+}
+
+impl<'a, R: Real + Element> Turn<'a, R> {
+    pub fn new(by: &Rotation<'a, Cpu>, inverse: bool) -> Self {
+        let (heads, columns, sign) = (by.heads, by.table.shape()[1], if inverse { -R::ONE } else { R::ONE });
+        Turn { heads, columns, table: slice(by.table), positions: by.positions, sign }
+    }
+}
+
+impl<R: Real> Turn<'_, R> {
+    /// Rotates the query and key heads of row `i`, which `row` begins with.
+    #[inline(always)]
+    pub fn row<A: Stored<Real = R>>(&self, i: usize, row: &mut [A]) {
+        let (Heads { q, kv, dim }, half) = (self.heads, self.columns / 2);
+        let (cos, sin) = self.table[self.positions[i] as usize * self.columns..][..self.columns].split_at(half);
+        for head in row[..(q + kv) * dim].chunks_exact_mut(dim) {
             let (a, b) = head[..2 * half].split_at_mut(half);
             for (((a, b), &c), &s) in a.iter_mut().zip(b).zip(cos).zip(sin) {
-                let (x, y, s) = (a.widen(), b.widen(), sign * s);
+                let (x, y, s) = (a.widen(), b.widen(), self.sign * s);
                 *a = A::narrow(x * c - y * s);
                 *b = A::narrow(y * c + x * s);
             }
@@ -20,34 +40,24 @@ versions! {
     }
 }
 
-/// Rotates the first `r` columns of every query and key head of every row by its position.
-pub(crate) fn rope<A: Stored>(
-    pool: &Pool,
-    heads: Heads,
-    r: usize,
-    table: &[A::Real],
-    positions: &[u32],
-    inverse: bool,
-    qkv: &mut [A],
-) {
-    let (width, dim) = (heads.width(), heads.dim);
-    if r == 0 {
-        return;
-    }
-    let sign = if inverse { -A::Real::ONE } else { A::Real::ONE };
-    bands(pool, positions.len(), piece(width), (qkv,), |at, (qkv,)| {
-        for (&p, row) in positions[at].iter().zip(qkv.chunks_exact_mut(width)) {
-            let (cos, sin) = table[p as usize * r..][..r].split_at(r / 2);
-            rotate(dim, cos, sin, sign, &mut row[..(heads.q + heads.kv) * dim]);
+versions! {
+    fn rotate<A: Stored; S>(turn: &Turn<A::Real>, first: usize, qkv: &mut [A]) {
+        for (i, row) in qkv.chunks_exact_mut(turn.heads.width()).enumerate() {
+            turn.row(first + i, row);
         }
-    });
+    }
+}
+
+/// Rotates the first columns of every query and key head of every row by its position.
+pub(crate) fn rope<A: Stored>(pool: &Pool, turn: &Turn<A::Real>, qkv: &mut [A]) {
+    bands(pool, turn.positions.len(), piece(turn.heads.width()), (qkv,), |at, (qkv,)| rotate(turn, at.start, qkv));
 }
 
 #[cfg(test)]
 mod tests {
     use crate::check::{Random, assert_close};
     use crate::cpu::testing::{cpu, dot, down, up};
-    use crate::{DType, Device, Heads};
+    use crate::{DType, Device, Heads, Rotation};
     use proptest::prelude::*;
 
     proptest! {
@@ -68,7 +78,8 @@ mod tests {
             let table = up(&cpu, [20, 2 * half], &table);
             let x = r.values(t * width);
             let mut y = up(&cpu, [t, width], &x);
-            cpu.rope(heads, table.view(), &positions, false, y.view_mut());
+            let by = Rotation { heads, table: table.view(), positions: &positions };
+            cpu.rope(&by, false, y.view_mut());
             let expected: Vec<f64> = (0..t * width)
                 .map(|i| {
                     let (row, col) = (i / width, i % width);
@@ -87,9 +98,9 @@ mod tests {
             let c = r.values(t * width);
             let forward = dot(&c, &down(&cpu, &y));
             let mut dx = up(&cpu, [t, width], &c);
-            cpu.rope(heads, table.view(), &positions, true, dx.view_mut());
+            cpu.rope(&by, true, dx.view_mut());
             assert_close("transpose", "gemm", DType::F64, &[forward], &[dot(&x, &down(&cpu, &dx))]);
-            cpu.rope(heads, table.view(), &positions, true, y.view_mut());
+            cpu.rope(&by, true, y.view_mut());
             assert_close("inverse", "rope", DType::F64, &x, &down(&cpu, &y));
         }
     }

@@ -78,18 +78,27 @@ versions! {
             *s = (x - top).exp::<S>();
         }
         let total = sum(s);
-        let lse = top + total.ln();
-        match score {
-            Score::Softmax => s.iter_mut().for_each(|s| *s = *s / total),
-            Score::Sigmoid => s.iter_mut().zip(x).for_each(|(s, &x)| *s = sigmoid::<R, S>(x)),
-        }
-        let total = if score == Score::Softmax { R::ONE } else { sum(s) };
+        let log_total = total.ln();
         let mut entropy = R::ZERO;
-        for &s in &*s {
-            let p = s / total;
-            // 0·ln 0 is 0; NaN stays.
-            entropy += if p == R::ZERO { R::ZERO } else { -(p * p.ln()) };
+        match score {
+            Score::Softmax => {
+                s.iter_mut().for_each(|s| *s = *s / total);
+                // −ln p is the log of the total less the distance to the top, so that no score needs a logarithm.
+                for (&p, &x) in s.iter().zip(x) {
+                    entropy += if p == R::ZERO { R::ZERO } else { p * (log_total - (x - top)) };
+                }
+            }
+            Score::Sigmoid => {
+                s.iter_mut().zip(x).for_each(|(s, &x)| *s = sigmoid::<R, S>(x));
+                let total = sum(s);
+                for &s in &*s {
+                    let p = s / total;
+                    // 0·ln 0 is 0; NaN stays.
+                    entropy += if p == R::ZERO { R::ZERO } else { -(p * p.ln()) };
+                }
+            }
         }
+        let lse = top + log_total;
         (lse, entropy)
     }
 }
