@@ -20,29 +20,39 @@ pub(super) fn pack<T: GemmScalar<Real = f32>, const W: usize, const G: usize>(
     panel: &mut [T],
 ) {
     const { assert!(size_of::<T>() * G == 4) };
+    // Lanes that lie side by side are copied, or interleaved where a group is a pair.
+    let pairs_of_steps = side.lanes_adjacent && G == 2;
     match (T::own(side.data), side.data) {
-        (Some(x), _) if !side.lanes_adjacent => blocks::<T, T, W, G>(load, x, side, lanes, steps, panel),
-        (None, Data::Bf16(x)) if !side.lanes_adjacent => {
-            blocks::<T, bf16, W, G>(load_widened, x, side, lanes, steps, panel)
+        (Some(x), _) if !pairs_of_steps => groups::<T, T, W, G>(load, x, side, lanes, steps, panel),
+        (None, Data::Bf16(x)) if !pairs_of_steps => groups::<T, bf16, W, G>(load_widened, x, side, lanes, steps, panel),
+        (None, Data::Real(x)) if G == 1 => groups::<T, f32, W, G>(load_as_bf16, x, side, lanes, steps, panel),
+        (None, Data::Real(x)) if !pairs_of_steps && narrows() => {
+            groups::<T, f32, W, G>(load_rounded::<true>, x, side, lanes, steps, panel)
         }
-        (None, Data::Real(x)) if !side.lanes_adjacent && G == 1 => {
-            blocks::<T, f32, W, G>(load_as_bf16, x, side, lanes, steps, panel)
+        (None, Data::Real(x)) if !pairs_of_steps => {
+            groups::<T, f32, W, G>(load_rounded::<false>, x, side, lanes, steps, panel)
         }
-        (None, Data::Real(x)) if !side.lanes_adjacent && narrows() => {
-            blocks::<T, f32, W, G>(load_rounded::<true>, x, side, lanes, steps, panel)
-        }
-        (None, Data::Real(x)) if !side.lanes_adjacent => {
-            blocks::<T, f32, W, G>(load_rounded::<false>, x, side, lanes, steps, panel)
-        }
-        (_, Data::Bf16(x)) if G == 2 => pairs::<T, bf16, W>(pair, x, side, lanes, steps, panel),
-        (None, Data::Real(x)) if G == 2 && narrows() => {
-            pairs::<T, f32, W>(pair_rounded::<true>, x, side, lanes, steps, panel)
-        }
-        (None, Data::Real(x)) if G == 2 => pairs::<T, f32, W>(pair_rounded::<false>, x, side, lanes, steps, panel),
-        (Some(x), _) if G == 1 => singles::<T, T, W>(load, x, side, lanes, steps, panel),
-        (None, Data::Bf16(x)) if G == 1 => singles::<T, bf16, W>(load_widened, x, side, lanes, steps, panel),
-        (None, Data::Real(x)) if G == 1 => singles::<T, f32, W>(load_as_bf16, x, side, lanes, steps, panel),
-        _ => pack::pack::<T, W, G>(side, lanes, steps, panel),
+        (_, Data::Bf16(x)) => pairs::<T, bf16, W>(pair, x, side, lanes, steps, panel),
+        (_, Data::Real(x)) if narrows() => pairs::<T, f32, W>(pair_rounded::<true>, x, side, lanes, steps, panel),
+        (_, Data::Real(x)) => pairs::<T, f32, W>(pair_rounded::<false>, x, side, lanes, steps, panel),
+    }
+}
+
+/// Packs groups of steps that a register's loads bring: [`blocks`] of them, or [`singles`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
+fn groups<T: GemmScalar, X, const W: usize, const G: usize>(
+    load: unsafe fn(*const X, usize) -> __m512,
+    data: &[X],
+    side: &Side<f32>,
+    lanes: Range<usize>,
+    steps: Range<usize>,
+    panel: &mut [T],
+) {
+    if side.lanes_adjacent {
+        singles::<T, X, W>(load, data, side, lanes, steps, panel);
+    } else {
+        blocks::<T, X, W, G>(load, data, side, lanes, steps, panel);
     }
 }
 
