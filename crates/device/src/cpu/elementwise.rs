@@ -1,8 +1,9 @@
 //! Kernels that look at one element at a time, and the two sums over everything.
 
 use super::bands::{TASK, bands, bands_sum, piece};
+use super::lines::{Rows, away, fetch_after};
 use super::real::To;
-use super::simd::{fold, join, versions};
+use super::simd::{LANES, fold_on, join, versions};
 use super::{Pool, Real, Stored};
 
 /// `y = c`.
@@ -14,6 +15,9 @@ pub(crate) fn fill<T: Copy + Send + Sync>(pool: &Pool, c: T, y: &mut [T]) {
 pub(crate) fn copy(pool: &Pool, x: &[u8], y: &mut [u8]) {
     bands(pool, y.len(), 4 * TASK, (y,), |at, (y,)| y.copy_from_slice(&x[at]));
 }
+
+/// Elements that are seen to at a time where they are not rows.
+const ROW: usize = 1024;
 
 versions! {
     /// `y = x` on one thread.
@@ -31,7 +35,12 @@ versions! {
 
     fn squares<A: Stored; S>(x: &[A]) -> f64 {
         let add = |sum, x: A| { let x = x.widen().f64(); S::fma(x, x, sum) };
-        join(fold(x, 0.0f64, add), |a, b| a + b)
+        let mut lanes = [0.0f64; LANES];
+        for x in x.chunks(ROW) {
+            fetch_after(x);
+            fold_on(x, &mut lanes, add);
+        }
+        join(lanes, |a, b| a + b)
     }
 
     fn momentum<R: Real; S>(scale: R, momentum: R, g: &[R], m: &mut [R], u: &mut [R]) {
@@ -68,7 +77,14 @@ versions! {
 
 /// `y = x`, converting between types where they differ.
 pub(crate) fn assign<X: To<Y>, Y: Copy + Send>(pool: &Pool, x: &[X], y: &mut [Y]) {
-    bands(pool, y.len(), TASK, (y,), |at, (y,)| convert(&x[at], y));
+    let away = away(size_of_val(y));
+    bands(pool, y.len(), TASK, (y,), |at, (y,)| {
+        let mut y = Rows::new(y, ROW, away);
+        for x in x[at].chunks(ROW) {
+            fetch_after(x);
+            convert(x, y.next());
+        }
+    });
 }
 
 /// `y = a·x + b·y`; with `b == 0` the old `y` is not read.

@@ -13,6 +13,7 @@ mod bands;
 mod by_type;
 mod elementwise;
 mod gemm;
+mod lines;
 mod loss;
 mod memory;
 pub mod meter;

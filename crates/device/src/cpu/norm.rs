@@ -4,6 +4,7 @@
 
 use super::bands::{bands, bands_sum, piece};
 use super::elementwise::accumulate;
+use super::lines::{Rows, away, fetch_after};
 use super::rope::Turn;
 use super::simd::{Isa, fold, fold3, join, versions};
 use super::{Pool, Real, Stored};
@@ -43,10 +44,10 @@ fn row_backward<R: Real, X: Stored<Real = R>, Y: Stored<Real = R>, S: Isa>(
 }
 
 versions! {
-    fn rms_rows<A: Stored; S>(eps: f64, x: &[A::Real], w: &[A::Real], y: &mut [A], rstd: &mut [A::Real]) {
-        let d = w.len();
-        for ((x, y), rstd) in x.chunks_exact(d).zip(y.chunks_exact_mut(d)).zip(rstd) {
-            *rstd = row::<_, _, _, S>(eps, x, w, y);
+    fn rms_rows<A: Stored; S>(eps: f64, x: &[A::Real], w: &[A::Real], y: &mut Rows<A>, rstd: &mut [A::Real]) {
+        for (x, rstd) in x.chunks_exact(w.len()).zip(rstd) {
+            fetch_after(x);
+            *rstd = row::<_, _, _, S>(eps, x, w, y.next());
         }
     }
 
@@ -62,20 +63,20 @@ versions! {
 
     /// Rows from `first` on. What is normed turns before it is rounded.
     fn qk_rows<A: Stored; S>(
-        heads: Heads, eps: f64, first: usize, x: &[A], wq: &[A::Real], wk: &[A::Real], turn: &Turn<A::Real>, y: &mut [A],
+        heads: Heads, eps: f64, first: usize, x: &[A], wq: &[A::Real], wk: &[A::Real], turn: &Turn<A::Real>, y: &mut Rows<A>,
         rstd: &mut [A::Real],
     ) {
         let (width, dim, normed) = (heads.width(), heads.dim, heads.q + heads.kv);
         let mut row_y = vec![A::Real::ZERO; normed * dim];
-        let rows = x.chunks_exact(width).zip(y.chunks_exact_mut(width));
-        for (i, ((x, y), rstd)) in rows.zip(rstd.chunks_exact_mut(normed)).enumerate() {
+        for (i, (x, rstd)) in x.chunks_exact(width).zip(rstd.chunks_exact_mut(normed)).enumerate() {
+            fetch_after(x);
             let (heads_x, values) = x.split_at(normed * dim);
-            let (heads_y, copies) = y.split_at_mut(normed * dim);
             let pairs = heads_x.chunks_exact(dim).zip(row_y.chunks_exact_mut(dim));
             for (h, ((x, y), rstd)) in pairs.zip(rstd).enumerate() {
                 *rstd = row::<_, _, _, S>(eps, x, if h < heads.q { wq } else { wk }, y);
             }
             turn.row(first + i, &mut row_y);
+            let (heads_y, copies) = y.next().split_at_mut(normed * dim);
             heads_y.iter_mut().zip(&row_y).for_each(|(y, &x)| *y = A::narrow(x));
             copies.copy_from_slice(values);
         }
@@ -83,15 +84,16 @@ versions! {
 
     fn qk_rows_backward<A: Stored; S>(
         heads: Heads, first: usize, x: &[A], wq: &[A::Real], wk: &[A::Real], rstd: &[A::Real], turn: &Turn<A::Real>,
-        dy: &[A], dx: &mut [A], dw: &mut [A::Real],
+        dy: &[A], dx: &mut Rows<A>, dw: &mut [A::Real],
     ) {
         let (width, dim, normed) = (heads.width(), heads.dim, heads.q + heads.kv);
         let (dwq, dwk) = dw.split_at_mut(dim);
         let mut row_dy = vec![A::Real::ZERO; normed * dim];
-        let rows = x.chunks_exact(width).zip(dy.chunks_exact(width)).zip(dx.chunks_exact_mut(width));
-        for (i, (((x, dy), dx), rstd)) in rows.zip(rstd.chunks_exact(normed)).enumerate() {
+        let rows = x.chunks_exact(width).zip(dy.chunks_exact(width));
+        for (i, ((x, dy), rstd)) in rows.zip(rstd.chunks_exact(normed)).enumerate() {
             row_dy.iter_mut().zip(dy).for_each(|(to, dy)| *to = dy.widen());
             turn.row(first + i, &mut row_dy);
+            let dx = dx.next();
             for (h, &rstd) in rstd.iter().enumerate() {
                 let at = h * dim..(h + 1) * dim;
                 let (x, dy, dx) = (&x[at.clone()], &row_dy[at.clone()], &mut dx[at]);
@@ -116,8 +118,9 @@ pub(crate) fn rms_norm<A: Stored>(
     if d == 0 {
         return rstd.fill(A::Real::of(1.0 / eps.sqrt()));
     }
+    let away = away(size_of_val(y));
     bands(pool, rstd.len(), piece(d), (y, rstd), |at, (y, rstd)| {
-        rms_rows(eps, &x[at.start * d..at.end * d], w, y, rstd);
+        rms_rows(eps, &x[at.start * d..at.end * d], w, &mut Rows::new(y, d, away), rstd);
     });
 }
 
@@ -151,8 +154,9 @@ pub(crate) fn qk_norm<A: Stored>(
     y: &mut [A],
     rstd: &mut [A::Real],
 ) {
-    let width = heads.width();
+    let (width, away) = (heads.width(), away(size_of_val(y)));
     bands(pool, x.len() / width, piece(width), (y, rstd), |at, (y, rstd)| {
+        let y = &mut Rows::new(y, width, away);
         qk_rows(heads, eps, at.start, &x[at.start * width..at.end * width], wq, wk, turn, y, rstd);
     });
 }
@@ -172,9 +176,11 @@ pub(crate) fn qk_norm_backward<A: Stored>(
     acc_dwk: &mut [A::Real],
 ) {
     let (width, dim, normed) = (heads.width(), heads.dim, heads.q + heads.kv);
+    let away = away(size_of_val(dx));
     let dw = bands_sum(pool, x.len() / width, piece(width), 2 * dim, (dx,), |at, (dx,), dw| {
         let elements = at.start * width..at.end * width;
         let rstd = &rstd[at.start * normed..at.end * normed];
+        let dx = &mut Rows::new(dx, width, away);
         qk_rows_backward(heads, at.start, &x[elements.clone()], wq, wk, rstd, turn, &dy[elements], dx, dw);
     });
     accumulate(&dw[..dim], acc_dwq);

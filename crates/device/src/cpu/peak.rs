@@ -7,7 +7,8 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::gemm::amx;
-use super::gemm::{GemmScalar, Thirds, fetch, multiplies_bf16};
+use super::gemm::{GemmScalar, Thirds, multiplies_bf16};
+use super::lines::fetch;
 use super::memory::{Memory, Scratch};
 use super::{Cpu, Pool};
 use crate::DType;

@@ -2,9 +2,13 @@
 
 use super::bands::{bands, piece};
 use super::elementwise::convert;
+use super::lines::{Rows, away, fetch_row};
 use super::real::To;
 use super::simd::versions;
 use super::{Pool, Stored};
+
+/// Rows between the one that is moved and the one that is asked for.
+const SOON: usize = 2;
 
 versions! {
     /// Adds the rows `rows` of `x` to one row, one after another.
@@ -21,9 +25,12 @@ pub(crate) fn gather<X: To<Y>, Y: Copy + Send>(pool: &Pool, index: &[u32], width
     if width == 0 {
         return;
     }
+    let (row, away) = (|i: u32| &x[i as usize * width..][..width], away(size_of_val(y)));
     bands(pool, index.len(), piece(width), (y,), |at, (y,)| {
-        for (&i, y) in index[at].iter().zip(y.chunks_exact_mut(width)) {
-            convert(&x[i as usize * width..][..width], y);
+        let mut y = Rows::new(y, width, away);
+        for i in at {
+            index.get(i + SOON).into_iter().for_each(|&i| fetch_row(row(i)));
+            convert(row(index[i]), y.next());
         }
     });
 }

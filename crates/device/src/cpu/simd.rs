@@ -89,6 +89,13 @@ pub(crate) const LANES: usize = 16;
 #[inline(always)]
 pub(crate) fn fold<A: Copy, T: Copy>(x: &[T], start: A, f: impl Fn(A, T) -> A) -> [A; LANES] {
     let mut lanes = [start; LANES];
+    fold_on(x, &mut lanes, f);
+    lanes
+}
+
+/// Goes on with a [`fold`], of which all parts but the last are whole vectors.
+#[inline(always)]
+pub(crate) fn fold_on<A: Copy, T: Copy>(x: &[T], lanes: &mut [A; LANES], f: impl Fn(A, T) -> A) {
     let (whole, rest) = x.as_chunks::<LANES>();
     for x in whole {
         for l in 0..LANES {
@@ -98,7 +105,6 @@ pub(crate) fn fold<A: Copy, T: Copy>(x: &[T], start: A, f: impl Fn(A, T) -> A) -
     for (lane, &x) in lanes.iter_mut().zip(rest) {
         *lane = f(*lane, x);
     }
-    lanes
 }
 
 /// [`fold`] over two slices of one length.

@@ -5,6 +5,7 @@
 //! is made of at hand, and keeping `y` from the forward pass would cost memory.
 
 use super::bands::{bands, piece};
+use super::lines::fetch_after;
 use super::simd::{Isa, sigmoid, sum, versions};
 use super::{Pool, Real, Stored};
 
@@ -54,7 +55,9 @@ pub(crate) fn swiglu<A: Stored>(pool: &Pool, f: usize, gate_up: &[A], w: Option<
     let n = y.len().checked_div(f).unwrap_or(0);
     bands(pool, n, piece(2 * f), (y,), |at, (y,)| {
         for (i, y) in at.zip(y.chunks_exact_mut(f)) {
-            row(w.map_or(A::Real::ONE, |w| w[i]), &gate_up[i * 2 * f..(i + 1) * 2 * f], y);
+            let gate_up = &gate_up[i * 2 * f..(i + 1) * 2 * f];
+            fetch_after(gate_up);
+            row(w.map_or(A::Real::ONE, |w| w[i]), gate_up, y);
         }
     });
 }
@@ -75,6 +78,8 @@ pub(crate) fn swiglu_backward<A: Stored>(
     bands(pool, dy.len() / f, piece(2 * f), (gate_up, dy, dw), |at, (gate_up, dy, dw)| {
         let rows = gate_up.chunks_exact_mut(2 * f).zip(dy.chunks_exact_mut(f));
         for (i, (gate_up, dy)) in rows.enumerate() {
+            fetch_after(gate_up);
+            fetch_after(dy);
             let total = row_backward(w.map_or(A::Real::ONE, |w| w[at.start + i]), gate_up, dy);
             if let Some(dw) = dw.get_mut(i) {
                 *dw = total;

@@ -13,6 +13,7 @@ use super::{BLOCK, Context, Head, Scratch, block, fetch_rows, key_head, pieces, 
 use crate::Heads;
 use crate::cpu::bands::Scattered;
 use crate::cpu::gemm::{Left, Micro, Operand};
+use crate::cpu::lines::{fence, stream};
 use crate::cpu::real::{Real, Stored};
 use crate::cpu::simd::{fold2, join, versions};
 use std::f64::consts::LOG2_E;
@@ -42,6 +43,15 @@ struct Task {
     kv: usize,
     /// Where the first query's gradient is written aside; none if the segment has no other chunk.
     aside: Option<usize>,
+}
+
+/// Where gradients go.
+struct To<'a, A: Number> {
+    dqkv: &'a Scattered<'a, A>,
+    /// Whether they go past the caches.
+    away: bool,
+    /// Parts of gradients of queries.
+    aside: &'a Scattered<'a, A::Real>,
 }
 
 /// Gradient of [`super::attention`] with respect to the fused projection.
@@ -80,8 +90,9 @@ fn run<A: Number>(call: &Call<A>, segments: &[u32], dqkv: &mut [A]) {
     // The longest first, so that the threads finish together.
     tasks.sort_by_key(|t| std::cmp::Reverse((t.segment.end - t.keys.start) * t.keys.len()));
     let mut aside = Scratch::new(call.cx.memory, aside_len);
+    let away = call.cx.away(dqkv);
     let (dqkv, aside) = (Scattered::new(dqkv), Scattered::new(aside.slice()));
-    call.cx.pool.run(tasks.len(), |i| compute(call, &tasks[i], &dqkv, &aside));
+    call.cx.pool.run(tasks.len(), |i| compute(call, &tasks[i], &To { dqkv: &dqkv, away, aside: &aside }));
     for (segment, parts) in long {
         call.cx.pool.ranges(segment.len(), 64, |rows| {
             for row in rows.start + segment.start..rows.end + segment.start {
@@ -98,7 +109,7 @@ fn run<A: Number>(call: &Call<A>, segments: &[u32], dqkv: &mut [A]) {
     }
 }
 
-fn compute<'a, A: Number>(call: &Call<'a, A>, task: &Task, dqkv: &Scattered<A>, aside: &Scattered<A::Real>) {
+fn compute<'a, A: Number>(call: &Call<'a, A>, task: &Task, to: &To<A>) {
     let (cx, heads) = (call.cx, call.heads);
     let Context { memory, micro, .. } = cx;
     let (mr, nr, dim, block) = (micro.rows(), micro.cols(), heads.dim, block(micro.rows()));
@@ -173,49 +184,54 @@ fn compute<'a, A: Number>(call: &Call<'a, A>, task: &Task, dqkv: &Scattered<A>, 
                 }
             }
         }
-        put_queries(call, task, h, dq, dqkv, aside);
+        put_queries(call, task, h, dq, to);
     }
     scale(factor, dk);
-    put_keys(call, task, key_head(&heads, task.kv), dk, dqkv);
-    put_keys(call, task, value_head(&heads, task.kv), dv, dqkv);
+    put_keys(call, task, key_head(&heads, task.kv), dk, to);
+    put_keys(call, task, value_head(&heads, task.kv), dv, to);
+    if to.away {
+        fence();
+    }
 }
 
 /// Writes a head's gradient of queries, or what this chunk adds to it.
-fn put_queries<A: Number>(
-    call: &Call<A>,
-    task: &Task,
-    h: usize,
-    dq: &[A::Real],
-    dqkv: &Scattered<A>,
-    aside: &Scattered<A::Real>,
-) {
+fn put_queries<A: Number>(call: &Call<A>, task: &Task, h: usize, dq: &[A::Real], to: &To<A>) {
     let (width, dim, wide) = (call.heads.width(), call.heads.dim, call.heads.q * call.heads.dim);
-    let factor = A::Real::of(call.scale);
+    let (factor, mut made) = (A::Real::of(call.scale), vec![A::zeroed(); dim]);
     for (i, dq) in dq.chunks_exact(dim).enumerate() {
         let row = task.keys.start + i;
         if let Some(at) = task.aside {
             // SAFETY: each (row, head) of a chunk belongs to one task.
-            unsafe { aside.run(at + i * wide + h * dim, dim) }.copy_from_slice(dq);
+            unsafe { to.aside.run(at + i * wide + h * dim, dim) }.copy_from_slice(dq);
             continue;
         }
-        if i % FETCH == 0 {
+        let at = row * width + h * dim;
+        if i % FETCH == 0 && !to.away {
             let rows = [FETCH.min(task.segment.end - row), dim];
-            fetch_rows(dqkv.rows(row * width + h * dim, rows, width), rows, width);
+            fetch_rows(to.dqkv.rows(at, rows, width), rows, width);
         }
         // SAFETY: as above.
-        scaled(factor, dq, unsafe { dqkv.run(row * width + h * dim, dim) });
+        let place = unsafe { to.dqkv.run(at, dim) };
+        if to.away {
+            scaled(factor, dq, &mut made);
+            stream(&made, place);
+        } else {
+            scaled(factor, dq, place);
+        }
     }
 }
 
 /// Writes a gradient of keys or values from its sums.
-fn put_keys<A: Number>(call: &Call<A>, task: &Task, head: usize, sums: &[A::Real], dqkv: &Scattered<A>) {
+fn put_keys<A: Number>(call: &Call<A>, task: &Task, head: usize, sums: &[A::Real], to: &To<A>) {
     let (micro, width, dim) = (call.cx.micro, call.heads.width(), call.heads.dim);
-    let address = |keys: &Range<usize>| dqkv.rows(keys.start * width + head * dim, [keys.len(), dim], width);
+    let address = |keys: &Range<usize>| to.dqkv.rows(keys.start * width + head * dim, [keys.len(), dim], width);
     for (keys, sums) in pieces(task.keys.clone(), micro.cols()).zip(sums.chunks_exact(dim * micro.cols())) {
         // SAFETY: each (key, head) belongs to one task.
-        unsafe { A::put_turned(micro, sums, [dim, keys.len()], address(&keys), width) };
+        unsafe { A::put_turned(micro, sums, [dim, keys.len()], address(&keys), width, to.away) };
         let next = keys.end..(keys.end + micro.cols()).min(task.keys.end);
-        fetch_rows(address(&next), [next.len(), dim], width);
+        if !to.away {
+            fetch_rows(address(&next), [next.len(), dim], width);
+        }
     }
 }
 

@@ -58,7 +58,7 @@ pub(crate) fn attention_cached<A: Number>(
             rows,
             past,
         };
-        compute(cx, &task, &Output { out: &out, lse: None, first: shared * group, pitch: heads.q });
+        compute(cx, &task, &Output { out: &out, lse: None, first: shared * group, pitch: heads.q, away: false });
     });
 }
 

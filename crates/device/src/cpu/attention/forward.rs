@@ -6,6 +6,7 @@ use super::{Context, Head, Scratch, block, fetch_rows, key_head, pieces, spans, 
 use crate::Heads;
 use crate::cpu::bands::Scattered;
 use crate::cpu::gemm::{Left, Micro};
+use crate::cpu::lines::fence;
 use crate::cpu::real::Real;
 use crate::cpu::simd::versions;
 use std::f64::consts::{LN_2, LOG2_E};
@@ -47,6 +48,7 @@ pub(crate) fn attention<A: Number>(
     }
     let pairs = |first: usize, end: usize| (end - first) * (first + end);
     tasks.sort_by_key(|(s, first, _)| std::cmp::Reverse(pairs(*first, s.len().min(first + QUERIES))));
+    let away = cx.away(out);
     let (out, lse) = (Scattered::new(out), Scattered::new(lse));
     cx.pool.run(tasks.len(), |i| {
         let (segment, first, kv) = &tasks[i];
@@ -60,7 +62,7 @@ pub(crate) fn attention<A: Number>(
             past: 0,
         };
         let first = segment.start * heads.q + kv * group;
-        compute(cx, &task, &Output { out: &out, lse: Some(&lse), first, pitch: heads.q });
+        compute(cx, &task, &Output { out: &out, lse: Some(&lse), first, pitch: heads.q, away });
     });
 }
 
@@ -71,6 +73,8 @@ pub(super) struct Output<'a, A: Number> {
     /// Counted in heads: where the first head of row 0 stands, and how far rows are apart.
     pub first: usize,
     pub pitch: usize,
+    /// Whether they go past the caches.
+    pub away: bool,
 }
 
 /// Computes a task. Nobody else touches its results meanwhile.
@@ -101,10 +105,11 @@ pub(super) fn compute<A: Number>(cx: Context<A>, task: &Task<A>, to: &Output<A>)
         for first in task.rows.clone().step_by(nr) {
             let tile = first..(first + nr).min(task.rows.end);
             micro.pack_cols(head.by_row(), tile.clone(), head.columns(), queries);
-            // What is read next, and what will be written.
             head.fetch(tile.end..tile.end + nr);
             let out = to.out.rows((to.first + h + first * to.pitch) * dim, [tile.len(), dim], to.pitch * dim);
-            fetch_rows(out, [tile.len(), dim], to.pitch * dim);
+            if !to.away {
+                fetch_rows(out, [tile.len(), dim], to.pitch * dim);
+            }
             let mut running = Running::new();
             // Whole groups of keys while there are any.
             let seen = Micro::<A>::panel(1, task.past + tile.end).min(all);
@@ -123,7 +128,7 @@ pub(super) fn compute<A: Number>(cx: Context<A>, task: &Task<A>, to: &Output<A>)
             }
             finish(nr, sums, &running.sum);
             // SAFETY: each head of a row belongs to one task.
-            unsafe { A::put_turned(micro, sums, [dim, tile.len()], out, to.pitch * dim) };
+            unsafe { A::put_turned(micro, sums, [dim, tile.len()], out, to.pitch * dim, to.away) };
             for (l, row) in tile.enumerate() {
                 let log = running.max[l] * A::Real::of(LN_2) + running.sum[l].ln();
                 if let Some(lse) = to.lse {
@@ -132,6 +137,9 @@ pub(super) fn compute<A: Number>(cx: Context<A>, task: &Task<A>, to: &Output<A>)
                 }
             }
         }
+    }
+    if to.away {
+        fence();
     }
 }
 

@@ -38,7 +38,8 @@ pub(crate) use forward::attention;
 pub(crate) use paged::attention_paged;
 
 use super::Pool;
-use super::gemm::{Micro, Operand, fetch};
+use super::gemm::{Micro, Operand};
+use super::lines::{away, fetch};
 use super::memory::{Memory, Scratch};
 use super::real::Stored;
 use super::simd::versions;
@@ -68,6 +69,11 @@ pub(crate) struct Context<'a, A: Number> {
 impl<'a, A: Number> Context<'a, A> {
     pub fn new(pool: &'a Pool, memory: &'a Memory) -> Self {
         Context { pool, memory, micro: Micro::best(), turner: Micro::best() }
+    }
+
+    /// Whether results go past the caches: 16 sums that are rounded are no line.
+    fn away(&self, results: &[A]) -> bool {
+        self.micro.streams() && size_of::<A>() == size_of::<A::Real>() && away(size_of_val(results))
     }
 }
 

@@ -44,14 +44,21 @@ pub(crate) trait Number: Source + Element + Stored<Real: Source<Real = <Self as 
     ///
     /// # Safety
     /// As there.
-    unsafe fn put_turned(micro: Micro<Self>, sums: &[Self::Real], size: [usize; 2], c: *mut Self, pitch: usize);
+    unsafe fn put_turned(
+        micro: Micro<Self>,
+        sums: &[Self::Real],
+        size: [usize; 2],
+        c: *mut Self,
+        pitch: usize,
+        away: bool,
+    );
 }
 
 macro_rules! put_turned {
     ($t:ident, $real:ident) => {
-        unsafe fn put_turned(micro: Micro<$t>, sums: &[$real], size: [usize; 2], c: *mut $t, pitch: usize) {
+        unsafe fn put_turned(micro: Micro<$t>, sums: &[$real], size: [usize; 2], c: *mut $t, pitch: usize, away: bool) {
             // SAFETY: passed on from the caller.
-            unsafe { micro.put_turned(sums, size, c, pitch) }
+            unsafe { micro.put_turned(sums, size, c, pitch, away) }
         }
     };
 }

@@ -47,6 +47,7 @@ mod wide;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+use super::lines::{away, fence, fetch};
 use super::memory::{Memory, Scratch};
 use super::pool::Pool;
 use super::real::{Real, Stored};
@@ -54,9 +55,6 @@ use crate::Gemm;
 use ahead::{AHEAD_BYTES, Ahead, Turn};
 pub(crate) use kernel::{Data, GemmScalar, Source};
 use kernel::{Kernel, Rows};
-pub(in crate::cpu) use pack::fetch;
-#[cfg(target_arch = "x86_64")]
-pub(in crate::cpu) use pack::fetch_ahead;
 use pack::{Coming, Lines, Side, Stretches};
 pub(crate) use packed::{Panels, gemm_packed};
 pub(in crate::cpu) use panels::{Left, Micro, Operand};
@@ -71,9 +69,6 @@ pub(crate) use wide::Wide;
 /// Bytes of the broadcast operand that a thread goes through at a time: what stays in a second-level cache beside the
 /// panel of the other, about.
 const ROWS_BYTES: usize = 1 << 20;
-
-/// Bytes of a C that nobody finds in a cache when it is done.
-const AWAY: usize = 8 << 20;
 
 /// Whether this machine multiplies bf16 sooner than f32.
 pub(in crate::cpu) fn multiplies_bf16() -> bool {
@@ -179,6 +174,8 @@ struct Product<'a, R, C> {
     c: &'a mut [C],
     /// Columns of C.
     pitch: usize,
+    /// Whether all of the call's results are more than caches hold.
+    large: bool,
 }
 
 impl<'a, R: Real, C: Stored<Real = R>> Product<'a, R, C> {
@@ -188,7 +185,7 @@ impl<'a, R: Real, C: Stored<Real = R>> Product<'a, R, C> {
         assert_eq!(rows.steps(), lanes.steps(), "inner size of a product");
         assert_eq!((rows.lanes(), lanes.lanes()), (c.rows, c.cols), "shape of a product");
         let size = Size { m: c.rows, n: c.cols, k: rows.steps(), packing: [0.0; 2], putting: 0.0 };
-        Product { size, rows, lanes, turned: false, c: c.data, pitch: c.cols }
+        Product { size, rows, lanes, turned: false, c: c.data, pitch: c.cols, large: false }
     }
 
     /// Chooses the cheaper way round, if there are two.
@@ -267,6 +264,8 @@ fn run<T: GemmScalar, C: Target<T>>(
     if !accumulate {
         products.iter_mut().filter(|p| p.size.k == 0).for_each(|p| p.c.fill(C::zeroed()));
     }
+    let large = away(products.iter().map(|p| size_of_val(p.c)).sum());
+    products.iter_mut().for_each(|p| p.large = large);
     let sizes: Vec<Size> = products.iter().map(|p| p.size).collect();
     let steps = sizes.iter().map(|size| size.k).max().unwrap_or(0).clamp(1, T::BLOCK);
     let most_rows = (ROWS_BYTES / size_of::<T>() / steps).next_multiple_of(kernel.rows()) - kernel.rows();
@@ -346,7 +345,7 @@ unsafe fn compute<T: GemmScalar, C: Target<T>>(
     ahead: Option<Ahead<T>>,
 ) {
     let ([mr, nr], k, panel) = (kernel.size, p.size.k, Micro::<T>::panel);
-    let sums = Sums::new(kernel, accumulate, &p.size, p.turned, c, p.pitch, height.len());
+    let sums = Sums::new(kernel, accumulate, p.size.k, p.large, p.turned, c, p.pitch, height.len());
     let (panels, packed) = (sums.panels, !p.in_place(kernel));
     let a_size = if packed { panels * panel(mr, k.min(T::BLOCK)) } else { 0 };
     let b_size = if ahead.is_none() { panel(nr, sums.stretch.min(k)) } else { 0 };
@@ -423,19 +422,19 @@ struct Sums<'a, T: GemmScalar, B: GemmScalar<Real = T::Real>, C> {
 }
 
 impl<'a, T: GemmScalar, B: GemmScalar<Real = T::Real>, C: Target<T>> Sums<'a, T, B, C> {
-    /// Of `rows` rows of a product of that size.
+    /// Of `rows` rows of a product of `k` steps, one of a call with large results or not.
     fn new(
         kernel: &'a Kernel<T, B>,
         accumulate: bool,
-        size: &Size,
+        k: usize,
+        large: bool,
         turned: bool,
         c: *mut C,
         pitch: usize,
         rows: usize,
     ) -> Self {
-        let (k, block) = (size.k, T::BLOCK);
+        let block = T::BLOCK;
         let (stretch, waiting) = (block.min(kernel.stretch), !C::EXACT && k > block);
-        let large = size.m * size.n * size_of::<C>() >= AWAY;
         let away = large && kernel.away.is_some() && !accumulate && !turned && (waiting || k <= block);
         let (panels, stretches) = (rows.div_ceil(kernel.rows()), k.min(block) > stretch);
         Sums { kernel, accumulate, k, c, pitch, turned, panels, stretch, stretches, waiting, away }
@@ -520,13 +519,8 @@ impl<'a, T: GemmScalar, B: GemmScalar<Real = T::Real>, C: Target<T>> Sums<'a, T,
 
     /// Lets whoever takes the rectangle over see what was written past the caches.
     fn finish(self) {
-        #[cfg(target_arch = "x86_64")]
         if self.away {
-            // SAFETY: every x86-64 processor has it.
-            #[allow(unused_unsafe, reason = "safe in newer compilers")]
-            unsafe {
-                std::arch::x86_64::_mm_sfence()
-            }
+            fence();
         }
     }
 }

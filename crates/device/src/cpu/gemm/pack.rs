@@ -6,6 +6,7 @@
 //! lane adjacent, which is a transposition. An operand of the type's other type is converted on the way.
 
 use super::kernel::{Data, GemmScalar, Rows};
+use crate::cpu::lines::fetch;
 use half::bf16;
 use std::ops::Range;
 
@@ -57,32 +58,6 @@ impl<R> Side<'_, R> {
     pub fn steps(&self) -> usize {
         if self.lanes_adjacent { self.rows } else { self.pitch }
     }
-}
-
-/// Asks for one cache line to be brought into the second cache.
-#[inline(always)]
-pub(in crate::cpu) fn fetch<T>(address: *const T) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch has no effect but on the caches, whatever the address.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T1>(address.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
-}
-
-/// Asks for what follows a cache line in a stretch of memory that is read once, from the first byte to the last.
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-pub(in crate::cpu) fn fetch_ahead<T>(line: *const T) {
-    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-    /// Bytes ahead for the second cache, and for the first. A core can wait for few lines at a time in its first cache, and for
-    /// more in its second.
-    const AHEAD: [usize; 2] = [8192, 2048];
-    fetch(line.wrapping_byte_add(AHEAD[0]));
-    // SAFETY: as above.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(line.wrapping_byte_add(AHEAD[1]).cast()) }
 }
 
 /// Stretches of memory of which all lines are needed: where the first one begins, how many there are, bytes of each, and bytes

@@ -15,6 +15,7 @@ use super::plan::{self, Size, Tile};
 use super::put::Target;
 use super::{Mat, MatMut, Micro, Out, ROWS_BYTES, Sums, pieces, with_buffers};
 use crate::cpu::bands::bands;
+use crate::cpu::lines::away;
 use crate::cpu::memory::{Block, Memory};
 use crate::cpu::pool::Pool;
 use crate::cpu::real::To;
@@ -178,8 +179,8 @@ unsafe fn compute<T: GemmScalar, B: Source<Real = T::Real>, C: Target<T>>(
         }
         _ => p.a.rows_in_place(first, steps),
     };
-    let size = Size { m: p.a.rows, n, k, packing: [0.0; 2], putting: 0.0 };
-    let mut sums = Sums::new(kernel, accumulate, &size, false, c, n, tile.rows.len());
+    let large = away(p.a.rows * n * size_of::<C>());
+    let mut sums = Sums::new(kernel, accumulate, k, large, false, c, n, tile.rows.len());
     if sums.panels == 1 {
         // Nobody else meets a stretch while it lies in the first cache.
         (sums.stretch, sums.stretches) = (T::BLOCK, false);

@@ -74,6 +74,11 @@ impl<T: GemmScalar> Micro<T> {
         !self.0.rows_adjacent
     }
 
+    /// Whether [`Micro::put_turned`] can write sums as they are past the caches.
+    pub fn streams(&self) -> bool {
+        self.0.away.is_some()
+    }
+
     /// Elements of a panel of `lanes` lanes and `steps` steps: whole groups of [`GemmScalar::GROUP`] steps.
     pub fn panel(lanes: usize, steps: usize) -> usize {
         lanes * steps.next_multiple_of(T::GROUP)
@@ -137,13 +142,21 @@ impl<T: GemmScalar> Micro<T> {
         }
     }
 
-    /// Writes sums `[m, n]`, whose rows are [`Micro::cols`] apart, to C as `[n, m]`, rounded if C is.
+    /// Writes sums `[m, n]`, whose rows are [`Micro::cols`] apart, to C as `[n, m]`, rounded if C is. With `away`, past the caches
+    /// if the kernel can: threads that read C must then be handed it behind a fence.
     ///
     /// # Safety
     /// `n` rows of `m` elements of C, `pitch` apart, may be written.
-    pub unsafe fn put_turned<C: Target<T>>(&self, sums: &[T::Real], [m, n]: [usize; 2], c: *mut C, pitch: usize) {
+    pub unsafe fn put_turned<C: Target<T>>(
+        &self,
+        sums: &[T::Real],
+        [m, n]: [usize; 2],
+        c: *mut C,
+        pitch: usize,
+        away: bool,
+    ) {
         assert!(n <= self.cols() && sums.len() >= m * self.cols());
         // SAFETY: so many sums there are, for C the caller answers, and a kernel is only handed out where it is supported.
-        unsafe { C::put(self.0, false)(sums.as_ptr(), [m, n], true, c, pitch, false) }
+        unsafe { C::put(self.0, away)(sums.as_ptr(), [m, n], true, c, pitch, false) }
     }
 }

@@ -78,6 +78,11 @@ mod wide {
         /// # Safety
         /// The masked elements may be written.
         unsafe fn store(mask: __mmask16, to: *mut Self, x: __m512);
+        /// As [`Lanes::store`] of all of them, past the caches if they are a line.
+        ///
+        /// # Safety
+        /// They may be written.
+        unsafe fn stream(to: *mut Self, x: __m512);
     }
 
     impl Lanes for f32 {
@@ -92,6 +97,12 @@ mod wide {
         unsafe fn store(mask: __mmask16, to: *mut f32, x: __m512) {
             // SAFETY: the caller's promise.
             unsafe { _mm512_mask_storeu_ps(to, mask, x) }
+        }
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+        unsafe fn stream(to: *mut f32, x: __m512) {
+            // SAFETY: the caller's promise; what is streamed is a line.
+            unsafe { if to.addr().is_multiple_of(64) { _mm512_stream_ps(to, x) } else { _mm512_storeu_ps(to, x) } }
         }
     }
 
@@ -110,6 +121,12 @@ mod wide {
             // SAFETY: the caller's promise.
             unsafe { _mm256_mask_storeu_epi16(to.cast(), mask, halves) }
         }
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+        unsafe fn stream(to: *mut bf16, x: __m512) {
+            // SAFETY: the caller's promise.
+            unsafe { bf16::store(!0, to, x) }
+        }
     }
 
     /// As `bf16::narrow`, in the upper half of each element.
@@ -127,6 +144,21 @@ mod wide {
     #[inline]
     #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
     pub(in super::super) unsafe fn put<C: Lanes, const N: usize>(
+        sums: *const f32,
+        size: [usize; 2],
+        turned: bool,
+        c: *mut C,
+        pitch: usize,
+        accumulate: bool,
+    ) {
+        // SAFETY: passed on from the caller.
+        unsafe { put_lanes::<C, N, false>(sums, size, turned, c, pitch, accumulate) }
+    }
+
+    /// As [`put`]; with `AWAY` past the caches, where 16 of C are a line.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
+    unsafe fn put_lanes<C: Lanes, const N: usize, const AWAY: bool>(
         sums: *const f32,
         [rows, cols]: [usize; 2],
         turned: bool,
@@ -153,6 +185,10 @@ mod wide {
                     let to = c.wrapping_add(i * pitch);
                     // SAFETY: the caller owns these elements of C; the others are masked.
                     unsafe {
+                        if AWAY && !accumulate && width == !0 {
+                            C::stream(to, row);
+                            continue;
+                        }
                         let old = C::load(width & all(accumulate), to);
                         C::store(width, to, _mm512_mask_add_ps(row, all(accumulate), old, row));
                     }
@@ -190,7 +226,7 @@ mod wide {
         }
     }
 
-    /// As [`put`], past the caches where rows of sums become whole lines of C.
+    /// As [`put`], past the caches.
     #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
     pub(in super::super) unsafe fn put_away<const N: usize>(
         sums: *const f32,
@@ -204,7 +240,7 @@ mod wide {
         // SAFETY: passed on from the caller; whole rows of sums, to whole lines.
         unsafe {
             if turned || accumulate || cols < N || !lines(c, pitch) {
-                return put::<f32, N>(sums, [rows, cols], turned, c, pitch, accumulate);
+                return put_lanes::<f32, N, true>(sums, [rows, cols], turned, c, pitch, accumulate);
             }
             for row in 0..rows {
                 transpose::stream(sums.wrapping_add(row * N), c.wrapping_add(row * pitch));

@@ -79,11 +79,12 @@ impl GemmScalar for Thirds {
 mod amx {
     use super::super::amx::{Aligned, COLS, ROWS, SHAPES, TILE, supported as has_unit};
     use super::super::kernel::{Kernel, Rows, check_panel};
-    use super::super::pack::{self, Coming, Side};
+    use super::super::pack::{Coming, Side};
     use super::super::put::{self, Lanes};
     use super::super::transpose::{interleave, mask, narrows, round, transpose};
     use super::super::{Data, pieces};
     use super::{GROUP, Thirds};
+    use crate::cpu::lines::fetch;
     use half::bf16;
     use std::arch::asm;
     use std::arch::x86_64::*;
@@ -327,7 +328,7 @@ mod amx {
                         // SAFETY: steps of a lane, both below their ends, or none.
                         *row = unsafe { load(from, part.len().saturating_sub(16 * half)) };
                         if side.ahead > 0 {
-                            pack::fetch(from.wrapping_add(side.ahead));
+                            fetch(from.wrapping_add(side.ahead));
                         }
                     }
                     for (pair, steps) in pairs.iter_mut().zip(transpose(block).as_chunks().0) {

@@ -4,13 +4,14 @@
 //! takes 64 shuffles for 256 groups, a fraction of the time that reading it from memory takes.
 
 use super::kernel::{Data, GemmScalar};
-use super::pack::{self, Side};
+use super::pack::Side;
 use super::put;
+use crate::cpu::lines::fetch;
 use half::bf16;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-/// As [`pack::pack`].
+/// As [`super::pack::pack`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
 pub(super) fn pack<T: GemmScalar<Real = f32>, const W: usize, const G: usize>(
@@ -81,7 +82,7 @@ fn blocks<T: GemmScalar, X, const W: usize, const G: usize>(
                 // SAFETY: a row of the operand below `lanes.end`, and `count` steps of it, all below `steps.end`.
                 *row = unsafe { load(from.wrapping_add(i * side.pitch), count) };
                 if side.ahead > 0 {
-                    pack::fetch(from.wrapping_add(i * side.pitch + side.ahead));
+                    fetch(from.wrapping_add(i * side.pitch + side.ahead));
                 }
             }
             let groups = count.div_ceil(G);

@@ -7,7 +7,8 @@
 //! below 2⁻¹²⁶: the instruction takes them as zero and writes them as zero.)
 
 pub(super) use super::amx as bf16_amx;
-use super::{GemmScalar, Wide, fetch_ahead};
+use super::{GemmScalar, Wide};
+use crate::cpu::lines::fetch_ahead;
 use crate::cpu::real::Stored;
 use half::bf16;
 use std::arch::x86_64::*;

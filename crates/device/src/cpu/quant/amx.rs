@@ -14,7 +14,7 @@ use super::kernel::Lanes;
 use super::pack::{GROUPS, LANES, Layout, SCALES};
 use super::rows::RowBlock;
 use super::x86::{INT4_MIN, INT8, dispatch, each, vnni};
-use crate::cpu::gemm::fetch_ahead;
+use crate::cpu::lines::fetch_ahead;
 use crate::cpu::tiles::{self, Shapes};
 use std::arch::asm;
 use std::arch::x86_64::*;

@@ -15,7 +15,7 @@ use super::format::QuantKind;
 use super::kernel::Lanes;
 use super::pack::{GROUPS, HEAD, LANES, Layout, SCALES};
 use super::rows::RowBlock;
-use crate::cpu::gemm::fetch_ahead;
+use crate::cpu::lines::fetch_ahead;
 use std::arch::x86_64::*;
 
 pub(super) const INT8: u8 = 0;
