@@ -197,7 +197,7 @@ fn compute<'a, A: Number>(call: &Call<'a, A>, task: &Task, to: &To<A>) {
 /// Writes a head's gradient of queries, or what this chunk adds to it.
 fn put_queries<A: Number>(call: &Call<A>, task: &Task, h: usize, dq: &[A::Real], to: &To<A>) {
     let (width, dim, wide) = (call.heads.width(), call.heads.dim, call.heads.q * call.heads.dim);
-    let (factor, mut made) = (A::Real::of(call.scale), vec![A::zeroed(); dim]);
+    let (factor, mut made) = (A::Real::of(call.scale), vec![A::zeroed(); if to.away { dim } else { 0 }]);
     for (i, dq) in dq.chunks_exact(dim).enumerate() {
         let row = task.keys.start + i;
         if let Some(at) = task.aside {

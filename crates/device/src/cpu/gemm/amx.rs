@@ -168,7 +168,7 @@ unsafe fn tile<const CHAINED: bool>(
     accumulate: bool,
     coming: Coming,
 ) {
-    coming.fetch_from(0);
+    coming.fetch(usize::MAX);
     debug_assert_eq!(a.group, 2, "rows whose steps lie together");
     // Written before it is read, and not before that: clearing it would take as long as a tenth of a short product.
     let mut sums = Aligned(MaybeUninit::<[f32; ROWS * COLS]>::uninit());

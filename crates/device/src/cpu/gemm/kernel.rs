@@ -360,7 +360,7 @@ unsafe fn portable<T: GemmScalar, const N: usize, const G: usize>(
     accumulate: bool,
     coming: Coming,
 ) {
-    coming.fetch_from(0);
+    coming.fetch(usize::MAX);
     // SAFETY: the caller passes a packed panel of this many steps.
     let b = unsafe { std::slice::from_raw_parts(b.cast::<[[T; G]; N]>(), steps.div_ceil(G)) };
     let mut sums = [[T::Real::ZERO; N]; PORTABLE_ROWS];

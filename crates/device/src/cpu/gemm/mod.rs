@@ -8,7 +8,8 @@
 //! met with each of A's by a micro-kernel that keeps a small tile of C in registers ([`kernel`]). A panel of B is used
 //! while it is hot and then forgotten, so that a product with a single row (decoding) reads its weights once, near the speed
 //! of memory. Only where several rectangles need the same columns, and that would take longer, do all threads pack these
-//! columns once before ([`ahead`]).
+//! columns once before ([`ahead`]). Few columns, such as the tokens of a small expert turned, all stay in the second cache, and the
+//! weights pass by as rows where they are ([`pass`]).
 //!
 //! A matrix unit outruns the caches, so for it a panel of B is shorter than a block: a stretch of steps that lies in the first
 //! cache meets all rows, whose sums wait in the second, and then the next stretch does. Its rows of A are packed even where
@@ -69,6 +70,8 @@ pub(crate) use wide::Wide;
 /// Bytes of the broadcast operand that a thread goes through at a time: what stays in a second-level cache beside the
 /// panel of the other, about.
 const ROWS_BYTES: usize = 1 << 20;
+/// Bytes of columns that stay there while rows pass through.
+const COLUMNS_BYTES: usize = 1 << 19;
 
 /// Whether this machine multiplies bf16 sooner than f32.
 pub(in crate::cpu) fn multiplies_bf16() -> bool {
@@ -162,6 +165,21 @@ pub(crate) fn gemm_bands_outer<T: GemmScalar, C: Target<T>>(
     multiply(pool, T::kernel(), g.accumulate, &mut products.collect::<Vec<_>>());
 }
 
+/// What the products of a call have in common.
+#[derive(Clone, Copy)]
+struct Call {
+    accumulate: bool,
+    /// Whether results go past the caches where they lie as tiles do: all together are more than caches hold.
+    away: bool,
+}
+
+impl Call {
+    /// One with results of so many bytes.
+    fn new(accumulate: bool, bytes: usize) -> Self {
+        Call { accumulate, away: !accumulate && away(bytes) }
+    }
+}
+
 /// One product of a call: `C (+)= op(A) · op(B)`, and how it is computed.
 struct Product<'a, R, C> {
     size: Size,
@@ -174,8 +192,6 @@ struct Product<'a, R, C> {
     c: &'a mut [C],
     /// Columns of C.
     pitch: usize,
-    /// Whether all of the call's results are more than caches hold.
-    large: bool,
 }
 
 impl<'a, R: Real, C: Stored<Real = R>> Product<'a, R, C> {
@@ -185,20 +201,20 @@ impl<'a, R: Real, C: Stored<Real = R>> Product<'a, R, C> {
         assert_eq!(rows.steps(), lanes.steps(), "inner size of a product");
         assert_eq!((rows.lanes(), lanes.lanes()), (c.rows, c.cols), "shape of a product");
         let size = Size { m: c.rows, n: c.cols, k: rows.steps(), packing: [0.0; 2], putting: 0.0 };
-        Product { size, rows, lanes, turned: false, c: c.data, pitch: c.cols, large: false }
+        Product { size, rows, lanes, turned: false, c: c.data, pitch: c.cols }
     }
 
     /// Chooses the cheaper way round, if there are two.
-    fn plan<T: GemmScalar<Real = R>>(&mut self, kernel: &Kernel<T>)
+    fn plan<T: GemmScalar<Real = R>>(&mut self, kernel: &Kernel<T>, call: Call)
     where
         C: Target<T>,
     {
-        self.estimate(kernel);
+        self.estimate(kernel, call);
         if T::TURNS {
             let straight = self.size.cost(kernel.lanes());
-            self.turn(kernel);
+            self.turn(kernel, call);
             if self.size.cost(kernel.lanes()) >= straight {
-                self.turn(kernel);
+                self.turn(kernel, call);
             }
         }
         let few = self.size.m <= 2 * kernel.rows();
@@ -206,14 +222,14 @@ impl<'a, R: Real, C: Stored<Real = R>> Product<'a, R, C> {
     }
 
     /// Exchanges the roles of the operands.
-    fn turn<T: GemmScalar<Real = R>>(&mut self, kernel: &Kernel<T>)
+    fn turn<T: GemmScalar<Real = R>>(&mut self, kernel: &Kernel<T>, call: Call)
     where
         C: Target<T>,
     {
         std::mem::swap(&mut self.rows, &mut self.lanes);
         std::mem::swap(&mut self.size.m, &mut self.size.n);
         self.turned = !self.turned;
-        self.estimate(kernel);
+        self.estimate(kernel, call);
     }
 
     /// Whether rows are read where they are. A matrix unit reads them so fast that they are worth packing unless they meet
@@ -224,7 +240,7 @@ impl<'a, R: Real, C: Stored<Real = R>> Product<'a, R, C> {
     }
 
     /// What there is to do beside multiplying.
-    fn estimate<T: GemmScalar<Real = R>>(&mut self, kernel: &Kernel<T>)
+    fn estimate<T: GemmScalar<Real = R>>(&mut self, kernel: &Kernel<T>, call: Call)
     where
         C: Target<T>,
     {
@@ -236,6 +252,9 @@ impl<'a, R: Real, C: Stored<Real = R>> Product<'a, R, C> {
         let packing = |side: &Side<R>| beside(plan::PACKING) * if side.lanes_adjacent { pair } else { 1.0 };
         self.size.packing = [if in_place { 0.0 } else { packing(&self.rows) }, packing(&self.lanes)];
         self.size.putting = if self.turned || !C::EXACT { beside(plan::PUTTING) * blocks as f64 * pair } else { 0.0 };
+        if self.turned && call.away && kernel.away.is_some() {
+            self.size.putting += beside(plan::THROUGH) * size_of::<C>() as f64;
+        }
     }
 }
 
@@ -250,35 +269,29 @@ fn multiply<T: GemmScalar, C: Target<T>>(
     accumulate: bool,
     products: &mut [Product<T::Real, C>],
 ) {
-    products.iter_mut().for_each(|p| p.plan(kernel));
-    run(pool, kernel, accumulate, products);
+    let call = Call::new(accumulate, products.iter().map(|p| size_of_val(p.c)).sum());
+    products.iter_mut().for_each(|p| p.plan(kernel, call));
+    run(pool, kernel, call, products);
 }
 
 /// All products of a call in one hand-off.
-fn run<T: GemmScalar, C: Target<T>>(
-    pool: &Pool,
-    kernel: &Kernel<T>,
-    accumulate: bool,
-    products: &mut [Product<T::Real, C>],
-) {
-    if !accumulate {
+fn run<T: GemmScalar, C: Target<T>>(pool: &Pool, kernel: &Kernel<T>, call: Call, products: &mut [Product<T::Real, C>]) {
+    if !call.accumulate {
         products.iter_mut().filter(|p| p.size.k == 0).for_each(|p| p.c.fill(C::zeroed()));
     }
-    let large = away(products.iter().map(|p| size_of_val(p.c)).sum());
-    products.iter_mut().for_each(|p| p.large = large);
     let sizes: Vec<Size> = products.iter().map(|p| p.size).collect();
     let steps = sizes.iter().map(|size| size.k).max().unwrap_or(0).clamp(1, T::BLOCK);
     let most_rows = (ROWS_BYTES / size_of::<T>() / steps).next_multiple_of(kernel.rows()) - kernel.rows();
     let cut = |sizes: &[Size], ahead| plan::tiles(sizes, kernel.size, most_rows, pool.threads(), ahead);
     let turns = ahead::turns(kernel, products, cut(&sizes, false), |sizes| cut(sizes, true), AHEAD_BYTES);
-    take(pool, kernel, accumulate, products, &turns);
+    take(pool, kernel, call, products, &turns);
 }
 
 /// The turns of a call, one after another.
 fn take<T: GemmScalar, C: Target<T>>(
     pool: &Pool,
     kernel: &Kernel<T>,
-    accumulate: bool,
+    call: Call,
     products: &mut [Product<T::Real, C>],
     turns: &[Turn],
 ) {
@@ -296,7 +309,7 @@ fn take<T: GemmScalar, C: Target<T>>(
             let ahead = columns.ahead(kernel, packed, tile.cols.start);
             // SAFETY: the tile lies within its product's C, of which `outs` holds the address, borrowed until we return, and
             // it is disjoint from all others of this turn.
-            unsafe { compute(kernel, accumulate, p, c, part, ahead) }
+            unsafe { compute(kernel, call, p, c, part, ahead) }
         });
     }
 }
@@ -338,15 +351,20 @@ fn with_buffers<T: GemmScalar>([n, m, sums]: [usize; 3], f: impl FnOnce(&mut [T]
 /// `c` is the address of the product's C, `height` and `width` lie within it, and nobody else touches these elements meanwhile.
 unsafe fn compute<T: GemmScalar, C: Target<T>>(
     kernel: &Kernel<T>,
-    accumulate: bool,
+    call: Call,
     p: &Product<T::Real, C>,
     c: *mut C,
     [height, width, steps]: [Range<usize>; 3],
     ahead: Option<Ahead<T>>,
 ) {
     let ([mr, nr], k, panel) = (kernel.size, p.size.k, Micro::<T>::panel);
-    let sums = Sums::new(kernel, accumulate, p.size.k, p.large, p.turned, c, p.pitch, height.len());
+    let sums = Sums::new(kernel, call, p.size.k, p.turned, c, p.pitch, height.len());
     let (panels, packed) = (sums.panels, !p.in_place(kernel));
+    let columns = width.len().div_ceil(nr) * panel(nr, k.min(T::BLOCK)) * size_of::<T>();
+    if !packed && kernel.rows_adjacent && !sums.stretches && ahead.is_none() && columns <= COLUMNS_BYTES {
+        // SAFETY: passed on from the caller.
+        return unsafe { pass(kernel, p, sums, [height, width, steps]) };
+    }
     let a_size = if packed { panels * panel(mr, k.min(T::BLOCK)) } else { 0 };
     let b_size = if ahead.is_none() { panel(nr, sums.stretch.min(k)) } else { 0 };
     let sizes = [b_size, a_size, sums.len(width.len().div_ceil(nr))];
@@ -398,6 +416,39 @@ unsafe fn compute<T: GemmScalar, C: Target<T>>(
     sums.finish();
 }
 
+/// [`compute`] with few columns and rows that are read where they are: all columns stay in the second cache while rows come from
+/// memory, each once and evenly, beside the products of those before them.
+///
+/// # Safety
+/// As there.
+unsafe fn pass<T: GemmScalar, C: Target<T>>(
+    kernel: &Kernel<T>,
+    p: &Product<T::Real, C>,
+    sums: Sums<T, T, C>,
+    [height, width, steps]: [Range<usize>; 3],
+) {
+    let ([mr, nr], panel) = (kernel.size, Micro::<T>::panel);
+    let columns = width.len().div_ceil(nr);
+    let mut lines = Lines::default();
+    with_buffers::<T>([columns * panel(nr, p.size.k.min(T::BLOCK)), 0, sums.len(columns)], |panels, _, space| {
+        for steps in pieces(steps, T::BLOCK) {
+            let size = panel(nr, steps.len());
+            let panels = &mut panels[..columns * size];
+            kernel.pack_columns(&p.lanes, width.clone(), steps.clone(), panels);
+            for (i, rows) in pieces(height.clone(), mr).enumerate() {
+                let next = p.rows.stretches(rows.end..(rows.end + mr).min(height.end), steps.clone());
+                for (j, (cols, b)) in pieces(width.clone(), nr).zip(panels.chunks_exact(size)).enumerate() {
+                    let a = p.rows.rows_in_place(rows.start, &steps).expect("these are");
+                    let (part, coming) = ([rows.clone(), cols, steps.clone()], lines.part(&next, j, columns));
+                    // SAFETY: the part lies within the rectangle, hence within C.
+                    unsafe { sums.add([i, j], part, a, b, space, coming) };
+                }
+            }
+        }
+    });
+    sums.finish();
+}
+
 /// Where the sums of a rectangle of C go. Those of a panel of columns wait where they are not complete after one stretch of
 /// steps, or not of C's type, or do not lie as C does; those that must be rounded once, but are not complete after one
 /// block, wait once more.
@@ -422,22 +473,13 @@ struct Sums<'a, T: GemmScalar, B: GemmScalar<Real = T::Real>, C> {
 }
 
 impl<'a, T: GemmScalar, B: GemmScalar<Real = T::Real>, C: Target<T>> Sums<'a, T, B, C> {
-    /// Of `rows` rows of a product of `k` steps, one of a call with large results or not.
-    fn new(
-        kernel: &'a Kernel<T, B>,
-        accumulate: bool,
-        k: usize,
-        large: bool,
-        turned: bool,
-        c: *mut C,
-        pitch: usize,
-        rows: usize,
-    ) -> Self {
+    /// Of `rows` rows of a product of `k` steps.
+    fn new(kernel: &'a Kernel<T, B>, call: Call, k: usize, turned: bool, c: *mut C, pitch: usize, rows: usize) -> Self {
         let block = T::BLOCK;
         let (stretch, waiting) = (block.min(kernel.stretch), !C::EXACT && k > block);
-        let away = large && kernel.away.is_some() && !accumulate && !turned && (waiting || k <= block);
+        let away = call.away && kernel.away.is_some() && !turned && (waiting || k <= block);
         let (panels, stretches) = (rows.div_ceil(kernel.rows()), k.min(block) > stretch);
-        Sums { kernel, accumulate, k, c, pitch, turned, panels, stretch, stretches, waiting, away }
+        Sums { kernel, accumulate: call.accumulate, k, c, pitch, turned, panels, stretch, stretches, waiting, away }
     }
 
     /// Sums of one tile.

@@ -111,7 +111,7 @@ impl Lines {
     }
 }
 
-/// Cache lines to be brought into the second cache beside a product, one at a time: many at once wait for one another, and
+/// Cache lines to be brought into the second cache beside a product, a few at a time: many at once wait for one another, and
 /// the product for them.
 #[derive(Clone, Copy)]
 pub(super) struct Coming<'a> {
@@ -122,18 +122,16 @@ pub(super) struct Coming<'a> {
 impl Coming<'_> {
     pub const NONE: Self = Coming { first: std::ptr::null(), offsets: &[] };
 
-    /// Asks for line `i`, if there is one.
+    /// Asks for so many of them, and returns the others.
     #[inline(always)]
-    pub fn fetch(&self, i: usize) {
-        if let Some(&offset) = self.offsets.get(i) {
-            fetch(self.first.wrapping_add(offset));
-        }
+    pub fn fetch(self, count: usize) -> Self {
+        let (now, offsets) = self.offsets.split_at(count.min(self.offsets.len()));
+        now.iter().for_each(|&offset| fetch(self.first.wrapping_add(offset)));
+        Coming { offsets, ..self }
     }
 
-    /// Asks for the lines from `i` on.
-    #[inline(always)]
-    pub fn fetch_from(&self, i: usize) {
-        self.offsets.iter().skip(i).for_each(|&offset| fetch(self.first.wrapping_add(offset)));
+    pub fn len(&self) -> usize {
+        self.offsets.len()
     }
 }
 

@@ -13,9 +13,8 @@ use super::kernel::{GemmScalar, Kernel, Rows, Source};
 use super::pack::{Coming, Side};
 use super::plan::{self, Size, Tile};
 use super::put::Target;
-use super::{Mat, MatMut, Micro, Out, ROWS_BYTES, Sums, pieces, with_buffers};
+use super::{Call, Mat, MatMut, Micro, Out, ROWS_BYTES, Sums, pieces, with_buffers};
 use crate::cpu::bands::bands;
-use crate::cpu::lines::away;
 use crate::cpu::memory::{Block, Memory};
 use crate::cpu::pool::Pool;
 use crate::cpu::real::To;
@@ -119,6 +118,7 @@ pub(crate) fn gemm_packed<T: Source, C: Target<T> + Target<T::Tall>>(
     let kernel = T::kernel();
     assert_eq!(bands.len(), w.len(), "one W for every band");
     assert_eq!(a.rows, c.rows, "rows of A and C");
+    let n = c.cols;
     let (mut products, mut sizes, mut outs, mut rest, mut at) = (vec![], vec![], vec![], c, 0);
     for (band, w) in bands.iter().zip(w) {
         assert_eq!((band.start, w.shape), (at, [rest.cols, a.cols]), "bands ascend and cover all rows; shape of W");
@@ -142,6 +142,7 @@ pub(crate) fn gemm_packed<T: Source, C: Target<T> + Target<T::Tall>>(
         outs.push(Out(own.data.as_mut_ptr()));
     }
     assert_eq!(at, a.rows, "bands cover all rows");
+    let call = Call::new(accumulate, a.rows * n * size_of::<C>());
     let tall = T::tall().filter(|_| a.cols.is_multiple_of(T::GROUP));
     let (mr, step) = tall.map_or((kernel.rows(), size_of::<T>()), |tall| (tall.rows(), size_of::<T::Tall>()));
     let most = ROWS_BYTES / step / a.cols.max(1) / mr * mr;
@@ -153,8 +154,8 @@ pub(crate) fn gemm_packed<T: Source, C: Target<T> + Target<T::Tall>>(
         // it is disjoint from all others.
         unsafe {
             match tall {
-                Some(tall) if tile.rows.len() > SHORT => compute(tall, accumulate, p, c, tile),
-                _ => compute(kernel, accumulate, p, c, tile),
+                Some(tall) if tile.rows.len() > SHORT => compute(tall, call, p, c, tile),
+                _ => compute(kernel, call, p, c, tile),
             }
         }
     });
@@ -166,7 +167,7 @@ pub(crate) fn gemm_packed<T: Source, C: Target<T> + Target<T::Tall>>(
 /// `c` is the address of the product's C, `tile` lies within it, and nobody else touches these elements meanwhile.
 unsafe fn compute<T: GemmScalar, B: Source<Real = T::Real>, C: Target<T>>(
     kernel: &Kernel<T, B>,
-    accumulate: bool,
+    call: Call,
     p: &Product<B>,
     c: *mut C,
     tile: &Tile,
@@ -179,8 +180,7 @@ unsafe fn compute<T: GemmScalar, B: Source<Real = T::Real>, C: Target<T>>(
         }
         _ => p.a.rows_in_place(first, steps),
     };
-    let large = away(p.a.rows * n * size_of::<C>());
-    let mut sums = Sums::new(kernel, accumulate, k, large, false, c, n, tile.rows.len());
+    let mut sums = Sums::new(kernel, call, k, false, c, n, tile.rows.len());
     if sums.panels == 1 {
         // Nobody else meets a stretch while it lies in the first cache.
         (sums.stretch, sums.stretches) = (T::BLOCK, false);

@@ -16,6 +16,8 @@ use std::ops::{Range, RangeInclusive};
 pub(super) const PACKING: f64 = 8.0;
 /// As [`PACKING`].
 pub(super) const PUTTING: f64 = 8.0;
+/// As [`PACKING`], of a byte of C that goes through the caches and might have gone past them: memory reads it first.
+pub(super) const THROUGH: f64 = 6.0;
 /// Rectangles per thread, if the work is enough: of several products, of one, and of one whose columns are packed already.
 const SHARES: [f64; 3] = [8.0, 2.0, 4.0];
 /// Rows of a rectangle that keep a thread busy while columns that were packed before come from memory.

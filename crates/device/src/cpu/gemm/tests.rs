@@ -190,7 +190,8 @@ fn ahead<Y: Types>(
     }
     let mut c = before.to_vec();
     let mut product = Product::new(g, a.mat(), b.mat(), MatMut::new(&mut c, m, n));
-    product.estimate(kernel);
+    let call = Call::new(g.accumulate, 0);
+    product.estimate(kernel, call);
     let cut = |sizes: &[plan::Size]| plan::tiles(sizes, kernel.size, 2 * kernel.rows(), 2, true);
     let tiles = (0..40).map(|i| plan::Tile { product: 0, rows: i..i + 1, cols: 0..1 }).collect();
     let bytes = blocks * kernel.cols() * Y::T::BLOCK * size_of::<Y::T>();
@@ -201,7 +202,7 @@ fn ahead<Y: Types>(
         assert!(8 * m > n, "{}: not worth it with {m} × {n}, {k}", kernel.name);
         return None;
     }
-    take(&Pool::new(2), kernel, g.accumulate, &mut [product], &turns);
+    take(&Pool::new(2), kernel, call, &mut [product], &turns);
     Some(c)
 }
 
@@ -210,15 +211,16 @@ fn one_product<Y: Types>(g: Gemm, [m, n, k]: [usize; 3], seed: u64) {
     let a = Matrix::<Y::A>::random(seed, m, k, g.ta);
     let b = Matrix::<Y::B>::random(seed + 1, k, n, g.tb);
     let before: Vec<Y::C> = random(seed + 2, m * n);
+    let call = Call::new(g.accumulate, 0);
     for kernel in supported::<Y::T>() {
         let run = |threads, turn| {
             let mut c = before.clone();
             let mut product = Product::new(g, a.mat(), b.mat(), MatMut::new(&mut c, m, n));
-            product.plan::<Y::T>(kernel);
+            product.plan::<Y::T>(kernel, call);
             if turn {
-                product.turn(kernel);
+                product.turn(kernel, call);
             }
-            run(&Pool::new(threads), kernel, g.accumulate, &mut [product]);
+            run(&Pool::new(threads), kernel, call, &mut [product]);
             c
         };
         let first = run(1, false);
@@ -575,6 +577,28 @@ fn large_results_are_those_of_their_bands() {
     large::<f32, Thirds, f32>([1500, 1440, 40]);
     large::<f32, Thirds, f32>([1500, 1440, 600]);
     large::<f32, Thirds, bf16>([3000, 1440, 600]);
+}
+
+/// Results of all bands count together: each of these alone would stay in the caches.
+#[test]
+fn results_of_all_bands_count_together() {
+    let (size, [m, n]) = (size_of::<f32>(), [768, 600]);
+    assert!(m * n * size < AWAY && 6 * m * n * size >= AWAY);
+    outer_bands::<F32>(Gemm { accumulate: false, ..Gemm::TN_ACC }, &[5, 0, 9, 33, 1, 7], [m, n], 1);
+    let (lens, n) = ([1000, 0, 1300, 900], 704);
+    assert!(lens.iter().all(|rows| rows * n * size < AWAY) && lens.iter().sum::<usize>() * n * size >= AWAY);
+    bands::<F32>(Gemm::NT, &lens, [n, 40], 2);
+}
+
+/// Few columns, or rows when they are turned, met by many rows that are read where they are: with sums of one block and of several.
+#[test]
+fn rows_that_pass_few_columns_are_right() {
+    for [m, n, k] in [[1, 700, 96], [16, 1200, 512], [40, 520, 500], [66, 300, 1100], [300, 70, 700]] {
+        one_product::<F32>(Gemm::NT, [m, n, k], 3);
+        one_product::<F32>(Gemm { accumulate: true, ..Gemm::NT }, [m, n, k], 4);
+        one_product::<(f32, f32, f32, bf16)>(Gemm::NT, [m, n, k], 5);
+        bands::<F32>(Gemm::NT, &[m, 3, 0, m], [n, k], 6);
+    }
 }
 
 /// Three parts are the number, as long as the last one is not below the smallest that the unit knows.

@@ -121,7 +121,7 @@ mod amx {
         accumulate: bool,
         coming: Coming,
     ) {
-        coming.fetch_from(0);
+        coming.fetch(usize::MAX);
         debug_assert!(a.row == GROUP && (a.tiles || steps <= GROUP), "rows as this kernel packs them");
         let mut sums = Aligned(MaybeUninit::<[f32; ROWS * COLS]>::uninit());
         let direct = !accumulate && cols == COLS;

@@ -114,7 +114,7 @@ macro_rules! kernel {
                 c: *mut $sum,
                 pitch: usize,
                 accumulate: bool,
-                coming: Coming,
+                mut coming: Coming,
             ) {
                 // A panel that was packed just before lies in a cache, and mostly meets full tiles.
                 let from_memory = R < $rows || APART;
@@ -155,8 +155,9 @@ macro_rules! kernel {
                         _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(cols - 1).cast());
                     }
                     let groups = steps.div_ceil(PAIR);
-                    for i in 0..groups / AT_ONCE {
-                        coming.fetch(i);
+                    let at_once = coming.len().div_ceil((groups / AT_ONCE).max(1));
+                    for _ in 0..groups / AT_ONCE {
+                        coming = coming.fetch(at_once);
                         step!(0);
                         step!(1);
                         step!(2);
@@ -167,7 +168,7 @@ macro_rules! kernel {
                         step!(0);
                         advance!(1);
                     }
-                    coming.fetch_from(groups / AT_ONCE);
+                    coming.fetch(usize::MAX);
                     if cols == V * $lanes {
                         $(if $r <= R {
                             let c = c.add(($r - 1) * pitch);
