@@ -436,9 +436,9 @@ unsafe fn pass<T: GemmScalar, C: Target<T>>(
             let panels = &mut panels[..columns * size];
             kernel.pack_columns(&p.lanes, width.clone(), steps.clone(), panels);
             for (i, rows) in pieces(height.clone(), mr).enumerate() {
+                let a = p.rows.rows_in_place(rows.start, &steps).expect("these are");
                 let next = p.rows.stretches(rows.end..(rows.end + mr).min(height.end), steps.clone());
                 for (j, (cols, b)) in pieces(width.clone(), nr).zip(panels.chunks_exact(size)).enumerate() {
-                    let a = p.rows.rows_in_place(rows.start, &steps).expect("these are");
                     let (part, coming) = ([rows.clone(), cols, steps.clone()], lines.part(&next, j, columns));
                     // SAFETY: the part lies within the rectangle, hence within C.
                     unsafe { sums.add([i, j], part, a, b, space, coming) };
