@@ -1,7 +1,7 @@
 //! Speed of every kernel at the shapes of a training step, matrix products included.
 
 use crate::check::Random;
-use crate::{AdamW, Cpu, DType, Device, Gemm, Heads, Operand, Rotation, Routing, Score, Tensor};
+use crate::{AdamW, Cpu, DType, Device, Gemm, Heads, Nesterov, Operand, Rotation, Routing, Score, Tensor};
 use std::time::Instant;
 
 /// Sizes of a step, and the type of its operands.
@@ -402,8 +402,13 @@ impl Bench<'_> {
         self.time("adamw", s * 7 * n, n, 0, |cpu| {
             cpu.adamw(&step, g.view(), w.view_mut(), m.view_mut(), v.view_mut());
         });
+        let momentum = Nesterov { momentum: 0.95, step: 9, grad_scale: 1.0 };
         self.time("nesterov", s * 4 * n, n, 0, |cpu| {
-            assert!(cpu.nesterov(1.0, 0.95, g.view(), m.view_mut(), v.view_mut()) >= 0.0);
+            assert!(cpu.nesterov(&momentum, g.view(), m.view_mut(), v.view_mut()) >= 0.0);
+        });
+        let [mut m, mut v] = [0; 2].map(|_| Tensor::zeros(self.cpu, [n, 1], DType::Bf16));
+        self.time("adamw, moments in bf16", s * 5 * n, n, 0, |cpu| {
+            cpu.adamw(&step, g.view(), w.view_mut(), m.view_mut(), v.view_mut());
         });
     }
 }

@@ -147,9 +147,20 @@ pub struct AdamW {
     pub eps: f64,
     /// Decoupled weight decay: `w -= lr · weight_decay · w`.
     pub weight_decay: f64,
-    /// The step's number, from 1, for bias correction.
+    /// The step's number, from 1, for bias correction and for rounding moments.
     pub step: u64,
     /// The gradient is multiplied by this first (clipping, loss scale).
+    pub grad_scale: f64,
+}
+
+/// A step of Nesterov's momentum, everything but the state.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Nesterov {
+    /// Decay of the momentum.
+    pub momentum: f64,
+    /// The step's number, for rounding the momentum.
+    pub step: u64,
+    /// The gradient is multiplied by this first.
     pub grad_scale: f64,
 }
 
@@ -391,11 +402,17 @@ pub trait Device: Clone + Send + Sync + 'static {
     /// replaced by their gradient `scale · (softmax − onehot)`, 0 in ignored rows; without, they are left undefined.
     fn cross_entropy(&self, scale: Option<f64>, targets: &[u32], logits: ViewMut<Self>, losses: ViewMut<Self>);
 
-    /// Nesterov's momentum in one pass: `m = scale·g + momentum·m`, and `u = scale·g + momentum·m` of the new m, all S.
-    /// Returns the sum of squares of u, accumulated as in [`Device::sum_of_squares`].
-    fn nesterov(&self, scale: f64, momentum: f64, g: View<Self>, m: ViewMut<Self>, u: ViewMut<Self>) -> f64;
+    /// Nesterov's momentum in one pass: `m = grad_scale·g + momentum·m`, and `u = grad_scale·g + momentum·m` of the new m, all
+    /// S; m may be bf16, as in [`Device::adamw`]. Returns the sum of squares of u, accumulated as in
+    /// [`Device::sum_of_squares`].
+    fn nesterov(&self, a: &Nesterov, g: View<Self>, m: ViewMut<Self>, u: ViewMut<Self>) -> f64;
 
-    /// One AdamW step on a flat stretch: weights, first and second moment in place.
+    /// One AdamW step on a flat stretch: weights, first and second moment in place, all S.
+    ///
+    /// The moments may both be bf16. The step is that of S, and what is kept of the new moments is rounded stochastically: up
+    /// with the probability that makes the mean exact, so that what is too small for a unit in the last place adds up over
+    /// steps instead of being lost. The choice depends on the number, its weight (its gradient, for a momentum), the step and
+    /// which moment it is, and on nothing else, so it is the same wherever a parameter lies.
     fn adamw(&self, a: &AdamW, g: View<Self>, w: ViewMut<Self>, m: ViewMut<Self>, v: ViewMut<Self>);
 
     /// The dtype in which statistics of a computation in `dtype` are kept.

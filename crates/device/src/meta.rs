@@ -10,7 +10,9 @@
 //! balanced and the choices of a token differ.
 
 use crate::cpu::{block_bytes, packed_bytes};
-use crate::{AdamW, Coding, DType, Device, Fault, Gemm, Heads, Operand, Paged, Rotation, Routing, View, ViewMut};
+use crate::{
+    AdamW, Coding, DType, Device, Fault, Gemm, Heads, Nesterov, Operand, Paged, Rotation, Routing, View, ViewMut,
+};
 use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
@@ -310,7 +312,7 @@ impl Device for Meta {
 
     fn cross_entropy(&self, _: Option<f64>, _: &[u32], _: ViewMut<Self>, _: ViewMut<Self>) {}
 
-    fn nesterov(&self, _: f64, _: f64, g: View<Self>, m: ViewMut<Self>, u: ViewMut<Self>) -> f64 {
+    fn nesterov(&self, _: &Nesterov, g: View<Self>, m: ViewMut<Self>, u: ViewMut<Self>) -> f64 {
         assert_eq!((g.len(), g.len()), (m.len(), u.len()), "lengths of momentum");
         0.0
     }

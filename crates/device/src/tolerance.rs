@@ -93,6 +93,8 @@ pub const TABLE: &[Row] = &[
     row("adamw", DType::F32, 5e-7, 5e-7, "a root and a division; weights are of order one, so a step is rounded at U"),
     row("adamw", DType::F64, 1e-12, 1e-13, "the same formula in another order"),
     row("adamw", DType::Bf16, 4e-3, 5e-7, "the copy of the new weights: as in f32, then rounded once"),
+    row("moments", DType::F64, 1e-12, 1e-13, "as adamw's"),
+    row("moments", DType::Bf16, 7.9e-3, 0.0, "rounded up or down by chance: off by less than one unit, which is at most 2^-7 of it"),
 
     row("gradient", DType::F64, 1e-6, 0.0, "central differences of fourth order, step 1e-4: roundoff ~1e-11 of the loss"),
     row("mixed losses", DType::Bf16, 2e-2, 2e-2, "operands of 8 bits through a few layers: each activation off by up to 2^-8"),

@@ -7,7 +7,7 @@
 
 use crate::error::TrainError;
 use crate::optimizer::{Rates, largest_muon, moments};
-use crate::settings::{Recompute, TrainSettings};
+use crate::settings::{Moments, Recompute, TrainSettings};
 use crate::step::Learner;
 use wudao_comm::{Comm, Pending};
 use wudao_data::batch::{Batch, Segment};
@@ -98,10 +98,11 @@ pub fn estimate(
     operands: DType,
 ) -> Result<Estimate, TrainError> {
     let layout = Layout::new(config, Shard { rank: 0, size: ranks });
-    let size = Meta::statistics(operands).size() as u64;
+    let sums = Meta::statistics(operands);
+    let size = sums.size() as u64;
     let weights = layout.len() as u64 * size;
     let gradients = weights;
-    let optimizer = moments(&layout, settings) * size;
+    let optimizer = moments(&layout, settings) * settings.moments.kept(sums).size() as u64;
     let rope = (settings.seq_len * config.rotary_dim()) as u64 * size;
     let held = weights + gradients + optimizer + rope;
     let activations = rehearse(config, settings, ranks, operands)?.bytes.saturating_sub(held);
@@ -148,20 +149,30 @@ pub fn check(
     if now.total() <= available {
         return Ok(now);
     }
-    let of = |recompute: Recompute, micro_batch_size: usize| {
-        let s = TrainSettings { recompute, micro_batch_size, ..settings.clone() };
+    let of = |recompute: Recompute, moments: Moments, micro_batch_size: usize| {
+        let s = TrainSettings { recompute, moments, micro_batch_size, ..settings.clone() };
         estimate(config, &s, ranks, operands).map(|e| e.total())
     };
     let mut advice = vec![];
-    let (kept, rows) = (settings.recompute, settings.micro_batch_size);
+    let (kept, moments, rows) = (settings.recompute, settings.moments, settings.micro_batch_size);
+    const BLOCK: &str = "recompute = \"block\"";
+    const NARROW: &str = "moments = \"bf16\"";
     if kept == Recompute::None {
-        advice.push(("recompute = \"block\"".to_owned(), of(Recompute::Block, rows)?));
+        advice.push((BLOCK.to_owned(), of(Recompute::Block, moments, rows)?));
     }
-    // The largest number of rows that fits, with as much recomputation as it takes.
+    if moments == Moments::F32 {
+        advice.push((NARROW.to_owned(), of(kept, Moments::Bf16, rows)?));
+    }
+    // The largest number of rows that fits, with as much recomputation as it takes, then with narrow moments.
     let fewer: Vec<usize> = (1..rows).rev().filter(|n| rows.is_multiple_of(*n)).collect();
-    'search: for (recompute, prefix) in [(kept, ""), (Recompute::Block, "recompute = \"block\" and ")] {
+    let changes = [
+        (kept, moments, String::new()),
+        (Recompute::Block, moments, format!("{BLOCK} and ")),
+        (Recompute::Block, Moments::Bf16, format!("{BLOCK}, {NARROW} and ")),
+    ];
+    'search: for (recompute, moments, prefix) in changes {
         for &n in &fewer {
-            let bytes = of(recompute, n)?;
+            let bytes = of(recompute, moments, n)?;
             if bytes <= available {
                 advice.push((format!("{prefix}micro_batch_size = {n}"), bytes));
                 break 'search;
@@ -206,8 +217,8 @@ fn rehearse(config: &Config, settings: &TrainSettings, ranks: usize, operands: D
     let batches = vec![batch; settings.accumulation(ranks)?.min(2)];
     learner.step(&batches, Rates { lr: 1.0, muon_lr: 1.0 })?;
     // Gradients are zero on a device that computes nothing, and Muon has nothing to do for these.
-    let kept = Meta::statistics(operands);
-    let muon = (meta.usage().live_bytes + largest_muon(learner.model.layout(), settings, operands, kept)) as u64;
+    let sums = Meta::statistics(operands);
+    let muon = (meta.usage().live_bytes + largest_muon(learner.model.layout(), settings, operands, sums)) as u64;
     let usage = meta.usage();
     let flops = (usage.gemm_flops + usage.attention_flops) / batches.len() as u64;
     Ok(Rehearsal { bytes: muon.max(usage.peak_bytes as u64), flops })
@@ -251,7 +262,7 @@ impl Comm<Meta> for Alone {
 mod tests {
     use super::*;
     use crate::optimizer::Rates;
-    use crate::settings::OptimizerKind;
+    use crate::settings::{Moments, OptimizerKind};
     use crate::step::Learner;
     use crate::testing::{batches, documents, tiny_dense, tiny_moe, tiny_settings, tiny_softmax};
     use wudao_comm::Solo;
@@ -261,10 +272,11 @@ mod tests {
     #[test]
     fn estimates_are_what_the_device_counts() {
         for config in [tiny_dense(), tiny_moe(), tiny_softmax()] {
-            for (recompute, optimizer, micro_batches) in [
-                (Recompute::None, OptimizerKind::AdamW, 1),
-                (Recompute::None, OptimizerKind::AdamW, 3),
-                (Recompute::Block, OptimizerKind::Muon, 1),
+            for (recompute, optimizer, moments, micro_batches) in [
+                (Recompute::None, OptimizerKind::AdamW, Moments::F32, 1),
+                (Recompute::None, OptimizerKind::AdamW, Moments::Bf16, 3),
+                (Recompute::Block, OptimizerKind::Muon, Moments::Bf16, 1),
+                (Recompute::Block, OptimizerKind::Muon, Moments::F32, 1),
             ] {
                 let config = Config { num_hidden_layers: 6, ..config.clone() };
                 // So many rows that what a kernel takes for itself, which depends on one row, is little beside what layers keep.
@@ -275,6 +287,7 @@ mod tests {
                     micro_batch_size: rows,
                     recompute,
                     optimizer,
+                    moments,
                     ..tiny_settings()
                 };
                 let cpu = Cpu::new(1);
@@ -305,10 +318,20 @@ mod tests {
         };
         assert!(check(&config, &settings, 1, DType::F32, need).is_ok());
         let error = refused(need - 1);
-        assert!(error.advice.iter().all(|(_, bytes)| *bytes < need) && error.advice.len() == 2);
+        assert!(error.advice.iter().all(|(_, bytes)| *bytes < need) && error.advice.len() == 3);
         let text = error.to_string();
         assert!(text.contains(&format!("{need} bytes")) && text.contains("recompute = \"block\""), "{text}");
-        assert!(text.contains("micro_batch_size = 4"), "{text}");
+        assert!(text.contains("moments = \"bf16\"") && text.contains("micro_batch_size = 4"), "{text}");
+        // Where only all changes together help, they are named together.
+        let least = TrainSettings {
+            recompute: Recompute::Block,
+            moments: Moments::Bf16,
+            micro_batch_size: 1,
+            ..settings.clone()
+        };
+        let error = refused(estimate(&config, &least, 1, DType::F32).unwrap().total());
+        let [(change, _)] = &error.advice[..] else { panic!("{:?}", error.advice) };
+        assert_eq!(change, "recompute = \"block\", moments = \"bf16\" and micro_batch_size = 1");
         let error = refused(1000);
         assert!(error.advice.is_empty() && error.to_string().contains("smaller"));
     }

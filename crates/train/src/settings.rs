@@ -50,6 +50,8 @@ pub struct TrainSettings {
     pub beta2: f64,
     /// AdamW's epsilon.
     pub eps: f64,
+    /// What moments are kept in: with bf16, four bytes a parameter less under AdamW and two under Muon.
+    pub moments: Moments,
     /// Decoupled weight decay of matrices; norms and biases never decay.
     pub weight_decay: f64,
     /// Embeddings decay too. (Off, as in OLMo 2, 2025: a rare token's row would only shrink.) Where the head is the embedding,
@@ -110,6 +112,27 @@ pub enum OptimizerKind {
     Muon,
 }
 
+/// What an optimizer's moments are kept in. A step computes in f32 either way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Moments {
+    /// As they are computed.
+    #[default]
+    F32,
+    /// bf16 (as in DeepSeek-V3, section 3.3.3), rounded up or down by chance so that their mean is right.
+    Bf16,
+}
+
+impl Moments {
+    /// The device's type, where statistics are `statistics`.
+    pub(crate) fn kept(self, statistics: DType) -> DType {
+        match (self, statistics) {
+            (Moments::Bf16, DType::F32) => DType::Bf16,
+            _ => statistics,
+        }
+    }
+}
+
 /// The course of the learning rate after the warm-up.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -151,7 +174,7 @@ impl Recompute {
     }
 }
 
-/// Bits that products multiply in. Weights, gradients, moments, the residual stream, softmax, statistics and the loss are f32
+/// Bits that products multiply in. Weights, gradients, the residual stream, softmax, statistics and the loss are f32
 /// either way.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -190,6 +213,7 @@ impl Default for TrainSettings {
             beta1: 0.9,
             beta2: 0.95,
             eps: 1e-8,
+            moments: Moments::F32,
             weight_decay: 0.1,
             decay_embeddings: false,
             grad_clip: 1.0,

@@ -1,7 +1,9 @@
 //! Every kernel once, on fixed inputs, on any device in any type.
 
 use super::Random;
-use crate::{AdamW, DType, Device, Gemm, Heads, IGNORE, Operand, PAGE, Paged, Rotation, Routing, Score, Tensor, View};
+use crate::{
+    AdamW, DType, Device, Gemm, Heads, IGNORE, Nesterov, Operand, PAGE, Paged, Rotation, Routing, Score, Tensor, View,
+};
 
 /// One output of one kernel.
 #[derive(Clone, PartialEq, Debug)]
@@ -344,13 +346,25 @@ impl<'a, D: Device> Run<'a, D> {
             device.adamw(&a, g.view(), w.view_mut(), m.view_mut(), s.view_mut());
         }
         let (g, mut momentum, mut u) = (self.random_sums([n, 1]), self.random_sums([n, 1]), self.fresh_sums([n, 1]));
-        let size = device.nesterov(0.5, 0.95, g.view(), momentum.view_mut(), u.view_mut());
+        let a = Nesterov { momentum: 0.95, step: 4, grad_scale: 0.5 };
+        let size = device.nesterov(&a, g.view(), momentum.view_mut(), u.view_mut());
         assert_eq!(size, device.sum_of_squares(u.view()), "the size of a momentum is the sum of its squares");
         self.keep("axpby", "momentum", momentum.view());
         self.keep("axpby", "Nesterov's", u.view());
         for (name, x) in [("w", &w), ("m", &m), ("v", &s)] {
             self.keep("adamw", name, x.view());
         }
+        let kept = if self.sums == DType::F32 { DType::Bf16 } else { self.sums };
+        let [mut m, mut v] = [0; 2].map(|_| Tensor::zeros(device, [n, 1], kept));
+        let a = AdamW { lr: 0.01, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step: 1, grad_scale: 0.5 };
+        device.adamw(&a, g.view(), w.view_mut(), m.view_mut(), v.view_mut());
+        self.keep("adamw", "w by narrow moments", w.view());
+        self.keep("moments", "m", m.view());
+        self.keep("moments", "v", v.view());
+        let a = Nesterov { momentum: 0.0, step: 1, grad_scale: 0.5 };
+        device.nesterov(&a, g.view(), m.view_mut(), u.view_mut());
+        self.keep("moments", "momentum", m.view());
+        self.keep("axpby", "narrow Nesterov's", u.view());
     }
 }
 

@@ -33,7 +33,7 @@ versions! {
         y.iter_mut().zip(x).for_each(|(y, x)| *y = Y::narrow(a * x.widen() + b * y.widen()));
     }
 
-    fn squares<A: Stored; S>(x: &[A]) -> f64 {
+    pub(crate) fn squares<A: Stored; S>(x: &[A]) -> f64 {
         let add = |sum, x: A| { let x = x.widen().f64(); S::fma(x, x, sum) };
         let mut lanes = [0.0f64; LANES];
         for x in x.chunks(ROW) {
@@ -41,14 +41,6 @@ versions! {
             fold_on(x, &mut lanes, add);
         }
         join(lanes, |a, b| a + b)
-    }
-
-    fn momentum<R: Real; S>(scale: R, momentum: R, g: &[R], m: &mut [R], u: &mut [R]) {
-        for ((m, u), &g) in m.iter_mut().zip(u).zip(g) {
-            let g = scale * g;
-            *m = S::fma(momentum, *m, g);
-            *u = S::fma(momentum, *m, g);
-        }
     }
 
     /// Four rows at a time, since the sums are the most to load and store.
@@ -104,15 +96,6 @@ pub(crate) fn sum_of_squares<A: Stored>(pool: &Pool, x: &[A]) -> f64 {
     bands_sum(pool, x.len(), TASK, 1, (), |at, (), sum: &mut [f64]| sum[0] = squares(&x[at]))[0]
 }
 
-/// `m = scale·g + μ·m`, `u = scale·g + μ·m`, and `Σ u²` in f64.
-pub(crate) fn nesterov<R: Real>(pool: &Pool, scale: f64, mu: f64, g: &[R], m: &mut [R], u: &mut [R]) -> f64 {
-    let [scale, mu] = [scale, mu].map(R::of);
-    bands_sum(pool, g.len(), TASK, 1, (m, u), |at, (m, u), sum: &mut [f64]| {
-        momentum(scale, mu, &g[at], m, u);
-        sum[0] = squares(u);
-    })[0]
-}
-
 /// `Σ_rows x` per column in f64.
 pub(crate) fn column_sums<A: Stored>(pool: &Pool, width: usize, x: &[A]) -> Vec<f64> {
     let rows = x.len().checked_div(width).unwrap_or(0);
@@ -141,7 +124,7 @@ pub(crate) fn accumulate<R: Real>(total: &[f64], acc: &mut [R]) {
 mod tests {
     use crate::check::{Random, assert_close};
     use crate::cpu::testing::{added, cpu, down, fresh, up};
-    use crate::{Cpu, DType, Device, Tensor};
+    use crate::{Cpu, DType, Device, Nesterov, Tensor};
     use half::bf16;
     use proptest::prelude::*;
 
@@ -166,7 +149,8 @@ mod tests {
             let squares = x.iter().rev().map(|x| x.powi(2)).sum::<f64>();
             assert_close("Σx²", "sum_of_squares", DType::F64, &[squares], &[cpu.sum_of_squares(tx.view())]);
             let (mut m, mut u) = (up(&cpu, shape, &y), fresh(&cpu, shape));
-            let size = cpu.nesterov(0.5, 0.75, tx.view(), m.view_mut(), u.view_mut());
+            let a = Nesterov { momentum: 0.75, step: 1, grad_scale: 0.5 };
+            let size = cpu.nesterov(&a, tx.view(), m.view_mut(), u.view_mut());
             let expected: Vec<f64> = x.iter().zip(&y).map(|(x, y)| 0.5 * x + 0.75 * y).collect();
             assert_close("momentum", "axpby", DType::F64, &expected, &down(&cpu, &m));
             let expected: Vec<f64> = x.iter().zip(&expected).map(|(x, m)| 0.5 * x + 0.75 * m).collect();

@@ -6,7 +6,6 @@
 // A kernel takes what the contract gives it.
 #![allow(clippy::too_many_arguments)]
 
-mod adamw;
 mod attention;
 mod bands;
 #[macro_use]
@@ -18,6 +17,7 @@ mod loss;
 mod memory;
 pub mod meter;
 mod norm;
+mod optimizer;
 mod packed;
 mod peak;
 mod pool;
@@ -34,8 +34,8 @@ mod testing;
 mod tiles;
 
 use crate::{
-    AdamW, Coding, DType, Device, Element, Fault, Gemm, Heads, IGNORE, Operand, PAGE, Paged, Rotation, Routing, Score,
-    View, ViewMut, page_len,
+    AdamW, Coding, DType, Device, Element, Fault, Gemm, Heads, IGNORE, Nesterov, Operand, PAGE, Paged, Rotation,
+    Routing, Score, View, ViewMut, page_len,
 };
 use attention::Context;
 use by_type::multiplied_in;
@@ -604,18 +604,18 @@ impl Device for Cpu {
         ))
     }
 
-    fn nesterov(&self, scale: f64, momentum: f64, g: View<Self>, m: ViewMut<Self>, u: ViewMut<Self>) -> f64 {
+    fn nesterov(&self, a: &Nesterov, g: View<Self>, m: ViewMut<Self>, u: ViewMut<Self>) -> f64 {
         timed!(self, nesterov);
         let [rows, cols] = g.shape();
         shapes!(m: [rows, cols], u: [rows, cols]);
-        by_dtype!(g.dtype(), R =>
-            elementwise::nesterov::<R>(&self.pool, scale, momentum, slice(g), slice_mut(m), slice_mut(u)))
+        by_stored!(m.dtype(), M => optimizer::nesterov::<M>(&self.pool, a, slice(g), slice_mut(m), slice_mut(u)))
     }
 
     fn adamw(&self, a: &AdamW, g: View<Self>, w: ViewMut<Self>, m: ViewMut<Self>, v: ViewMut<Self>) {
         timed!(self, adamw);
         let [rows, cols] = g.shape();
         shapes!(w: [rows, cols], m: [rows, cols], v: [rows, cols]);
-        by_dtype!(g.dtype(), R => adamw::adamw::<R>(&self.pool, a, slice(g), slice_mut(w), slice_mut(m), slice_mut(v)))
+        by_stored!(m.dtype(), M =>
+            optimizer::adamw::<M>(&self.pool, a, slice(g), slice_mut(w), slice_mut(m), slice_mut(v)))
     }
 }

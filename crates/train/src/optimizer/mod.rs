@@ -17,7 +17,7 @@ pub use state::StateError;
 use crate::settings::{OptimizerKind, TrainSettings};
 use std::ops::Range;
 use std::sync::Arc;
-use wudao_device::{DType, Device, Tensor};
+use wudao_device::{DType, Device, Nesterov, Tensor};
 use wudao_model::Store;
 use wudao_model::store::{Kind, Layout};
 
@@ -147,19 +147,19 @@ fn batches(pieces: &[Piece]) -> Vec<Vec<usize>> {
     by_shape.iter().flat_map(|(shape, same)| same.chunks(muon::together(*shape)).map(<[_]>::to_vec)).collect()
 }
 
-/// Bytes that Muon works with at most, beside weights, gradients and moments, multiplying `operands`.
-pub(crate) fn largest_muon(layout: &Layout, settings: &TrainSettings, operands: DType, kept: DType) -> usize {
+/// Bytes that Muon works with at most, beside weights, gradients and moments, multiplying `operands` whose sums are `sums`.
+pub(crate) fn largest_muon(layout: &Layout, settings: &TrainSettings, operands: DType, sums: DType) -> usize {
     let (pieces, _) = cut(layout, settings);
-    let bytes = |batch: &Vec<usize>| muon::scratch(batch.len(), pieces[batch[0]].shape, operands, kept);
+    let bytes = |batch: &Vec<usize>| muon::scratch(batch.len(), pieces[batch[0]].shape, operands, sums);
     batches(&pieces).iter().map(bytes).max().unwrap_or(0)
 }
 
 impl<D: Device> Optimizer<D> {
     /// An optimizer that has not seen a gradient, for a model that multiplies `operands`. Moments have the type of their
-    /// statistics.
+    /// statistics, or a narrower one that the settings name.
     pub fn new(device: &D, layout: &Arc<Layout>, operands: DType, settings: &TrainSettings) -> Self {
         let (pieces, places) = cut(layout, settings);
-        let dtype = D::statistics(operands);
+        let dtype = settings.moments.kept(D::statistics(operands));
         let second = pieces
             .iter()
             .filter(|p| p.rule != Rule::Muon)
@@ -214,8 +214,11 @@ impl<D: Device> Optimizer<D> {
             let m = first[s].reborrow().part(at.clone(), shape);
             device.adamw(&a, g, w, m, self.second[second].view_mut());
         }
-        let muon =
-            muon::Muon { lr: rates.muon_lr, momentum: self.momentum, weight_decay: self.weight_decay, grad_scale };
+        let muon = muon::Muon {
+            lr: rates.muon_lr,
+            weight_decay: self.weight_decay,
+            nesterov: Nesterov { momentum: self.momentum, step: self.updates, grad_scale },
+        };
         for batch in &self.batches {
             let shape @ [rows, cols] = self.pieces[batch[0]].shape;
             let band = |k: usize| k * rows..(k + 1) * rows;

@@ -7,7 +7,7 @@
 //! one weight decay serve both.
 
 use std::ops::Range;
-use wudao_device::{DType, Device, Gemm, Operand, Tensor, View, ViewMut};
+use wudao_device::{DType, Device, Gemm, Nesterov, Operand, Tensor, View, ViewMut};
 
 /// The iteration's coefficients, tuned by Jordan et al. for speed, not for exactness: singular values end between about
 /// 0.7 and 1.2.
@@ -25,27 +25,26 @@ pub(super) fn together([rows, cols]: [usize; 2]) -> usize {
 }
 
 /// Most bytes alive in a step on `count` matrices of a shape: two operands of their size and two small Gram matrices each
-/// or, before them, one momentum as it is kept and one operand.
-pub(super) fn scratch(count: usize, [rows, cols]: [usize; 2], operands: DType, kept: DType) -> usize {
+/// or, before them, one momentum as it is summed and one operand.
+pub(super) fn scratch(count: usize, [rows, cols]: [usize; 2], operands: DType, sums: DType) -> usize {
     let n = rows.min(cols);
     let iterating = count * (2 * rows * cols + 2 * n * n) * operands.size();
-    iterating.max(rows * cols * (kept.size() + count * operands.size()))
+    iterating.max(rows * cols * (sums.size() + count * operands.size()))
 }
 
 /// Muon's step, everything but the state.
 pub(super) struct Muon {
     pub lr: f64,
-    pub momentum: f64,
     pub weight_decay: f64,
-    pub grad_scale: f64,
+    pub nesterov: Nesterov,
 }
 
 impl Muon {
     /// Takes the gradient `g` into the momentum `m`, and writes what is to be orthogonalised to `x`, its norm being one. False
     /// if it is zero, for an expert that never saw a token.
     pub fn direction<D: Device>(&self, device: &D, g: View<D>, m: ViewMut<D>, x: ViewMut<D>) -> bool {
-        let mut u = Tensor::new(device, m.shape(), m.dtype());
-        let squares = device.nesterov(self.grad_scale, self.momentum, g, m, u.view_mut());
+        let mut u = Tensor::new(device, g.shape(), g.dtype());
+        let squares = device.nesterov(&self.nesterov, g, m, u.view_mut());
         normalize(device, u.view(), squares, x)
     }
 
@@ -196,7 +195,8 @@ mod tests {
         let g = Tensor::from_host(&cpu, [rows, cols], &Random(3).values(rows * cols));
         let mut w = Tensor::zeros(&cpu, [rows, cols], wudao_device::DType::F64);
         let mut m = Tensor::zeros(&cpu, [rows, cols], wudao_device::DType::F64);
-        let muon = Muon { lr: 0.01, momentum: 0.95, weight_decay: 0.1, grad_scale: 1.0 };
+        let nesterov = Nesterov { momentum: 0.95, step: 1, grad_scale: 1.0 };
+        let muon = Muon { lr: 0.01, weight_decay: 0.1, nesterov };
         let mut x = Tensor::new(&cpu, [rows, cols], DType::F64);
         assert!(muon.direction(&cpu, g.view(), m.view_mut(), x.view_mut()));
         muon.update(&cpu, orthogonalize(&cpu, 1, x).view(), w.view_mut());

@@ -126,7 +126,7 @@ impl<D: Device> Optimizer<D> {
 mod tests {
     use super::*;
     use crate::optimizer::Rates;
-    use crate::settings::{OptimizerKind, TrainSettings};
+    use crate::settings::{Moments, OptimizerKind, TrainSettings};
     use crate::testing::{tiny_moe, tiny_settings};
     use proptest::prelude::*;
     use wudao_device::{Cpu, DType};
@@ -136,8 +136,9 @@ mod tests {
     #[test]
     fn moments_come_back_bit_for_bit_and_other_models_are_refused() {
         let (cpu, dir) = (Cpu::new(1), tempfile::tempdir().unwrap());
-        for kind in [OptimizerKind::AdamW, OptimizerKind::Muon] {
-            let settings = TrainSettings { optimizer: kind, ..tiny_settings() };
+        let kinds = [OptimizerKind::AdamW, OptimizerKind::Muon];
+        for (kind, moments) in kinds.into_iter().flat_map(|kind| [(kind, Moments::F32), (kind, Moments::Bf16)]) {
+            let settings = TrainSettings { optimizer: kind, moments, ..tiny_settings() };
             let model = Model::new(&cpu, &tiny_moe(), 8, Options::default()).unwrap();
             let mut weights = model.init(&cpu, 1);
             let grads = model.init(&cpu, 2);
@@ -154,7 +155,8 @@ mod tests {
             assert_eq!(again.updates(), 2);
             assert!(snapshot.tensors.iter().any(|t| t.bytes.iter().any(|&b| b != 0)));
 
-            let bytes: u64 = snapshot.bytes() + 2 * 4 * correction_elements(&model);
+            let size = moments.kept(DType::F32).size() as u64;
+            let bytes: u64 = snapshot.bytes() + 2 * size * correction_elements(&model);
             assert!(optimizer.bytes() <= bytes, "memory for what no rule needs");
 
             let other = TrainSettings {
@@ -163,6 +165,10 @@ mod tests {
             };
             let mut other = Optimizer::new(&cpu, model.layout(), DType::F32, &other);
             assert!(other.load(&cpu, &path, 2).unwrap_err().to_string().contains("missing"));
+            let moments = if moments == Moments::F32 { Moments::Bf16 } else { Moments::F32 };
+            let other = TrainSettings { optimizer: kind, moments, ..tiny_settings() };
+            let mut other = Optimizer::new(&cpu, model.layout(), DType::F32, &other);
+            assert!(other.load(&cpu, &path, 2).unwrap_err().to_string().contains("not "));
         }
     }
 

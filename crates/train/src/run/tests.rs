@@ -1,6 +1,6 @@
 use super::*;
 use crate::checkpoint::{CHECKPOINTS, newest, verify};
-use crate::settings::{OptimizerKind, Precision, ScheduleKind};
+use crate::settings::{Moments, OptimizerKind, Precision, ScheduleKind};
 use crate::testing::Fixture;
 use std::collections::BTreeMap;
 use std::fs;
@@ -122,13 +122,13 @@ fn a_run_leaves_all_that_it_promises() {
 fn an_interrupted_run_ends_in_the_same_bytes() {
     let mut f = Fixture::new();
     let kinds = [
-        (OptimizerKind::Muon, Precision::F32),
-        (OptimizerKind::AdamW, Precision::F32),
-        (OptimizerKind::Muon, Precision::Bf16),
-        (OptimizerKind::AdamW, Precision::Bf16),
+        (OptimizerKind::Muon, Moments::F32, Precision::F32),
+        (OptimizerKind::AdamW, Moments::F32, Precision::F32),
+        (OptimizerKind::Muon, Moments::Bf16, Precision::Bf16),
+        (OptimizerKind::AdamW, Moments::Bf16, Precision::Bf16),
     ];
-    for (optimizer, dtype) in kinds {
-        (f.settings.optimizer, f.settings.dtype) = (optimizer, dtype);
+    for (optimizer, moments, dtype) in kinds {
+        (f.settings.optimizer, f.settings.moments, f.settings.dtype) = (optimizer, moments, dtype);
         let whole = straight(&f);
         let out = tempfile::tempdir().unwrap();
         let first = go(&f, out.path(), Init::Fresh, 10, 2).0.unwrap();

@@ -20,7 +20,7 @@ use wudao_model::Config;
 use wudao_model::counts::Counts;
 use wudao_train::TrainSettings;
 use wudao_train::optimizer::Rates;
-use wudao_train::settings::{OptimizerKind, Recompute};
+use wudao_train::settings::{Moments, OptimizerKind, Recompute};
 use wudao_train::step::Learner;
 
 /// Arguments of `wudao bench train`.
@@ -51,6 +51,7 @@ struct Answer {
     batch: usize,
     seq: usize,
     optimizer: OptimizerKind,
+    moments: Moments,
     recompute: Recompute,
     parameters: u64,
     active_parameters: u64,
@@ -128,6 +129,7 @@ fn answer(args: &Args, cx: &Context) -> anyhow::Result<Answer> {
         batch: settings.global_batch_size,
         seq: settings.seq_len,
         optimizer: settings.optimizer,
+        moments: settings.moments,
         recompute: settings.recompute,
         parameters: counts.params.total(),
         active_parameters: counts.active.total(),
