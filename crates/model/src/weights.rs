@@ -2,7 +2,7 @@
 //! A [`Source`] gives the same tensors by the same names out of a [GGUF file](crate::gguf).
 //!
 //! Writing streams one tensor at a time, from the device or from a [`Snapshot`] (a host copy that another thread writes
-//! while training goes on), and every file is on the disk, fsynced and hashed, when a function returns. No file of
+//! while training goes on): both are [`Listed`]. Every file is on the disk, fsynced and hashed, when a function returns. No file of
 //! weights is ever overwritten: a checkpoint is a new folder, and making it appear at once is its owner's business.
 //!
 //! Reading maps files into memory and trusts nothing in them. Names, shapes, types and offsets are checked against the
@@ -13,6 +13,7 @@ mod convert;
 mod experts;
 mod format;
 mod fp8;
+mod listed;
 mod mapped;
 mod read;
 mod snapshot;
@@ -22,6 +23,7 @@ mod write;
 
 pub(crate) use experts::FileExperts;
 pub use experts::{Budget, ExpertReads, load_within};
+pub use listed::Listed;
 pub(crate) use mapped::Mapped;
 pub use read::{TensorInfo, load, load_from, load_into, load_packed, load_some, read_config, tensors};
 /// The types that a folder's weights can be written in, and more.
@@ -30,7 +32,7 @@ pub use snapshot::{HostTensor, Snapshot};
 pub use source::{Elements, Source};
 pub use upcycle::{Upcycled, upcycle};
 pub(crate) use write::Hashed;
-pub use write::{Written, checksum, copy, save, write_file};
+pub use write::{Written, checksum, copy, save, write_file, write_model, write_tensors};
 
 use crate::config::{Config, ConfigError};
 use std::io;

@@ -17,7 +17,9 @@ use wudao_device::{Cpu, DType};
 use wudao_model::model::Options;
 use wudao_model::model::Recomputation;
 use wudao_model::store::{Kind, Shard};
-use wudao_model::weights::{self, INDEX, MODEL, Snapshot, load, load_into, load_some, save};
+use wudao_model::weights::{
+    self, INDEX, MODEL, Snapshot, load, load_into, load_some, save, write_model, write_tensors,
+};
 use wudao_model::{Config, Model, Store};
 
 const CASES: [&str; 15] = [
@@ -358,7 +360,7 @@ fn a_rank_reads_its_experts() {
         }
         // Together the ranks save what one would.
         let again = TempDir::new().unwrap();
-        all.write_model(again.path(), &config, DType::F32, BIG).unwrap();
+        write_model(again.path(), &config, &all.listed(), DType::F32, BIG).unwrap();
         assert_eq!(read(&config, again.path()).unwrap(), whole, "{name}");
     }
 }
@@ -375,7 +377,8 @@ fn a_snapshot_is_written_later_and_comes_back_exactly() {
             assert!(snapshot.tensors.iter().any(|t| t.name == "m.model.embed_tokens.weight"));
             let dir = TempDir::new().unwrap();
             let path = dir.path().join("optimizer.safetensors");
-            let path = std::thread::spawn(move || snapshot.write(&path).map(|_| path)).join().unwrap().unwrap();
+            let write = move || write_tensors(&path, &snapshot.listed()).map(|_| path);
+            let path = std::thread::spawn(write).join().unwrap().unwrap();
             let mut again = empty(&config, dtype, Shard::WHOLE);
             load_into(&dev(), &path, "m.", &mut again).unwrap();
             assert_eq!(by_name(&dev(), &again), by_name(&dev(), &m), "{name}");
@@ -404,12 +407,12 @@ fn a_model_is_the_same_from_a_snapshot_as_from_the_store() {
             let snapshot = Snapshot::of(&dev(), &store, "");
             assert_eq!(snapshot.bytes(), 4 * store.layout().len() as u64);
             let one = save(&dev(), a.path(), &config, &store, dtype, 3000).unwrap();
-            assert_eq!(one, snapshot.write_model(b.path(), &config, dtype, 3000).unwrap(), "{name}");
+            assert_eq!(one, write_model(b.path(), &config, &snapshot.listed(), dtype, 3000).unwrap(), "{name}");
         }
         let mut cut = Snapshot::of(&dev(), &store, "");
         let lost = cut.tensors.pop().unwrap();
         let dir = TempDir::new().unwrap();
-        let e = cut.write_model(dir.path(), &config, DType::F32, BIG).map_err(text).unwrap_err();
+        let e = write_model(dir.path(), &config, &cut.listed(), DType::F32, BIG).map_err(text).unwrap_err();
         assert!(e.contains(&lost.name), "{e}");
     }
 }

@@ -30,27 +30,39 @@ pub struct Estimate {
     pub activations: u64,
     /// Rotary embedding's table.
     pub rope: u64,
-    /// The copy on the host that a checkpoint is written from.
+    /// What is on the host of a checkpoint while it is written: a copy, or one tensor after another.
     pub snapshot: u64,
+    /// The largest tensor.
+    pub largest_tensor: u64,
 }
 
 impl Estimate {
+    /// The same run with its checkpoints written tensor by tensor, while training waits, and not from a copy.
+    pub fn without_copy(self) -> Estimate {
+        Estimate { snapshot: self.largest_tensor, ..self }
+    }
+
+    /// Whether checkpoints are written from a copy.
+    pub fn copies(&self) -> bool {
+        self.snapshot > self.largest_tensor
+    }
+
     /// All of it.
     pub fn total(&self) -> u64 {
-        let Estimate { weights, gradients, optimizer, activations, rope, snapshot } = self;
+        let Estimate { weights, gradients, optimizer, activations, rope, snapshot, .. } = self;
         weights + gradients + optimizer + activations + rope + snapshot
     }
 
     /// Its parts by name.
     pub fn parts(&self) -> [(&'static str, u64); 6] {
-        let Estimate { weights, gradients, optimizer, activations, rope, snapshot } = *self;
+        let Estimate { weights, gradients, optimizer, activations, rope, snapshot, .. } = *self;
         [
             ("weights", weights),
             ("gradients", gradients),
             ("optimizer", optimizer),
             ("activations", activations),
             ("rotary table", rope),
-            ("copy for checkpoints", snapshot),
+            (if self.copies() { "copy for checkpoints" } else { "tensor of a checkpoint" }, snapshot),
         ]
     }
 }
@@ -89,8 +101,8 @@ fn gib(bytes: u64) -> String {
     format!("{:.2} GiB", bytes as f64 / (1u64 << 30) as f64)
 }
 
-/// What a run with these settings takes on each of `ranks`, multiplying `operands`. The settings must have passed their
-/// checks.
+/// What a run with these settings takes on each of `ranks`, multiplying `operands`, its checkpoints written from a copy. The
+/// settings must have passed their checks.
 pub fn estimate(
     config: &Config,
     settings: &TrainSettings,
@@ -106,7 +118,10 @@ pub fn estimate(
     let rope = (settings.seq_len * config.rotary_dim()) as u64 * size;
     let held = weights + gradients + optimizer + rope;
     let activations = rehearse(config, settings, ranks, operands)?.bytes.saturating_sub(held);
-    Ok(Estimate { weights, gradients, optimizer, activations, rope, snapshot: gradients + optimizer })
+    let params = layout.dense().map(|(_, p)| p).chain(layout.experts().flat_map(|(.., pair)| pair));
+    let largest_tensor = params.flat_map(|p| &p.parts).map(|part| part.shape.iter().product::<usize>()).max();
+    let largest_tensor = largest_tensor.unwrap_or(0) as u64 * size;
+    Ok(Estimate { weights, gradients, optimizer, activations, rope, snapshot: gradients + optimizer, largest_tensor })
 }
 
 /// What a way of recomputation costs.
@@ -137,7 +152,8 @@ pub fn choices(
     Ok([cost(Recompute::None)?, cost(Recompute::Attention)?, cost(Recompute::Block)?])
 }
 
-/// Refuses a run that would take more than `available` bytes, with settings that would help.
+/// Refuses a run that would take more than `available` bytes, with settings that would help. A run on one rank that has no room
+/// for copies writes its checkpoints without (several ranks send theirs to the first, which needs the room).
 pub fn check(
     config: &Config,
     settings: &TrainSettings,
@@ -146,12 +162,15 @@ pub fn check(
     available: u64,
 ) -> Result<Estimate, TrainError> {
     let now = estimate(config, settings, ranks, operands)?;
-    if now.total() <= available {
-        return Ok(now);
+    let least = |e: Estimate| if ranks == 1 { e.without_copy() } else { e };
+    for e in [now, least(now)] {
+        if e.total() <= available {
+            return Ok(e);
+        }
     }
     let of = |recompute: Recompute, moments: Moments, micro_batch_size: usize| {
         let s = TrainSettings { recompute, moments, micro_batch_size, ..settings.clone() };
-        estimate(config, &s, ranks, operands).map(|e| e.total())
+        estimate(config, &s, ranks, operands).map(|e| least(e).total())
     };
     let mut advice = vec![];
     let (kept, moments, rows) = (settings.recompute, settings.moments, settings.micro_batch_size);
@@ -180,7 +199,7 @@ pub fn check(
         }
     }
     advice.retain(|(_, bytes)| *bytes <= available);
-    Err(TrainError::Memory(TooLarge { estimate: now, available, advice }))
+    Err(TrainError::Memory(TooLarge { estimate: least(now), available, advice }))
 }
 
 /// A step on a device that only counts.
@@ -311,12 +330,19 @@ mod tests {
     fn what_does_not_fit_is_said_in_bytes_with_advice() {
         let settings = TrainSettings { seq_len: 64, global_batch_size: 8, micro_batch_size: 8, ..tiny_settings() };
         let config = Config { num_hidden_layers: 6, ..tiny_moe() };
-        let need = estimate(&config, &settings, 1, DType::F32).unwrap().total();
+        let whole = estimate(&config, &settings, 1, DType::F32).unwrap();
+        let need = whole.without_copy().total();
+        assert!(need < whole.total() && whole.copies());
         let refused = |available| match check(&config, &settings, 1, DType::F32, available) {
             Err(TrainError::Memory(error)) => error,
             other => panic!("{other:?}"),
         };
-        assert!(check(&config, &settings, 1, DType::F32, need).is_ok());
+        let fits = |available| check(&config, &settings, 1, DType::F32, available).unwrap();
+        assert_eq!(
+            (fits(whole.total()), fits(whole.total() - 1), fits(need)),
+            (whole, whole.without_copy(), whole.without_copy())
+        );
+        assert!(check(&config, &settings, 2, DType::F32, need).is_err(), "two ranks need the copy");
         let error = refused(need - 1);
         assert!(error.advice.iter().all(|(_, bytes)| *bytes < need) && error.advice.len() == 3);
         let text = error.to_string();
@@ -329,7 +355,7 @@ mod tests {
             micro_batch_size: 1,
             ..settings.clone()
         };
-        let error = refused(estimate(&config, &least, 1, DType::F32).unwrap().total());
+        let error = refused(estimate(&config, &least, 1, DType::F32).unwrap().without_copy().total());
         let [(change, _)] = &error.advice[..] else { panic!("{:?}", error.advice) };
         assert_eq!(change, "recompute = \"block\", moments = \"bf16\" and micro_batch_size = 1");
         let error = refused(1000);

@@ -36,7 +36,7 @@ use wudao_data::manifest::TokenizerStamp;
 use wudao_data::shard::{Documents, ShardSet};
 use wudao_data::tokenizer::Tokenizer;
 use wudao_device::{DType, Device, Fault};
-use wudao_model::weights::Snapshot;
+use wudao_model::weights::{Listed, Snapshot};
 use wudao_model::{Config, Counts};
 
 /// The type that weights are kept and saved in, whatever products multiply.
@@ -127,6 +127,8 @@ struct Run<'a, D: Device> {
     counts: Counts,
     watch: Watch,
     pace: Pace,
+    /// Whether checkpoints are written from a copy; if not, this rank is the only one.
+    copies: bool,
     /// What only the first rank has.
     files: Option<Files>,
 }
@@ -265,7 +267,7 @@ impl<'a, D: Device> Run<'a, D> {
         Ok(())
     }
 
-    /// Takes a snapshot and has it written in the background. Only a checkpoint that the settings ask for may become the
+    /// Takes a snapshot and has it written in the background, or writes at once if there is no room for one. Only a checkpoint that the settings ask for may become the
     /// best one: so an interruption, which saves too, leaves no trace in the states after it.
     fn save(&mut self, scheduled: bool, observer: &mut dyn Observer) -> Result<(), TrainError> {
         let step = self.state.step;
@@ -279,19 +281,19 @@ impl<'a, D: Device> Run<'a, D> {
             }
         }
         let (device, comm) = (self.job.device, self.job.comm);
-        let weights = gather(device, comm, Snapshot::of(device, &self.learner.weights, ""))?;
-        let optimizer = gather(device, comm, self.learner.optimizer.snapshot(device))?;
-        let started = match &mut self.files {
-            Some(files) => files.writer.start(Contents {
-                config: self.job.config.clone(),
-                dtype: KEPT,
-                weights,
-                optimizer,
-                state: self.state.clone(),
-                extra: files.tokenizer.clone(),
-            }),
-            None => Ok(()),
-        };
+        let (config, dtype, state) = (self.job.config.clone(), KEPT, self.state.clone());
+        let (weights, optimizer) = (&self.learner.weights, &self.learner.optimizer);
+        if let Some(files) = self.files.as_mut().filter(|_| !self.copies) {
+            let (weights, optimizer) = (Listed::of(device, weights, ""), optimizer.listed(device));
+            files.writer.write(&Contents { config, dtype, weights, optimizer, state, extra: files.tokenizer.clone() });
+            return Ok(());
+        }
+        let weights = gather(device, comm, Snapshot::of(device, weights, ""))?;
+        let optimizer = gather(device, comm, optimizer.snapshot(device))?;
+        let started = self.files.as_mut().map_or(Ok(()), |files| {
+            let extra = files.tokenizer.clone();
+            files.writer.start(Contents { config, dtype, weights, optimizer, state, extra })
+        });
         agree(comm, started.map_err(TrainError::from))
     }
 

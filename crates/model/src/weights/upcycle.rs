@@ -3,7 +3,7 @@
 use super::WeightsError;
 use super::convert::encode;
 use super::source::{Elements, Source};
-use super::write::{Written, expected, write_model};
+use super::write::{Written, expected, fill_model};
 use crate::config::Config;
 use crate::init::normals;
 use crate::upcycle::{self, Piece, Upcycling};
@@ -41,7 +41,7 @@ pub fn upcycle(dir: &Path, out: &Path, how: &Upcycling, max_shard_bytes: u64) ->
     };
     let pieces = how.pieces(&dense, &sparse);
     let tensors: Vec<_> = pieces.iter().map(|p| (p.name.as_str(), p.kind, &p.shape[..])).collect();
-    let files = write_model(out, &sparse, &tensors, dtype, max_shard_bytes, |entry, file| {
+    let files = fill_model(out, &sparse, &tensors, dtype, max_shard_bytes, |entry, file| {
         file.write(&bytes(&pieces[entry.source], &found, how, entry.dtype))
     })?;
     Ok(Upcycled { dense, sparse, files })

@@ -3,10 +3,11 @@
 use super::convert::{convert, file_type, type_name};
 use super::format::{self, Entry};
 use super::fp8;
+use super::listed::Listed;
 use super::source::Source;
 use super::{CONFIG, GENERATION, INDEX, MODEL, WeightsError};
 use crate::config::Config;
-use crate::store::{Home, Kind, Layout, Part, Shard, Store};
+use crate::store::{Kind, Layout, Shard, Store};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -93,8 +94,45 @@ pub fn checksum(path: &Path) -> Result<Written, WeightsError> {
     }
 }
 
+/// Writes one safetensors file, which must not exist yet: types and bits as they are.
+pub fn write_tensors(path: &Path, tensors: &[Listed]) -> Result<Written, WeightsError> {
+    let entry = |(source, t): (usize, &Listed)| Entry {
+        name: t.name.clone(),
+        dtype: file_type(t.dtype),
+        shape: t.shape.clone(),
+        source,
+    };
+    let entries: Vec<_> = tensors.iter().enumerate().map(entry).collect();
+    format::write(path, &entries, |e, file| file.write(&tensors[e.source].read()))
+}
+
 /// Writes a model's folder, which must exist: `config.json`, `generation_config.json` and the weights as `dtype`, in one
-/// file or in shards of at most `max_shard_bytes` (a tensor is never cut). The store must be a whole model's.
+/// file or in shards of at most `max_shard_bytes` (a tensor is never cut). The tensors must be all weights, without a prefix.
+pub fn write_model(
+    dir: &Path,
+    config: &Config,
+    tensors: &[Listed],
+    dtype: DType,
+    max_shard_bytes: u64,
+) -> Result<Vec<Written>, WeightsError> {
+    let mut expected = expected(config);
+    let mut described = vec![];
+    for t in tensors {
+        let Some((kind, _)) = expected.remove(&t.name).filter(|(_, shape)| *shape == t.shape) else {
+            return Err(WeightsError::tensor(dir, &t.name, "is to be written, but the model has no such tensor"));
+        };
+        described.push((t.name.as_str(), kind, &t.shape[..]));
+    }
+    if let Some(name) = expected.keys().next() {
+        return Err(WeightsError::tensor(dir, name, "the model has it, but it is not among those to be written"));
+    }
+    fill_model(dir, config, &described, file_type(dtype), max_shard_bytes, |entry, file| {
+        let t = &tensors[entry.source];
+        file.write(&convert(t.read(), file_type(t.dtype), entry.dtype))
+    })
+}
+
+/// Writes a model's folder, as [`write_model`] does. The store must be a whole model's.
 pub fn save<D: Device>(
     device: &D,
     dir: &Path,
@@ -105,12 +143,7 @@ pub fn save<D: Device>(
 ) -> Result<Vec<Written>, WeightsError> {
     let whole = store.layout().shard.size == 1;
     assert!(whole, "a rank holds a share of the experts: append the snapshots of all ranks and write that");
-    let parts = parts(store, |_| true);
-    let tensors: Vec<_> = parts.iter().map(|(_, kind, part)| (part.name.as_str(), *kind, &part.shape[..])).collect();
-    write_model(dir, config, &tensors, file_type(dtype), max_shard_bytes, |entry, file| {
-        let (home, _, part) = &parts[entry.source];
-        file.write(&convert(download(device, store, *home, part).into(), file_type(store.dtype()), entry.dtype))
-    })
+    write_model(dir, config, &Listed::of(device, store, ""), dtype, max_shard_bytes)
 }
 
 /// Writes a model's folder, as [`save`] does, of tensors in other files: what is in memory of them is a few rows. With
@@ -124,7 +157,7 @@ pub fn copy(source: &Source, dir: &Path, dtype: Dtype, max_shard_bytes: u64) -> 
         return Err(WeightsError::file(source.path(), format!("nothing of it would have 8 bits: {why}; choose bf16")));
     }
     let tensors: Vec<_> = listed.iter().map(|(name, kind, shape)| (name.as_str(), *kind, &shape[..])).collect();
-    write_model(dir, source.config(), &tensors, dtype, max_shard_bytes, |entry, file| {
+    fill_model(dir, source.config(), &tensors, dtype, max_shard_bytes, |entry, file| {
         let (name, _, shape) = tensors[entry.source];
         let elements = source.tensor(name, shape)?;
         if entry.name != name {
@@ -136,27 +169,6 @@ pub fn copy(source: &Source, dir: &Path, dtype: Dtype, max_shard_bytes: u64) -> 
             to => file.write(&elements.read(rows, to)),
         })
     })
-}
-
-/// Every tensor of a store that this rank must save, of the parameters that `keep` keeps.
-pub(super) fn parts<D: Device>(
-    store: &Store<D>,
-    keep: impl Fn(&crate::store::Param) -> bool,
-) -> Vec<(Home, Kind, Part)> {
-    let first = store.layout().shard.rank == 0;
-    let mine = move |home: &Home| first || matches!(home, Home::Expert(..));
-    (store.params().into_iter())
-        .filter(|(home, param)| mine(home) && keep(param))
-        .flat_map(|(home, param)| param.parts.into_iter().map(move |part| (home, param.kind, part)))
-        .collect()
-}
-
-/// A tensor's bytes in the store's type.
-pub(super) fn download<D: Device>(device: &D, store: &Store<D>, home: Home, part: &Part) -> Vec<u8> {
-    let view = store.get(home).rows(part.rows.clone());
-    let mut bytes = vec![0; view.len() * view.dtype().size()];
-    device.copy_to_host(view, &mut bytes);
-    bytes
 }
 
 /// A correction bias is never stored in less than f32: transformers keeps it so, and its steps are small. In 8 bits are
@@ -191,7 +203,7 @@ fn quantization(entries: &[Entry]) -> Value {
 
 /// The folder of a model whose tensor `i` is `tensors[i]` (name, kind, shape). `put` writes the elements of one, or, of a matrix in
 /// 8 bits, its scales under another name.
-pub(super) fn write_model(
+pub(super) fn fill_model(
     dir: &Path,
     config: &Config,
     tensors: &[(&str, Kind, &[usize])],

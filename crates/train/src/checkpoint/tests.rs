@@ -24,7 +24,7 @@ fn state(step: u64) -> State {
     }
 }
 
-fn contents(step: u64) -> Contents {
+fn contents(step: u64) -> Contents<Snapshot> {
     let cpu = Cpu::new(1);
     let model = Model::new(&cpu, &tiny_moe(), 8, Options::default()).unwrap();
     let optimizer = Optimizer::new(&cpu, model.layout(), DType::F32, &tiny_settings());
@@ -38,7 +38,7 @@ fn contents(step: u64) -> Contents {
     }
 }
 
-fn save(writer: &mut Writer, contents: Contents) -> Result<Saved, CheckpointError> {
+fn save(writer: &mut Writer, contents: Contents<Snapshot>) -> Result<Saved, CheckpointError> {
     writer.start(contents).unwrap();
     writer.wait().unwrap().1
 }

@@ -1,8 +1,9 @@
-//! Writing a checkpoint while training goes on.
+//! Writing a checkpoint, while training goes on or, where there is no memory for a copy, while it waits.
 //!
 //! The snapshot is taken between two steps; from then on its own thread writes it. One at a time: the next waits for the
-//! one before, so that a slow disk costs time and not memory. What went wrong is told at the next occasion; by then the
-//! half-written folder is gone and the older checkpoints are as they were.
+//! one before, so that a slow disk costs time and not memory. Without a copy, tensors are read one by one while they are
+//! written, and the files are the same. What went wrong is told at the next occasion; by then the half-written folder is
+//! gone and the older checkpoints are as they were.
 
 use super::find::{Checksums, Sum};
 use super::{
@@ -15,25 +16,33 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 use wudao_device::DType;
 use wudao_model::Config;
-use wudao_model::weights::{self, Snapshot, Written};
+use wudao_model::weights::{self, Listed, Snapshot, Written};
 
 /// Weights go into one file up to this size.
 const MAX_SHARD_BYTES: u64 = 5 << 30;
 
-/// A checkpoint on the host, ready to be written.
-pub struct Contents {
+/// A checkpoint, ready to be written: its tensors are [`Snapshot`]s, or [`Listed`] by what holds them.
+pub struct Contents<T> {
     /// What the model is.
     pub config: Config,
     /// The type of the weights in the file.
     pub dtype: DType,
     /// The weights.
-    pub weights: Snapshot,
+    pub weights: T,
     /// The moments.
-    pub optimizer: Snapshot,
+    pub optimizer: T,
     /// The rest.
     pub state: State,
     /// Files that are the same in every checkpoint: the tokenizer's.
     pub extra: Arc<Vec<(String, Vec<u8>)>>,
+}
+
+impl Contents<Snapshot> {
+    fn listed(&self) -> Contents<Vec<Listed<'_>>> {
+        let Contents { config, dtype, weights, optimizer, state, extra } = self;
+        let (config, state, extra) = (config.clone(), state.clone(), extra.clone());
+        Contents { config, dtype: *dtype, weights: weights.listed(), optimizer: optimizer.listed(), state, extra }
+    }
 }
 
 /// A checkpoint on the disk.
@@ -51,11 +60,17 @@ pub struct Saved {
     pub not_removed: Option<String>,
 }
 
-/// Writes checkpoints, one at a time, in a thread.
+/// A checkpoint that is being written, or was.
+enum Job {
+    Thread(JoinHandle<Result<Saved, CheckpointError>>),
+    Done(Box<Result<Saved, CheckpointError>>),
+}
+
+/// Writes checkpoints, one at a time.
 pub struct Writer {
     folder: PathBuf,
     keep_last: usize,
-    job: Option<(u64, JoinHandle<Result<Saved, CheckpointError>>)>,
+    job: Option<(u64, Job)>,
 }
 
 impl Writer {
@@ -67,34 +82,49 @@ impl Writer {
         Ok(Writer { folder, keep_last, job: None })
     }
 
-    /// Begins to write. Panics if the one before was not waited for.
-    pub fn start(&mut self, contents: Contents) -> Result<(), CheckpointError> {
+    /// Begins to write, in a thread. Panics if the one before was not waited for.
+    pub fn start(&mut self, contents: Contents<Snapshot>) -> Result<(), CheckpointError> {
         assert!(self.job.is_none(), "one checkpoint at a time");
         let (folder, keep_last, step) = (self.folder.clone(), self.keep_last, contents.state.step);
         let job = std::thread::Builder::new()
             .name("checkpoint".into())
-            .spawn(move || write(&folder, &contents, keep_last))
+            .spawn(move || write(&folder, &contents.listed(), keep_last))
             .map_err(CheckpointError::io(&self.folder, "start the thread that writes to"))?;
-        self.job = Some((step, job));
+        self.job = Some((step, Job::Thread(job)));
         Ok(())
+    }
+
+    /// Writes at once, reading each tensor when its turn comes. What became of it is told as after [`Writer::start`]. Panics if the
+    /// one before was not waited for.
+    pub fn write(&mut self, contents: &Contents<Vec<Listed>>) {
+        assert!(self.job.is_none(), "one checkpoint at a time");
+        let result = write(&self.folder, contents, self.keep_last);
+        self.job = Some((contents.state.step, Job::Done(Box::new(result))));
     }
 
     /// What became of the checkpoint that was being written, if it is done by now: its step, and the result.
     pub fn poll(&mut self) -> Option<(u64, Result<Saved, CheckpointError>)> {
-        if self.job.as_ref().is_some_and(|(_, job)| job.is_finished()) { self.wait() } else { None }
+        let done = |job: &Job| match job {
+            Job::Thread(thread) => thread.is_finished(),
+            Job::Done(_) => true,
+        };
+        if self.job.as_ref().is_some_and(|(_, job)| done(job)) { self.wait() } else { None }
     }
 
     /// Waits for the checkpoint that is being written, if there is one.
     pub fn wait(&mut self) -> Option<(u64, Result<Saved, CheckpointError>)> {
         let (step, job) = self.job.take()?;
-        let result = job.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let result = match job {
+            Job::Thread(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            Job::Done(result) => *result,
+        };
         Some((step, result))
     }
 }
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        if let Some((_, job)) = self.job.take() {
+        if let Some((_, Job::Thread(job))) = self.job.take() {
             // On the way out of an error there is nobody left to tell.
             let _ = job.join();
         }
@@ -102,7 +132,7 @@ impl Drop for Writer {
 }
 
 /// Writes the checkpoint, lets it appear, and then removes those that need not be kept.
-fn write(folder: &Path, contents: &Contents, keep_last: usize) -> Result<Saved, CheckpointError> {
+fn write(folder: &Path, contents: &Contents<Vec<Listed>>, keep_last: usize) -> Result<Saved, CheckpointError> {
     let begin = Instant::now();
     let step = contents.state.step;
     let temporary = folder.join(format!(".tmp-{}", folder_name(step)));
@@ -141,14 +171,14 @@ fn remove(folder: &Path, step: u64) -> Result<(), CheckpointError> {
 }
 
 /// Writes all files of a checkpoint into a new folder and brings them to the disk. Returns their size.
-fn fill(dir: &Path, contents: &Contents) -> Result<u64, CheckpointError> {
+fn fill(dir: &Path, contents: &Contents<Vec<Listed>>) -> Result<u64, CheckpointError> {
     if dir.exists() {
         fs::remove_dir_all(dir).map_err(CheckpointError::io(dir, "remove"))?;
     }
     fs::create_dir(dir).map_err(CheckpointError::io(dir, "create"))?;
     let Contents { config, dtype, weights, optimizer, state, extra } = contents;
-    let mut written = weights.write_model(dir, config, *dtype, MAX_SHARD_BYTES)?;
-    written.push(optimizer.write(&dir.join(OPTIMIZER))?);
+    let mut written = weights::write_model(dir, config, weights, *dtype, MAX_SHARD_BYTES)?;
+    written.push(weights::write_tensors(&dir.join(OPTIMIZER), optimizer)?);
     for (name, bytes) in extra.iter() {
         written.push(weights::write_file(&dir.join(name), bytes)?);
     }

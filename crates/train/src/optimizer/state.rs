@@ -11,7 +11,7 @@ use safetensors::SafeTensors;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use wudao_device::{DType, Device, View};
-use wudao_model::weights::{HostTensor, Snapshot};
+use wudao_model::weights::{Listed, Snapshot};
 
 /// A file of moments that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -53,27 +53,34 @@ fn names(place: &Place, rule: Rule) -> (String, Option<String>) {
 }
 
 impl<D: Device> Optimizer<D> {
-    /// A host copy of all moments that this rank answers for: the dense part's on the first rank, and its experts'.
-    pub fn snapshot(&self, device: &D) -> Snapshot {
+    /// All moments that this rank answers for: the dense part's on the first rank, and its experts'.
+    pub fn listed<'a>(&'a self, device: &'a D) -> Vec<Listed<'a>> {
         let dtype = self.first.dtype();
         let first = self.first.trainable();
         let mut tensors = vec![];
         for place in self.places.iter().filter(|p| p.stretch > 0 || self.first.layout().shard.rank == 0) {
-            let mut copy = |name: String, from: View<D>| {
-                let mut bytes = vec![0; from.len() * dtype.size()];
-                device.copy_to_host(from, &mut bytes);
-                tensors.push(HostTensor { name, dtype, shape: place.shape.clone(), bytes });
+            let mut list = |name: String, from: View<'a, D>| {
+                tensors.push(Listed::new(name, dtype, place.shape.clone(), move || {
+                    let mut bytes = vec![0; from.len() * dtype.size()];
+                    device.copy_to_host(from, &mut bytes);
+                    bytes.into()
+                }));
             };
             let piece = &self.pieces[place.piece];
             let (name, second_name) = names(place, piece.rule);
             let flat = [1, place.at.len()];
-            copy(name, first[place.stretch].part(place.at.clone(), flat));
+            list(name, first[place.stretch].part(place.at.clone(), flat));
             if let (Rule::AdamW { second, .. }, Some(name)) = (piece.rule, second_name) {
                 let at = place.at.start - piece.at.start..place.at.end - piece.at.start;
-                copy(name, self.second[second].view().part(at, flat));
+                list(name, self.second[second].view().part(at, flat));
             }
         }
-        Snapshot { tensors }
+        tensors
+    }
+
+    /// A copy of them on the host.
+    pub fn snapshot(&self, device: &D) -> Snapshot {
+        Snapshot::take(self.listed(device))
     }
 
     /// Fills all moments from a file that a snapshot wrote, after `updates` updates. Nothing is changed unless every
@@ -132,6 +139,7 @@ mod tests {
     use wudao_device::{Cpu, DType};
     use wudao_model::Model;
     use wudao_model::model::Options;
+    use wudao_model::weights::write_tensors;
 
     #[test]
     fn moments_come_back_bit_for_bit_and_other_models_are_refused() {
@@ -146,9 +154,9 @@ mod tests {
             for _ in 0..2 {
                 optimizer.step(&cpu, &grads, &mut weights, Rates { lr: 0.1, muon_lr: 0.1 }, 1.0);
             }
-            let path = dir.path().join(format!("{kind:?}.safetensors"));
+            let path = dir.path().join(format!("{kind:?}-{moments:?}.safetensors"));
             let snapshot = optimizer.snapshot(&cpu);
-            snapshot.write(&path).unwrap();
+            write_tensors(&path, &snapshot.listed()).unwrap();
             let mut again = Optimizer::new(&cpu, model.layout(), DType::F32, &settings);
             again.load(&cpu, &path, 2).unwrap();
             assert!(again.snapshot(&cpu) == snapshot);
@@ -184,7 +192,7 @@ mod tests {
             let before = optimizer.snapshot(&cpu);
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("optimizer.safetensors");
-            before.write(&path).unwrap();
+            write_tensors(&path, &before.listed()).unwrap();
             let mut bytes = std::fs::read(&path).unwrap();
             bytes.truncate((bytes.len() as f64 * keep) as usize);
             for (at, flip) in flips {

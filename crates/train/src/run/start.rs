@@ -97,6 +97,7 @@ impl<'a, D: Device> Run<'a, D> {
             counts: Counts::of(config),
             watch: Watch::default(),
             pace: pace::Pace::default(),
+            copies: estimate.copies(),
             files: None,
         };
         // Rehearsals forget the moments, so these are loaded after them.
@@ -110,6 +111,11 @@ impl<'a, D: Device> Run<'a, D> {
         run.files = agree(comm, files)?;
         if run.held_out.documents() == 0 {
             let text = "the data has no held-out documents: nothing will be evaluated, no checkpoint will be the best";
+            observer.on(&Event::Warning(text.into()));
+        }
+        if !estimate.copies() {
+            let text =
+                "memory has no room for a copy of weights and moments: training waits while a checkpoint is written";
             observer.on(&Event::Warning(text.into()));
         }
         observer.on(&Event::Started(run.started(estimate, found.map(|f| f.path))));

@@ -146,6 +146,21 @@ fn an_interrupted_run_ends_in_the_same_bytes() {
     }
 }
 
+/// Where there is no room for a copy, training waits while a checkpoint is written; the files are the same.
+#[test]
+fn checkpoints_without_a_copy_are_the_same() {
+    let f = Fixture::new();
+    let whole = straight(&f);
+    let (out, cpu, stop) = (tempfile::tempdir().unwrap(), Cpu::new(2), AtomicBool::new(false));
+    let mut job = f.job(&cpu, &Solo, out.path(), Init::Fresh);
+    let estimate = crate::estimate::estimate(&f.config, &f.settings, 1, DType::F32).unwrap();
+    job.available_memory = Some(estimate.without_copy().total());
+    let mut observer = Stopper { events: vec![], at: 0, stop: &stop };
+    run(&job, &mut observer, &stop).unwrap();
+    assert!(warnings(&observer.events).iter().any(|text| text.contains("training waits")), "{:?}", observer.events);
+    assert_same(whole.path(), out.path(), 20);
+}
+
 /// A run that is over stays as it is when it is resumed.
 #[test]
 fn a_complete_run_resumes_to_itself() {

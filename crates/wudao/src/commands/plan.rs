@@ -51,11 +51,13 @@ pub fn run(args: &SettingsArgs, json: bool, cx: &Context) -> anyhow::Result<()> 
     if json {
         return cx.printer.json(&plan);
     }
+    let least = memory.without_copy().total();
     cx.printer.heading("A run with these settings".to_owned())?;
     let rows = [
         ("parameters", format!("{}, {} active", short(plan.parameters as f64), short(plan.active_parameters as f64))),
         ("a step", format!("{} tokens, {}FLOP a token", plan.tokens_per_step, short(plan.flops_per_token))),
         ("memory", bytes(plan.memory_bytes)),
+        ("at least", format!("{} (training waits while checkpoints are written)", bytes(least))),
     ];
     cx.printer.answer(&columns(&["", ""], &rows.map(|(name, value)| vec![name.to_owned(), value])))?;
     cx.printer.answer("\n")?;
