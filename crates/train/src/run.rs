@@ -267,8 +267,9 @@ impl<'a, D: Device> Run<'a, D> {
         Ok(())
     }
 
-    /// Takes a snapshot and has it written in the background, or writes at once if there is no room for one. Only a checkpoint that the settings ask for may become the
-    /// best one: so an interruption, which saves too, leaves no trace in the states after it.
+    /// Takes a snapshot and has it written in the background, or writes at once if there is no room for one. Only a checkpoint
+    /// that the settings ask for may become the best one: so an interruption, which saves too, leaves no trace in the states
+    /// after it.
     fn save(&mut self, scheduled: bool, observer: &mut dyn Observer) -> Result<(), TrainError> {
         let step = self.state.step;
         self.tell_saved(true, observer);
