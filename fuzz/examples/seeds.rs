@@ -12,7 +12,7 @@ use wudao_data::tokenizer::{TOKENIZER_CONFIG_FILE, Tokenizer, TrainOptions};
 use wudao_device::{Cpu, DType};
 use wudao_model::gguf::{Field, TensorType, write};
 use wudao_model::model::Options;
-use wudao_model::weights::{self, Snapshot};
+use wudao_model::weights::{self, Listed};
 use wudao_model::{Config, Model};
 use wudao_train::TrainSettings;
 use wudao_train::checkpoint::{FORMAT_VERSION, State};
@@ -260,7 +260,7 @@ fn weights(folder: &Path, config: &Config) -> Result {
         let store = model.init(&device, 1);
         for (prefix, name) in [("", name.to_owned()), ("m.", format!("{name}-moments"))] {
             let path = folder.join(&name);
-            Snapshot::of(&device, &store, prefix).write(&path)?;
+            weights::write_tensors(&path, &Listed::of(&device, &store, prefix))?;
             seed("weights", &name, fs::read(path)?)?;
         }
     }
@@ -268,7 +268,8 @@ fn weights(folder: &Path, config: &Config) -> Result {
         let model = Model::new(&device, config, 8, Options::default())?;
         let settings = TrainSettings { optimizer: kind, ..TrainSettings::default() };
         let path = folder.join(format!("optimizer-{kind:?}"));
-        Optimizer::new(&device, model.layout(), DType::F32, &settings).snapshot(&device).write(&path)?;
+        let optimizer = Optimizer::new(&device, model.layout(), DType::F32, &settings);
+        weights::write_tensors(&path, &optimizer.listed(&device))?;
         seed("optimizer", &format!("{kind:?}").to_lowercase(), fs::read(path)?)?;
     }
     seed("index", "good", r#"{"metadata":{"total_size":8},"weight_map":{"x":"a","y":"b"}}"#)

@@ -2,8 +2,9 @@
 //! A [`Source`] gives the same tensors by the same names out of a [GGUF file](crate::gguf).
 //!
 //! Writing streams one tensor at a time, from the device or from a [`Snapshot`] (a host copy that another thread writes
-//! while training goes on): both are [`Listed`]. Every file is on the disk, fsynced and hashed, when a function returns. No file of
-//! weights is ever overwritten: a checkpoint is a new folder, and making it appear at once is its owner's business.
+//! while training goes on): both are [`Listed`]. Every file is on the disk, fsynced and hashed, when a function returns.
+//! No file of weights is ever overwritten: a checkpoint is a new folder, and making it appear at once is its owner's
+//! business.
 //!
 //! Reading maps files into memory and trusts nothing in them. Names, shapes, types and offsets are checked against the
 //! model before the first weight changes, and the error names the file and the tensor. What cannot be defended against is
