@@ -39,12 +39,15 @@ def figure(runs: dict, title: str) -> str:
         out.append(f'<text x="{x(step):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{step}</text>')
     groups = sorted({name.rpartition("-")[0] for name in runs})
     labels = sorted((y(run[-1][1]), name) for name, run in runs.items())
-    at = -100.0
-    for end, name in labels:
+    # Labels lie beside the ends of their lines, 13 apart, and the lowest within the figure.
+    places, at = [], HEIGHT + 5.0
+    for i, (end, _) in reversed(list(enumerate(labels))):
+        at = min(at - 13, max(end, labels[0][0] + 13 * i))
+        places.append(at)
+    for (_, name), at in zip(labels, reversed(places)):
         colour = COLOURS[groups.index(name.rpartition("-")[0]) % len(COLOURS)]
         line = " ".join(f"{x(step):.1f},{y(bits):.1f}" for step, bits in runs[name])
         out.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
-        at = max(end, at + 13)
         out.append(f'<text x="{WIDTH - RIGHT + 6}" y="{at + 4:.1f}" fill="{colour}">{name} {runs[name][-1][1]:.3f}</text>')
     return "\n".join(out) + "\n</svg>\n"
 
