@@ -39,8 +39,8 @@ def figure(runs: dict, title: str) -> str:
         out.append(f'<text x="{x(step):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{step}</text>')
     groups = sorted({name.rpartition("-")[0] for name in runs})
     labels = sorted((y(run[-1][1]), name) for name, run in runs.items())
-    # Labels lie beside the ends of their lines, 13 apart, and the lowest within the figure.
-    places, at = [], HEIGHT + 5.0
+    # Labels lie beside the ends of their lines, 13 apart, and the lowest above the axis.
+    places, at = [], HEIGHT - BOTTOM + 13.0
     for i, (end, _) in reversed(list(enumerate(labels))):
         at = min(at - 13, max(end, labels[0][0] + 13 * i))
         places.append(at)
