@@ -3,7 +3,7 @@
 //!
 //! Moments are kept as they are computed, or in bf16. Rounded to the nearest they would stand still: with 8 bits, a moment
 //! that should change by less than a five-hundredth of itself does not change at all, and with `beta2 = 0.999` it never
-//! should by more. So they are rounded up or down by chance, and their mean is what it would be in f32.
+//! comes down by more. So they are rounded up or down by chance, and their mean is what it would be in f32.
 
 use super::bands::{TASK, bands, bands_sum};
 use super::elementwise::squares;

@@ -2,7 +2,7 @@
 
 use crate::store::{Home, Param, Part, Store};
 use std::borrow::Cow;
-use wudao_device::{DType, Device};
+use wudao_device::{DType, Device, View};
 
 /// Reads a tensor's elements, little-endian.
 type Read<'a> = Box<dyn Fn() -> Cow<'a, [u8]> + 'a>;
@@ -22,6 +22,15 @@ impl<'a> Listed<'a> {
     /// One whose elements `read` reads, little-endian.
     pub fn new(name: String, dtype: DType, shape: Vec<usize>, read: impl Fn() -> Cow<'a, [u8]> + 'a) -> Self {
         Listed { name, dtype, shape, read: Box::new(read) }
+    }
+
+    /// One whose elements are `view`'s, fetched from the device.
+    pub fn of_view<D: Device>(device: &'a D, name: String, shape: Vec<usize>, view: View<'a, D>) -> Self {
+        Listed::new(name, view.dtype(), shape, move || {
+            let mut bytes = vec![0; view.len() * view.dtype().size()];
+            device.copy_to_host(view, &mut bytes);
+            bytes.into()
+        })
     }
 
     /// Its elements, little-endian.
@@ -45,8 +54,7 @@ impl<'a> Listed<'a> {
         let first = store.layout().shard.rank == 0;
         let mine = |home: &Home| first || matches!(home, Home::Expert(..));
         let listed = |(home, part): (Home, Part)| {
-            let (name, shape) = (format!("{prefix}{}", part.name), part.shape.clone());
-            Listed::new(name, store.dtype(), shape, move || download(device, store, home, &part).into())
+            Listed::of_view(device, format!("{prefix}{}", part.name), part.shape, store.get(home).rows(part.rows))
         };
         (store.params().into_iter())
             .filter(|(home, param)| mine(home) && keep(param))
@@ -54,12 +62,4 @@ impl<'a> Listed<'a> {
             .map(listed)
             .collect()
     }
-}
-
-/// A tensor's bytes in the store's type.
-fn download<D: Device>(device: &D, store: &Store<D>, home: Home, part: &Part) -> Vec<u8> {
-    let view = store.get(home).rows(part.rows.clone());
-    let mut bytes = vec![0; view.len() * view.dtype().size()];
-    device.copy_to_host(view, &mut bytes);
-    bytes
 }

@@ -55,16 +55,11 @@ fn names(place: &Place, rule: Rule) -> (String, Option<String>) {
 impl<D: Device> Optimizer<D> {
     /// All moments that this rank answers for: the dense part's on the first rank, and its experts'.
     pub fn listed<'a>(&'a self, device: &'a D) -> Vec<Listed<'a>> {
-        let dtype = self.first.dtype();
         let first = self.first.trainable();
         let mut tensors = vec![];
         for place in self.places.iter().filter(|p| p.stretch > 0 || self.first.layout().shard.rank == 0) {
             let mut list = |name: String, from: View<'a, D>| {
-                tensors.push(Listed::new(name, dtype, place.shape.clone(), move || {
-                    let mut bytes = vec![0; from.len() * dtype.size()];
-                    device.copy_to_host(from, &mut bytes);
-                    bytes.into()
-                }));
+                tensors.push(Listed::of_view(device, name, place.shape.clone(), from));
             };
             let piece = &self.pieces[place.piece];
             let (name, second_name) = names(place, piece.rule);
