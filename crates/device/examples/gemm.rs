@@ -10,7 +10,8 @@ use wudao_device::{Cpu, DType, Device, Gemm, Operand, Tensor};
 
 const NN: Gemm = Gemm::NN;
 const NT: Gemm = Gemm::NT;
-const TN: Gemm = Gemm::TN_ACC;
+/// As training makes it: with the squares of its numbers.
+const TN: Gemm = Gemm::TN.measured(true);
 
 /// `C[M, N]` of a sum over K: name, form, M, N, K.
 const PRODUCTS: &[(&str, Gemm, [usize; 3])] = &[
@@ -86,7 +87,7 @@ fn main() {
         let peak = cpu.peak_gflops(operands);
         let wanted = |g: Gemm, name: &str, [m, n, k]: [usize; 3]| {
             let name = format!("{types}: {name} {m}×{n}, {k}");
-            let wanted = !(g.accumulate && result == Bf16) && words.iter().all(|word| name.contains(word.as_str()));
+            let wanted = !(g.ta && result == Bf16) && words.iter().all(|word| name.contains(word.as_str()));
             wanted.then_some(name)
         };
         let report = |name: &str, [m, n, k]: [usize; 3], experts: usize, f: &mut dyn FnMut()| {
@@ -98,7 +99,13 @@ fn main() {
             let a = Tensor::zeros(&cpu, if g.ta { [k, m] } else { [m, k] }, operands);
             let b = Tensor::zeros(&cpu, if g.tb { [n, k] } else { [k, n] }, operands);
             let mut c = Tensor::zeros(&cpu, [m, n], result);
-            report(&name, [m, n, k], 1, &mut || cpu.gemm(g, a.view(), b.view(), c.view_mut()));
+            report(&name, [m, n, k], 1, &mut || {
+                if g.ta {
+                    cpu.gemm_bands_outer(g, std::slice::from_ref(&(0..k)), a.view(), b.view(), vec![c.view_mut()]);
+                } else {
+                    cpu.gemm(g, a.view(), b.view(), c.view_mut());
+                }
+            });
         }
         for &(g, experts, [m, n, k]) in EXPERTS {
             let name = format!(

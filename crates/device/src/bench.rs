@@ -185,6 +185,7 @@ impl Bench<'_> {
             ("down", d, s.dense_width),
             ("head", s.vocabulary, d),
         ];
+        let gradient = Gemm::TN.measured(true);
         for (layer, n, k) in layers.into_iter().filter(|(_, n, k)| n * k > 0) {
             let (m, flops) = (s.tokens, 2 * s.tokens * n * k);
             let moved = a * (s.tokens * (n + k) + n * k);
@@ -197,9 +198,9 @@ impl Bench<'_> {
             self.time(&name(", input gradient", [m, k, n]), moved, m * k, flops, |cpu| {
                 cpu.gemm(Gemm::NN, y.view(), w.view(), x.view_mut());
             });
-            let moved = a * s.tokens * (n + k) + sum * 2 * n * k;
+            let moved = a * s.tokens * (n + k) + sum * n * k;
             self.time(&name(", weight gradient", [n, k, m]), moved, n * k, flops, |cpu| {
-                cpu.gemm(Gemm::TN_ACC, y.view(), x.view(), dw.view_mut());
+                cpu.gemm_bands_outer(gradient, std::slice::from_ref(&(0..m)), y.view(), x.view(), vec![dw.view_mut()]);
             });
         }
         let (e, f, m) = (s.experts, s.expert_width, s.tokens * s.top_k);
@@ -217,10 +218,10 @@ impl Bench<'_> {
             self.time(&name(", input gradient", [m / e, k, n]), moved, m * k, flops, |cpu| {
                 cpu.gemm_bands(Gemm::NN, &bands, y.view(), &w, x.view_mut());
             });
-            let moved = a * m * (n + k) + sum * 2 * e * n * k;
+            let moved = a * m * (n + k) + sum * e * n * k;
             self.time(&name(", weight gradient", [n, k, m / e]), moved, e * n * k, flops, |cpu| {
                 let dw = dw.iter_mut().map(Tensor::view_mut).collect();
-                cpu.gemm_bands_outer(Gemm::TN_ACC, &bands, y.view(), x.view(), dw);
+                cpu.gemm_bands_outer(gradient, &bands, y.view(), x.view(), dw);
             });
         }
     }

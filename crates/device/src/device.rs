@@ -34,15 +34,17 @@ pub struct Gemm {
     /// it the wider one is rounded to the narrower on its way, to the same bits as if it had been copied before: weights
     /// need no second copy to be multiplied in fewer bits (mixed precision, Micikevicius et al. 2018).
     pub exact: bool,
+    /// Sum up the squares of C on the way, where [`Device::gemm_bands_outer`] can.
+    pub squares: bool,
 }
 
 impl Gemm {
     /// `C = A·B`
-    pub const NN: Gemm = Gemm { ta: false, tb: false, accumulate: false, exact: false };
+    pub const NN: Gemm = Gemm { ta: false, tb: false, accumulate: false, exact: false, squares: false };
     /// `C = A·Bᵀ`: a linear layer with Hugging Face's `[out, in]` weights.
-    pub const NT: Gemm = Gemm { ta: false, tb: true, accumulate: false, exact: false };
+    pub const NT: Gemm = Gemm { tb: true, ..Gemm::NN };
     /// `C = Aᵀ·B`: a weight gradient.
-    pub const TN: Gemm = Gemm { ta: true, tb: false, accumulate: false, exact: false };
+    pub const TN: Gemm = Gemm { ta: true, ..Gemm::NN };
     /// `C += Aᵀ·B`: a weight gradient, added.
     pub const TN_ACC: Gemm = Gemm::TN.adding(true);
 
@@ -51,11 +53,19 @@ impl Gemm {
         Gemm { accumulate, ..self }
     }
 
+    /// As this one, with the sum of [squares](Gemm::squares) or not.
+    pub const fn measured(self, squares: bool) -> Gemm {
+        Gemm { squares, ..self }
+    }
+
     /// As this one, [exact](Gemm::exact).
     pub const fn exactly(self) -> Gemm {
         Gemm { exact: true, ..self }
     }
 }
+
+/// What squares of numbers may be multiples of ([`Device::gemm_bands_outer`]).
+pub const SQUARE_UNIT: f64 = f64::EPSILON / 32.0;
 
 /// Columns of a fused projection `[queries | keys | values]`, each head `dim` wide: width `(q + 2·kv)·dim`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -233,7 +243,19 @@ pub trait Device: Clone + Send + Sync + 'static {
     fn gemm_bands(&self, g: Gemm, bands: &[Range<usize>], a: View<Self>, b: &[Operand<Self>], c: ViewMut<Self>);
     /// For every expert e: `C_e[M,N] (+)= op(A[band_e]) · B[band_e]`, where `g` is [`Gemm::TN`] or [`Gemm::TN_ACC`]: an empty band
     /// makes `C_e` zero, or leaves it.
-    fn gemm_bands_outer(&self, g: Gemm, bands: &[Range<usize>], a: View<Self>, b: View<Self>, c: Vec<ViewMut<Self>>);
+    ///
+    /// These are gradients of weights, whose norm is wanted before they are used: if `g` asks for [squares](Gemm::squares), the
+    /// answer has the sum of squares of each `C_e`, where the device has it without reading `C_e` again. Each square may be
+    /// rounded to a multiple of [`SQUARE_UNIT`], and the sum depends on the numbers of `C_e` alone, to the bit. Where there is none,
+    /// [`Device::sum_of_squares`] must be asked; a device may have none ever.
+    fn gemm_bands_outer(
+        &self,
+        g: Gemm,
+        bands: &[Range<usize>],
+        a: View<Self>,
+        b: View<Self>,
+        c: Vec<ViewMut<Self>>,
+    ) -> Vec<Option<f64>>;
 
     /// `y[i] = x[index[i]]` for rows; the one data movement. Both are `U32`, or of any floating-point types; or `x` is packed.
     fn gather<'x>(&self, index: &[u32], x: impl Into<Operand<'x, Self>>, y: ViewMut<Self>);

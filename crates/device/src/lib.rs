@@ -19,7 +19,9 @@ pub mod tolerance;
 
 pub use coding::Coding;
 pub use cpu::{Cpu, QuantKind};
-pub use device::{AdamW, Device, Gemm, Heads, IGNORE, Nesterov, PAGE, Paged, Rotation, Routing, Score, page_len};
+pub use device::{
+    AdamW, Device, Gemm, Heads, IGNORE, Nesterov, PAGE, Paged, Rotation, Routing, SQUARE_UNIT, Score, page_len,
+};
 pub use dtype::{DType, Element};
 pub use fault::Fault;
 pub use meta::{Meta, Usage};

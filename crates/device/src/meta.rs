@@ -175,11 +175,19 @@ impl Device for Meta {
             self.gemm(g, a.rows(band.clone()), *b, c.reborrow().rows(band.clone()));
         }
     }
-    fn gemm_bands_outer(&self, g: Gemm, bands: &[Range<usize>], a: View<Self>, b: View<Self>, c: Vec<ViewMut<Self>>) {
+    fn gemm_bands_outer(
+        &self,
+        g: Gemm,
+        bands: &[Range<usize>],
+        a: View<Self>,
+        b: View<Self>,
+        c: Vec<ViewMut<Self>>,
+    ) -> Vec<Option<f64>> {
         assert_eq!(bands.len(), c.len(), "one C for every band");
         for (band, c) in bands.iter().zip(c) {
             self.gemm(g, a.rows(band.clone()), b.rows(band.clone()), c);
         }
+        vec![None; bands.len()]
     }
 
     fn gather<'x>(&self, index: &[u32], _: impl Into<Operand<'x, Self>>, y: ViewMut<Self>) {

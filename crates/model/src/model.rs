@@ -265,7 +265,8 @@ impl<D: Device> Model<D> {
             if let Some((_, dh_td, grads)) = &mut gradient {
                 let dlogits = logits;
                 dev.gemm(Gemm::NN, dlogits.view(), w, dh_td.view_mut().rows(band.clone()));
-                grads.add(dev, Gemm::TN, self.head, dlogits.view(), h_td.rows(band));
+                let add = if band.end == t { Store::add } else { Store::add_part };
+                add(grads, dev, Gemm::TN, self.head, dlogits.view(), h_td.rows(band));
             }
         }
         losses.view().to_f64(dev)

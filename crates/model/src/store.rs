@@ -9,10 +9,10 @@
 //! projection, one GEMM): [`Part`]s name them. Parts are what files hold and what Muon treats as matrices.
 
 use crate::config::{Config, Family, MlaConfig};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
-use wudao_device::{DType, Device, Fault, Gemm, Operand, Tensor, View, ViewMut};
+use wudao_device::{DType, Device, Fault, Gemm, Operand, SQUARE_UNIT, Tensor, View, ViewMut};
 
 /// What a parameter is, hence how it begins, decays and is updated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -461,12 +461,17 @@ pub struct Store<D: Device> {
     /// Of every sparse layer. Of a store of gradients, none for a layer that nothing was added to since the sum began.
     experts: Vec<Vec<Tensor<D>>>,
     /// Of a store of gradients, the parameters whose next product is assigned, not added: what is there is of another step.
-    spent: BTreeSet<Spent>,
+    spent: BTreeSet<Sum>,
+    /// Of a store of gradients, the sums of squares that products made on their way, while nothing else was written there.
+    squares: BTreeMap<Sum, Vec<Option<f64>>>,
 }
 
-/// A matrix, or one of all experts of a sparse layer.
+/// How far from the sum of all squares it may be that each was rounded.
+const ROUNDED: f64 = 1.0 / (1 << 17) as f64;
+
+/// What a call adds to: a matrix, or one of all experts of a sparse layer.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Spent {
+enum Sum {
     Dense(ParamId),
     Experts(usize, ExpertPart),
 }
@@ -484,7 +489,8 @@ impl<D: Device> Store<D> {
     pub fn gradients(device: &D, layout: &Arc<Layout>, dtype: DType) -> Self {
         let dense = Tensor::new(device, [1, layout.dense_len()], dtype);
         let experts = layout.experts.iter().map(|_| vec![]).collect();
-        let mut store = Store { layout: layout.clone(), dense, experts, spent: BTreeSet::new() };
+        let (spent, squares) = (BTreeSet::new(), BTreeMap::new());
+        let mut store = Store { layout: layout.clone(), dense, experts, spent, squares };
         store.begin_sum(device);
         store
     }
@@ -518,6 +524,7 @@ impl<D: Device> Store<D> {
 
     /// A dense parameter, for writing.
     pub fn at_mut(&mut self, id: ParamId) -> ViewMut<'_, D> {
+        self.squares.remove(&Sum::Dense(id));
         let p = self.layout.param(id);
         self.dense.view_mut().part(p.at.clone(), p.shape)
     }
@@ -530,6 +537,7 @@ impl<D: Device> Store<D> {
 
     /// One matrix of every local expert of a sparse layer, for writing.
     pub fn experts_mut(&mut self, layer: usize, part: ExpertPart) -> Vec<ViewMut<'_, D>> {
+        self.squares.remove(&Sum::Experts(layer, part));
         let table = self.layout.experts[layer].iter().map(|p| &p[part as usize]);
         self.experts[layer].iter_mut().zip(table).map(|(t, p)| t.view_mut().part(p.at.clone(), p.shape)).collect()
     }
@@ -559,6 +567,7 @@ impl<D: Device> Store<D> {
         match home {
             Home::Dense(id) => self.at_mut(id),
             Home::Expert(l, e, part) => {
+                self.squares.remove(&Sum::Experts(l, part));
                 let p = &self.layout.experts[l][e][part as usize];
                 self.experts[l][e].view_mut().part(p.at.clone(), p.shape)
             }
@@ -575,6 +584,7 @@ impl<D: Device> Store<D> {
 
     /// As [`Store::trainable`], for writing.
     pub fn trainable_mut(&mut self) -> Vec<ViewMut<'_, D>> {
+        self.squares.clear();
         let n = self.layout.trainable;
         let dense = self.dense.view_mut().part(0..n, [1, n]);
         std::iter::once(dense).chain(self.experts.iter_mut().flatten().map(Tensor::view_mut)).collect()
@@ -582,6 +592,7 @@ impl<D: Device> Store<D> {
 
     /// The whole dense part, flat, correction biases included: what ranks must sum.
     pub fn dense_mut(&mut self) -> ViewMut<'_, D> {
+        self.squares.retain(|sum, _| matches!(sum, Sum::Experts(..)));
         self.dense.view_mut()
     }
 
@@ -590,31 +601,41 @@ impl<D: Device> Store<D> {
         device.fill(0.0, self.dense.view_mut());
         self.experts.iter_mut().flatten().for_each(|t| device.fill(0.0, t.view_mut()));
         self.spent.clear();
+        self.squares.clear();
     }
 
     /// Begins another sum of gradients. Matrices are not cleared, which would be a pass over memory to write and one to read it:
     /// the first product is assigned. Those that none came for are cleared by [`Store::end_sum`]; before it, experts may have
     /// no memory.
     pub fn begin_sum(&mut self, device: &D) {
+        self.squares.clear();
         let layout = self.layout.clone();
         for (id, p) in layout.dense() {
             match p.kind {
                 Kind::Matrix | Kind::Output | Kind::Head | Kind::Router => {
-                    self.spent.insert(Spent::Dense(id));
+                    self.spent.insert(Sum::Dense(id));
                 }
                 _ => device.fill(0.0, self.at_mut(id)),
             }
         }
         for layer in 0..self.experts.len() {
             self.experts[layer] = vec![];
-            self.spent.extend([ExpertPart::GateUp, ExpertPart::Down].map(|part| Spent::Experts(layer, part)));
+            self.spent.extend([ExpertPart::GateUp, ExpertPart::Down].map(|part| Sum::Experts(layer, part)));
         }
     }
 
-    /// Adds the gradient `op(A)·B` of a matrix.
+    /// Adds the gradient `Aᵀ·B` of a matrix.
     pub fn add(&mut self, device: &D, g: Gemm, id: ParamId, a: View<D>, b: View<D>) {
-        let there = !self.spent.remove(&Spent::Dense(id));
-        device.gemm(g.adding(there), a, b, self.at_mut(id));
+        self.add_part(device, g.measured(true), id, a, b);
+    }
+
+    /// As [`Store::add`], where more rows follow at once: of what is not whole yet nobody wants the squares.
+    pub fn add_part(&mut self, device: &D, g: Gemm, id: ParamId, a: View<D>, b: View<D>) {
+        let there = !self.spent.remove(&Sum::Dense(id));
+        let rows = 0..a.shape()[0];
+        let to = vec![self.at_mut(id)];
+        let squares = device.gemm_bands_outer(g.adding(there), std::slice::from_ref(&rows), a, b, to);
+        self.squares.insert(Sum::Dense(id), squares);
     }
 
     /// Adds the gradients `A[band_e]ᵀ·B[band_e]` of a matrix of every local expert of a sparse layer.
@@ -627,17 +648,47 @@ impl<D: Device> Store<D> {
         a: View<D>,
         b: View<D>,
     ) {
-        let there = !self.spent.remove(&Spent::Experts(layer, part));
+        let there = !self.spent.remove(&Sum::Experts(layer, part));
         self.hold_experts(device, layer);
-        device.gemm_bands_outer(Gemm::TN.adding(there), bands, a, b, self.experts_mut(layer, part));
+        let g = Gemm::TN.adding(there).measured(true);
+        let squares = device.gemm_bands_outer(g, bands, a, b, self.experts_mut(layer, part));
+        self.squares.insert(Sum::Experts(layer, part), squares);
+    }
+
+    /// Sums of squares of what an optimizer updates: of the dense part, and of this rank's experts. What products have said on
+    /// their way is not read again, unless it might be off by more than [`ROUNDED`].
+    pub fn sums_of_squares(&self, device: &D) -> [f64; 2] {
+        let (sums, said) = self.squares(device, true);
+        let off = said as f64 * SQUARE_UNIT / 2.0;
+        if off <= ROUNDED * (sums[0] + sums[1]) { sums } else { self.squares(device, false).0 }
+    }
+
+    /// These sums, and how many numbers of theirs products have spoken for, if they are listened to.
+    fn squares(&self, device: &D, listen: bool) -> ([f64; 2], usize) {
+        let mut numbers = 0;
+        let mut end = |p: &Param, sum: Sum, i: usize| {
+            let said = self.squares.get(&sum).and_then(|said| said[i]).filter(|_| listen);
+            numbers += said.map_or(0, |_| p.at.len());
+            (p.at.end, said)
+        };
+        let dense = self.layout.dense().filter(|(_, p)| p.kind != Kind::Correction);
+        let dense: Vec<_> = dense.map(|(id, p)| end(p, Sum::Dense(id), 0)).collect();
+        let dense = sum_of_squares(device, self.dense.view(), &dense);
+        let experts = self.layout.experts().map(|(layer, e, pair)| {
+            let parts = [ExpertPart::GateUp, ExpertPart::Down];
+            let parts = parts.map(|part| end(&pair[part as usize], Sum::Experts(layer, part), e));
+            sum_of_squares(device, self.experts[layer][e].view(), &parts)
+        });
+        let sums = [dense, experts.sum()];
+        (sums, numbers)
     }
 
     /// Ends a sum of gradients: what nothing was added to is zero.
     pub fn end_sum(&mut self, device: &D) {
         for spent in std::mem::take(&mut self.spent) {
             match spent {
-                Spent::Dense(id) => device.fill(0.0, self.at_mut(id)),
-                Spent::Experts(layer, part) => {
+                Sum::Dense(id) => device.fill(0.0, self.at_mut(id)),
+                Sum::Experts(layer, part) => {
                     self.hold_experts(device, layer);
                     self.experts_mut(layer, part).into_iter().for_each(|t| device.fill(0.0, t));
                 }
@@ -651,6 +702,81 @@ impl<D: Device> Store<D> {
             let dtype = self.dtype();
             let block = |p: &[Param; 2]| Tensor::new(device, [1, p[1].at.end], dtype);
             self.experts[layer] = self.layout.experts[layer].iter().map(block).collect();
+        }
+    }
+}
+
+/// Sum of squares of a block's first parameters: where each ends, and what it has, if that is known. Neighbours of which it is not
+/// are read in one go.
+fn sum_of_squares<D: Device>(device: &D, block: View<D>, params: &[(usize, Option<f64>)]) -> f64 {
+    let (mut sum, mut at) = (0.0, 0);
+    for run in params.chunk_by(|a, b| a.1.is_some() == b.1.is_some()) {
+        let part = at..run.last().expect("a run").0;
+        at = part.end;
+        let known: Option<f64> = run.iter().map(|(_, known)| *known).sum();
+        sum += known.unwrap_or_else(|| device.sum_of_squares(block.part(part.clone(), [1, part.len()])));
+    }
+    sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::common::families::every_family;
+    use wudao_device::Cpu;
+    use wudao_device::check::{Random, assert_close};
+
+    /// Gradients of all matrices, made by products of numbers of about such a size.
+    fn gradients(cpu: &Cpu, config: &Config, size: f64) -> Store<Cpu> {
+        let (mut r, rows) = (Random(5), 40);
+        let mut random = |width: usize| {
+            let values: Vec<f64> = r.values(rows * width).iter().map(|x| x * size.sqrt()).collect();
+            let mut x = Tensor::new(cpu, [rows, width], DType::F32);
+            cpu.copy(Tensor::from_host(cpu, [rows, width], &values).view(), x.view_mut());
+            x
+        };
+        let layout = Layout::new(config, Shard::WHOLE);
+        let mut grads = Store::gradients(cpu, &layout, DType::F32);
+        for (id, p) in layout.dense().filter(|(_, p)| p.kind != Kind::Correction && p.shape[0] > 1) {
+            for _ in 0..2 {
+                grads.add(cpu, Gemm::TN, id, random(p.shape[0]).view(), random(p.shape[1]).view());
+            }
+        }
+        for (layer, experts) in layout.experts.iter().enumerate() {
+            // One expert has no rows.
+            let bands: Vec<_> =
+                (0..experts.len()).map(|e| rows * e / experts.len()..rows * (e + 1) / experts.len()).collect();
+            for part in [ExpertPart::GateUp, ExpertPart::Down] {
+                let [n, k] = experts[0][part as usize].shape;
+                grads.add_experts(cpu, layer, part, &bands, random(n).view(), random(k).view());
+            }
+        }
+        grads.end_sum(cpu);
+        grads
+    }
+
+    /// What products say on their way is what is read, where it can be; and nothing is said of what was written since.
+    #[test]
+    fn squares_are_those_that_are_read() {
+        let cpu = Cpu::new(2);
+        for (_, config) in every_family() {
+            for (size, said) in [(1e-4, true), (1e-9, false), (1.0, false)] {
+                let mut grads = gradients(&cpu, &config, size);
+                let sums = grads.sums_of_squares(&cpu);
+                let read = grads.squares(&cpu, false).0;
+                assert_close("squares", "squares", DType::F32, &read, &sums);
+                assert_eq!(sums != read, said, "numbers of {size:e}");
+                let layout = grads.layout().clone();
+                for (home, _) in grads.params() {
+                    let before = grads.sums_of_squares(&cpu);
+                    cpu.fill(1.0, grads.get_mut(home));
+                    let after = grads.sums_of_squares(&cpu);
+                    let trainable = !matches!(home, Home::Dense(id) if layout.param(id).kind == Kind::Correction);
+                    assert_eq!(before != after, trainable, "{home:?}");
+                }
+                let n = layout.len() - layout.dense_len() + layout.trainable();
+                assert_eq!(grads.sums_of_squares(&cpu).iter().sum::<f64>(), n as f64, "ones");
+            }
         }
     }
 }

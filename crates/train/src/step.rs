@@ -143,7 +143,9 @@ impl<'a, D: Device> Learner<'a, D> {
             loss += losses.iter().sum::<f64>();
         }
         self.grads.end_sum(device);
-        comm.all_reduce(device, self.grads.dense_mut())?;
+        if comm.size() > 1 {
+            comm.all_reduce(device, self.grads.dense_mut())?;
+        }
         let mut loss = [loss];
         comm.all_reduce_host(&mut loss)?;
         log.all_reduce(comm)?;
@@ -152,9 +154,8 @@ impl<'a, D: Device> Learner<'a, D> {
 
     /// Norm of the whole gradient: the dense part, which every rank has, once; the experts of all ranks.
     fn grad_norm(&self) -> Result<f64, Fault> {
-        let stretches = self.grads.trainable();
-        let dense = self.device.sum_of_squares(stretches[0]);
-        let mut experts = [stretches[1..].iter().map(|&g| self.device.sum_of_squares(g)).sum::<f64>()];
+        let [dense, experts] = self.grads.sums_of_squares(self.device);
+        let mut experts = [experts];
         self.comm.all_reduce_host(&mut experts)?;
         Ok((dense + experts[0]).sqrt())
     }

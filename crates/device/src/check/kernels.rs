@@ -1,6 +1,6 @@
 //! Every kernel once, on fixed inputs, on any device in any type.
 
-use super::Random;
+use super::{Random, assert_close};
 use crate::{
     AdamW, DType, Device, Gemm, Heads, IGNORE, Nesterov, Operand, PAGE, Paged, Rotation, Routing, Score, Tensor, View,
 };
@@ -134,7 +134,7 @@ impl<'a, D: Device> Run<'a, D> {
             let wide = self.random_sums(if tb { [n, k] } else { [k, n] });
             let (mut c, mut sum) = (self.random([m, n]), self.random_sums([m, n]));
             let (mut mixed, mut exact) = (self.random_sums([m, n]), self.random_sums([m, n]));
-            let g = Gemm { ta, tb, accumulate, exact: false };
+            let g = Gemm { ta, tb, accumulate, ..Gemm::NN };
             device.gemm(g, a.view(), b.view(), c.view_mut());
             device.gemm(g, a.view(), b.view(), sum.view_mut());
             device.gemm(g, a.view(), wide.view(), mixed.view_mut());
@@ -155,10 +155,22 @@ impl<'a, D: Device> Run<'a, D> {
         self.keep("gemm", "bands to a sum", sum.view());
         for g in [Gemm::TN, Gemm::TN_ACC] {
             let mut outer: Vec<Tensor<D>> = bands.iter().map(|_| self.random_sums([n, k])).collect();
-            device.gemm_bands_outer(g, &bands, dc.view(), a.view(), outer.iter_mut().map(Tensor::view_mut).collect());
+            let to = outer.iter_mut().map(Tensor::view_mut).collect();
+            device.gemm_bands_outer(g, &bands, dc.view(), a.view(), to);
             for (e, o) in outer.iter().enumerate() {
                 self.keep("gemm", &format!("bands outer {e}, {g:?}"), o.view());
             }
+        }
+        // Of small numbers a device may know the squares.
+        let mut small = self.fresh([m, n]);
+        device.axpby(1e-4, dc.view(), 0.0, small.view_mut());
+        let mut outer: Vec<Tensor<D>> = bands.iter().map(|_| self.fresh_sums([n, k])).collect();
+        let to = outer.iter_mut().map(Tensor::view_mut).collect();
+        let said = device.gemm_bands_outer(Gemm::TN.measured(true), &bands, small.view(), a.view(), to);
+        assert_eq!(said.len(), bands.len(), "an answer for every band");
+        for (said, o) in said.into_iter().zip(&outer) {
+            let squares = device.sum_of_squares(o.view());
+            assert_close("squares", "squares", o.dtype(), &[squares], &[said.unwrap_or(squares)]);
         }
     }
 

@@ -308,8 +308,17 @@ impl Device for Cpu {
             gemm::gemm_bands::<T, C>(&self.pool, g, bands, mat(a), &b, mat_mut(c))
         })
     }
-    fn gemm_bands_outer(&self, g: Gemm, bands: &[Range<usize>], a: View<Self>, b: View<Self>, c: Vec<ViewMut<Self>>) {
-        timed!(self, gemm_bands_outer);
+    fn gemm_bands_outer(
+        &self,
+        g: Gemm,
+        bands: &[Range<usize>],
+        a: View<Self>,
+        b: View<Self>,
+        c: Vec<ViewMut<Self>>,
+    ) -> Vec<Option<f64>> {
+        // A single one is the gradient of a dense layer's weights.
+        let kernel = const { [meter::kernel("gemm"), meter::kernel("gemm_bands_outer")] };
+        let _timer = self.meter.start(kernel[usize::from(c.len() > 1)]);
         let dtype = c.first().map_or(a.dtype(), ViewMut::dtype);
         by_product!(self, g.exact, a.dtype(), b.dtype(), dtype, T, C => {
             let c: Vec<MatMut<C>> = c.into_iter().map(mat_mut).collect();

@@ -131,6 +131,33 @@ fn recomputation_does_not_change_a_bit() {
     }
 }
 
+/// The norm that products make on their way is that of the gradients when they are read, whatever the number of micro-batches and
+/// threads, and it has the same bits with any of these.
+#[test]
+fn the_norm_is_that_of_the_gradients() {
+    for (config, dtype) in [(tiny_dense(), DType::F32), (tiny_moe(), DType::F32), (tiny_softmax(), DType::Bf16)] {
+        let settings = everything(&config, OptimizerKind::AdamW);
+        let data = batches(&documents(1, 30), 16, 2, 2, 0, 1);
+        for n in [1, 2] {
+            let norms = [1, 3].map(|threads| {
+                let cpu = Cpu::new(threads);
+                let mut learner = Learner::new(&cpu, &Solo, &config, &settings, dtype).unwrap();
+                learner.weights = learner.model.init(&cpu, 3);
+                learner.gradients(&data[..n]).unwrap();
+                let norm = learner.grad_norm().unwrap();
+                // Whoever may have written there has to read.
+                learner.grads.trainable_mut();
+                let read = learner.grad_norm().unwrap();
+                let bound = tolerance::of("squares", DType::F32);
+                assert!((norm - read).abs() <= bound.allowed(read), "{norm} is not {read}");
+                assert_ne!(norm.to_bits(), read.to_bits(), "nothing was made on the way");
+                norm.to_bits()
+            });
+            assert_eq!(norms[0], norms[1]);
+        }
+    }
+}
+
 /// A poisoned gradient (an element of a dense matrix, of an expert) changes neither weights nor moments nor biases.
 #[test]
 fn what_is_not_finite_never_reaches_the_weights() {

@@ -39,6 +39,7 @@ mod packed;
 mod panels;
 mod plan;
 mod put;
+mod squares;
 #[cfg(test)]
 mod tests;
 mod thirds;
@@ -61,9 +62,10 @@ pub(crate) use packed::{Panels, gemm_packed};
 pub(in crate::cpu) use panels::{Left, Micro, Operand};
 use plan::Size;
 use put::Target;
-use std::cell::RefCell;
+use squares::Squares;
+use std::cell::{Cell, RefCell};
 use std::ops::Range;
-use std::sync::LazyLock;
+use std::sync::{LazyLock, Mutex};
 pub(crate) use thirds::Thirds;
 pub(crate) use wide::Wide;
 
@@ -150,7 +152,8 @@ pub(crate) fn gemm_bands<T: GemmScalar, C: Target<T>>(
     multiply(pool, T::kernel(), g.accumulate, &mut products);
 }
 
-/// For every expert e: `C_e[M,N] (+)= A[band_e]ᵀ · B[band_e]`; an empty band makes `C_e` zero, or leaves it.
+/// For every expert e: `C_e[M,N] (+)= A[band_e]ᵀ · B[band_e]`; an empty band makes `C_e` zero, or leaves it. The sum of squares of
+/// each, where that is asked for and known.
 pub(crate) fn gemm_bands_outer<T: GemmScalar, C: Target<T>>(
     pool: &Pool,
     g: Gemm,
@@ -158,11 +161,13 @@ pub(crate) fn gemm_bands_outer<T: GemmScalar, C: Target<T>>(
     a: Mat<T::Real>,
     b: Mat<T::Real>,
     c: Vec<MatMut<C>>,
-) {
+) -> Vec<Option<f64>> {
     assert!(g.ta && !g.tb, "bands are steps of the sum");
     assert_eq!(bands.len(), c.len(), "one C for every band");
     let products = bands.iter().zip(c).map(|(band, c)| Product::new(g, a.band(band), b.band(band), c));
-    multiply(pool, T::kernel(), g.accumulate, &mut products.collect::<Vec<_>>());
+    let mut products: Vec<_> = products.collect();
+    multiply(pool, T::kernel(), g.accumulate, &mut products);
+    products.iter().map(Product::sum_of_squares).collect()
 }
 
 /// What the products of a call have in common.
@@ -192,6 +197,8 @@ struct Product<'a, R, C> {
     c: &'a mut [C],
     /// Columns of C.
     pitch: usize,
+    /// Of the results so far, if they are asked for.
+    squares: Option<Mutex<Squares>>,
 }
 
 impl<'a, R: Real, C: Stored<Real = R>> Product<'a, R, C> {
@@ -201,7 +208,14 @@ impl<'a, R: Real, C: Stored<Real = R>> Product<'a, R, C> {
         assert_eq!(rows.steps(), lanes.steps(), "inner size of a product");
         assert_eq!((rows.lanes(), lanes.lanes()), (c.rows, c.cols), "shape of a product");
         let size = Size { m: c.rows, n: c.cols, k: rows.steps(), packing: [0.0; 2], putting: 0.0 };
-        Product { size, rows, lanes, turned: false, c: c.data, pitch: c.cols }
+        let squares = g.squares.then(Mutex::default);
+        Product { size, rows, lanes, turned: false, c: c.data, pitch: c.cols, squares }
+    }
+
+    /// The sum of squares of all results, if it was asked for and is known.
+    fn sum_of_squares(&self) -> Option<f64> {
+        let squares = self.squares.as_ref()?.lock().expect("no thread fails while it adds");
+        squares.sum(self.c.len())
     }
 
     /// Chooses the cheaper way round, if there are two.
@@ -358,7 +372,7 @@ unsafe fn compute<T: GemmScalar, C: Target<T>>(
     ahead: Option<Ahead<T>>,
 ) {
     let ([mr, nr], k, panel) = (kernel.size, p.size.k, Micro::<T>::panel);
-    let sums = Sums::new(kernel, call, p.size.k, p.turned, c, p.pitch, height.len());
+    let sums = Sums::new(kernel, call, p.size.k, p.turned, c, p.pitch, height.len()).measured(p.squares.as_ref());
     let (panels, packed) = (sums.panels, !p.in_place(kernel));
     let columns = width.len().div_ceil(nr) * panel(nr, k.min(T::BLOCK)) * size_of::<T>();
     if !packed && kernel.rows_adjacent && !sums.stretches && ahead.is_none() && columns <= COLUMNS_BYTES {
@@ -470,6 +484,8 @@ struct Sums<'a, T: GemmScalar, B: GemmScalar<Real = T::Real>, C> {
     waiting: bool,
     /// Whether C is written past the caches.
     away: bool,
+    /// Squares of the results so far, and where they go in the end, if they are asked for.
+    squares: Option<(Cell<Squares>, &'a Mutex<Squares>)>,
 }
 
 impl<'a, T: GemmScalar, B: GemmScalar<Real = T::Real>, C: Target<T>> Sums<'a, T, B, C> {
@@ -479,7 +495,14 @@ impl<'a, T: GemmScalar, B: GemmScalar<Real = T::Real>, C: Target<T>> Sums<'a, T,
         let (stretch, waiting) = (block.min(kernel.stretch), !C::EXACT && k > block);
         let away = call.away && kernel.away.is_some() && !turned && (waiting || k <= block);
         let (panels, stretches) = (rows.div_ceil(kernel.rows()), k.min(block) > stretch);
-        Sums { kernel, accumulate: call.accumulate, k, c, pitch, turned, panels, stretch, stretches, waiting, away }
+        let accumulate = call.accumulate;
+        Sums { kernel, accumulate, k, c, pitch, turned, panels, stretch, stretches, waiting, away, squares: None }
+    }
+
+    /// With the squares of results added to others, if they are asked for, and C is a type of which that is made.
+    fn measured(mut self, to: Option<&'a Mutex<Squares>>) -> Self {
+        self.squares = to.filter(|_| C::SQUARES).map(|to| (Cell::default(), to));
+        self
     }
 
     /// Sums of one tile.
@@ -546,10 +569,20 @@ impl<'a, T: GemmScalar, B: GemmScalar<Real = T::Real>, C: Target<T>> Sums<'a, T,
                 kernel.add(size, a, b, to, pitch, coming);
             }
             if direct || !ends {
+                if last {
+                    self.measure(to, [rows, cols], pitch);
+                }
                 return;
             }
             if !self.waiting {
-                return C::put(kernel, self.away)(to, [rows, cols], self.turned, c, self.pitch, adding);
+                C::put(kernel, self.away)(to, [rows, cols], self.turned, c, self.pitch, adding);
+                if last {
+                    let in_c = if self.turned { [cols, rows] } else { [rows, cols] };
+                    let (first, size, pitch) =
+                        if adding { (c.cast(), in_c, self.pitch) } else { (to, [rows, cols], nr) };
+                    self.measure(first, size, pitch);
+                }
+                return;
             }
             let total = totals[(j * self.panels + i) * one..].as_mut_ptr();
             (kernel.put)(to, [rows, cols], false, total, nr, !first);
@@ -559,10 +592,26 @@ impl<'a, T: GemmScalar, B: GemmScalar<Real = T::Real>, C: Target<T>> Sums<'a, T,
         }
     }
 
+    /// Adds up the squares of so many rows and columns of results, rows `pitch` apart, if that is asked for.
+    ///
+    /// # Safety
+    /// These may be read, and are of the type of sums.
+    #[inline]
+    unsafe fn measure(&self, first: *const T::Real, size: [usize; 2], pitch: usize) {
+        if let Some((squares, _)) = &self.squares {
+            // SAFETY: the caller's promise; squares are asked for where sums are f32 alone.
+            squares.set(squares.get().and(unsafe { Squares::of(first.cast(), size, pitch) }));
+        }
+    }
+
     /// Lets whoever takes the rectangle over see what was written past the caches.
     fn finish(self) {
         if self.away {
             fence();
+        }
+        if let Some((squares, to)) = self.squares {
+            let mut to = to.lock().expect("no thread fails while it adds");
+            *to = to.and(squares.get());
         }
     }
 }

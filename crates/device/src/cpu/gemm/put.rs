@@ -18,6 +18,8 @@ pub(super) type Put<C> = unsafe fn(*const <C as Stored>::Real, [usize; 2], bool,
 pub(crate) trait Target<T: GemmScalar>: Stored<Real = T::Real> {
     /// Whether it is that of the sums.
     const EXACT: bool;
+    /// Whether sums of squares are made on the way ([`super::squares`]); of what is exact alone.
+    const SQUARES: bool = false;
     /// With `away`, past the caches if the kernel can: threads that read C must then be handed it behind a fence.
     fn put<B: GemmScalar<Real = T::Real>>(kernel: &Kernel<T, B>, away: bool) -> Put<Self>;
 }
@@ -30,6 +32,7 @@ impl Target<f64> for f64 {
 }
 impl<T: GemmScalar<Real = f32>> Target<T> for f32 {
     const EXACT: bool = true;
+    const SQUARES: bool = true;
     fn put<B: GemmScalar<Real = f32>>(kernel: &Kernel<T, B>, away: bool) -> Put<f32> {
         kernel.away.filter(|_| away).map_or(kernel.put, |(put, _)| put)
     }

@@ -130,7 +130,16 @@ struct Matrix<X> {
     transposed: bool,
 }
 
+/// Small enough that the squares of a product's results have a sum.
+fn small<X: Number>(x: Vec<X>) -> Vec<X> {
+    x.into_iter().map(|x| X::of(x.into() / 1024.0)).collect()
+}
+
 impl<X: Source + Number> Matrix<X> {
+    fn small(self) -> Self {
+        Matrix { data: small(self.data), ..self }
+    }
+
     fn random(seed: u64, rows: usize, cols: usize, transposed: bool) -> Self {
         Matrix { data: random(seed, rows * cols), rows, cols, transposed }
     }
@@ -202,15 +211,33 @@ fn ahead<Y: Types>(
         assert!(8 * m > n, "{}: not worth it with {m} × {n}, {k}", kernel.name);
         return None;
     }
-    take(&Pool::new(2), kernel, call, &mut [product], &turns);
+    let products = &mut [product];
+    take(&Pool::new(2), kernel, call, products, &turns);
+    check_squares::<_, _, Y::T>(&products[0], kernel.name);
     Some(c)
+}
+
+/// The squares of results, each rounded by itself.
+fn squares_of<C: Number>(c: &[C]) -> Squares {
+    let squares = c.iter().map(|&x| Into::<f64>::into(x).powi(2));
+    assert!(squares.clone().all(|x| x < squares::BASE), "nothing to test");
+    let units = squares.map(|x| (x / crate::SQUARE_UNIT).round_ties_even() as u128).sum();
+    Squares { units, numbers: c.len(), beyond: false }
+}
+
+/// A product knows the squares of all its results, or none.
+fn check_squares<R: Real, C: Target<T> + Number, T: GemmScalar<Real = R>>(product: &Product<R, C>, what: &str) {
+    let known = C::SQUARES && product.size.k > 0;
+    let squares = if known { squares_of(product.c) } else { Squares::default() };
+    assert_eq!(*product.squares.as_ref().expect("they were asked for").lock().unwrap(), squares, "{what}");
 }
 
 /// One product with every kernel, any number of threads, and turned: the same bits, and the right ones.
 fn one_product<Y: Types>(g: Gemm, [m, n, k]: [usize; 3], seed: u64) {
-    let a = Matrix::<Y::A>::random(seed, m, k, g.ta);
+    let g = g.measured(true);
+    let a = Matrix::<Y::A>::random(seed, m, k, g.ta).small();
     let b = Matrix::<Y::B>::random(seed + 1, k, n, g.tb);
-    let before: Vec<Y::C> = random(seed + 2, m * n);
+    let before: Vec<Y::C> = small(random(seed + 2, m * n));
     let call = Call::new(g.accumulate, 0);
     for kernel in supported::<Y::T>() {
         let run = |threads, turn| {
@@ -220,7 +247,9 @@ fn one_product<Y: Types>(g: Gemm, [m, n, k]: [usize; 3], seed: u64) {
             if turn {
                 product.turn(kernel, call);
             }
-            run(&Pool::new(threads), kernel, call, &mut [product]);
+            let products = &mut [product];
+            run(&Pool::new(threads), kernel, call, products);
+            check_squares::<_, _, Y::T>(&products[0], kernel.name);
             c
         };
         let first = run(1, false);
@@ -260,7 +289,7 @@ fn widened<A: Source<Real = f32> + Number, B: Source<Real = f32> + Number, C: Ta
 }
 
 fn form() -> impl Strategy<Value = Gemm> {
-    any::<[bool; 3]>().prop_map(|[ta, tb, accumulate]| Gemm { ta, tb, accumulate, exact: false })
+    any::<[bool; 3]>().prop_map(|[ta, tb, accumulate]| Gemm { ta, tb, accumulate, ..Gemm::NN })
 }
 
 fn bands_of(lens: &[usize]) -> (Vec<Range<usize>>, usize) {
@@ -294,10 +323,11 @@ fn bands<Y: Types>(g: Gemm, lens: &[usize], [n, k]: [usize; 2], seed: u64) {
 }
 
 fn outer_bands<Y: Types>(g: Gemm, lens: &[usize], [m, n]: [usize; 2], seed: u64) {
+    let g = g.measured(true);
     let (bands, rows) = bands_of(lens);
-    let a = Matrix::<Y::A>::random(seed, rows, m, false);
+    let a = Matrix::<Y::A>::random(seed, rows, m, false).small();
     let b = Matrix::<Y::B>::random(seed + 1, rows, n, false);
-    let before: Vec<Vec<Y::C>> = (0..lens.len()).map(|e| random(seed + 9 + e as u64, m * n)).collect();
+    let before: Vec<Vec<Y::C>> = (0..lens.len()).map(|e| small(random(seed + 9 + e as u64, m * n))).collect();
     let mut apart = before.clone();
     for ((band, c), before) in bands.iter().zip(&mut apart).zip(&before) {
         let a = Matrix { rows: m, cols: band.len(), transposed: true, ..a.band(band.clone()) };
@@ -308,8 +338,12 @@ fn outer_bands<Y: Types>(g: Gemm, lens: &[usize], [m, n]: [usize; 2], seed: u64)
     for threads in [1, 2, 3, 5] {
         let mut c = before.clone();
         let acc_c = c.iter_mut().map(|c| MatMut::new(c, m, n)).collect();
-        gemm_bands_outer::<Y::T, _>(&Pool::new(threads), g, &bands, a.mat(), b.mat(), acc_c);
+        let said = gemm_bands_outer::<Y::T, _>(&Pool::new(threads), g, &bands, a.mat(), b.mat(), acc_c);
         assert!(c.iter().zip(&apart).all(|(c, apart)| bits(c) == bits(apart)));
+        assert!(Y::C::SQUARES, "else there is nothing to say");
+        for ((said, c), band) in said.into_iter().zip(&c).zip(&bands) {
+            assert_eq!(said, if band.is_empty() { None } else { squares_of(c).sum(c.len()) }, "{lens:?}");
+        }
     }
 }
 
@@ -338,7 +372,7 @@ proptest! {
         lens in prop::collection::vec(prop_oneof![Just(0usize), Just(1), 0usize..90], 0..6),
         tb: bool, accumulate: bool, n in 1usize..70, k in 0usize..600, seed: u32,
     ) {
-        let g = Gemm { ta: false, tb, accumulate, exact: false };
+        let g = Gemm { ta: false, tb, accumulate, ..Gemm::NN };
         bands::<F32>(g, &lens, [n, k], seed.into());
         bands::<Pairs>(g, &lens, [n, k], seed.into());
         bands::<Rounded>(g, &lens, [n, k], seed.into());
@@ -364,9 +398,9 @@ proptest! {
 fn large_products_have_the_same_bits_on_any_number_of_threads() {
     for ta in [false, true] {
         for tb in [false, true] {
-            one_product::<F32>(Gemm { ta, tb, accumulate: ta, exact: false }, [151, 103, 700], 7);
-            one_product::<Rounded>(Gemm { ta, tb, accumulate: tb, exact: false }, [151, 103, 1300], 7);
-            one_product::<InParts>(Gemm { ta, tb, accumulate: tb, exact: false }, [151, 103, 1300], 7);
+            one_product::<F32>(Gemm { ta, tb, accumulate: ta, ..Gemm::NN }, [151, 103, 700], 7);
+            one_product::<Rounded>(Gemm { ta, tb, accumulate: tb, ..Gemm::NN }, [151, 103, 1300], 7);
+            one_product::<InParts>(Gemm { ta, tb, accumulate: tb, ..Gemm::NN }, [151, 103, 1300], 7);
         }
     }
     one_product::<F64>(Gemm::NT, [151, 103, 700], 8);
