@@ -316,7 +316,7 @@ impl Device for Cpu {
         b: View<Self>,
         c: Vec<ViewMut<Self>>,
     ) -> Vec<Option<f64>> {
-        // A single one is the gradient of a dense layer's weights.
+        // A single one is taken for the gradient of a dense layer's weights.
         let kernel = const { [meter::kernel("gemm"), meter::kernel("gemm_bands_outer")] };
         let _timer = self.meter.start(kernel[usize::from(c.len() > 1)]);
         let dtype = c.first().map_or(a.dtype(), ViewMut::dtype);

@@ -501,6 +501,7 @@ impl<'a, T: GemmScalar, B: GemmScalar<Real = T::Real>, C: Target<T>> Sums<'a, T,
 
     /// With the squares of results added to others, if they are asked for, and C is a type of which that is made.
     fn measured(mut self, to: Option<&'a Mutex<Squares>>) -> Self {
+        const { assert!(!C::SQUARES || C::EXACT && size_of::<C>() == size_of::<f32>()) };
         self.squares = to.filter(|_| C::SQUARES).map(|to| (Cell::default(), to));
         self
     }
