@@ -291,7 +291,7 @@ impl<D: Device> Store<D> {
     }
 
     /// Sums of squares of what an optimizer updates: of the dense part, and of this rank's experts, after [`Store::end_sum`]. What
-    /// products have said on their way is not read again, unless the sum over all ranks might be off by more than [`ROUNDED`] of
+    /// products have said on their way is not read again, unless the sum over all ranks might be off by more than 2⁻¹⁷ of
     /// itself.
     pub fn sums_of_squares(&self, device: &D) -> [f64; 2] {
         debug_assert!(self.spent.is_empty(), "the sum is not ended");
