@@ -56,7 +56,7 @@ pub struct Turn<'a, D: Device> {
 impl<'a, D: Device> Turn<'a, D> {
     /// All experts of a layer, in memory.
     pub fn all(weights: &'a impl Weights<D>, layer: usize, bands: &[Range<usize>]) -> Self {
-        let [gate_up, down] = [ExpertPart::GateUp, ExpertPart::Down].map(|part| weights.experts(layer, part));
+        let [gate_up, down] = ExpertPart::BOTH.map(|part| weights.experts(layer, part));
         Turn { bands: bands.to_vec(), gate_up, down }
     }
 
@@ -178,9 +178,10 @@ impl<D: Device> Store<D> {
     /// Every parameter with its home, in a fixed order.
     pub fn params(&self) -> Vec<(Home, Param)> {
         let dense = self.layout.dense().map(|(id, p)| (Home::Dense(id), p.clone()));
-        let experts = self.layout.experts().flat_map(|(l, e, p)| {
-            [ExpertPart::GateUp, ExpertPart::Down].map(|part| (Home::Expert(l, e, part), p[part as usize].clone()))
-        });
+        let experts = self
+            .layout
+            .experts()
+            .flat_map(|(l, e, p)| ExpertPart::BOTH.map(|part| (Home::Expert(l, e, part), p[part as usize].clone())));
         dense.chain(experts).collect()
     }
 
@@ -253,7 +254,7 @@ impl<D: Device> Store<D> {
         }
         for layer in 0..self.experts.len() {
             self.experts[layer] = vec![];
-            self.spent.extend([ExpertPart::GateUp, ExpertPart::Down].map(|part| Sum::Experts(layer, part)));
+            self.spent.extend(ExpertPart::BOTH.map(|part| Sum::Experts(layer, part)));
         }
     }
 
@@ -314,8 +315,7 @@ impl<D: Device> Store<D> {
         let dense: Vec<_> = dense.map(|(id, p)| end(p, Sum::Dense(id), 0)).collect();
         let dense = sum_of_squares(device, self.dense.view(), &dense);
         let experts = self.layout.experts().map(|(layer, e, pair)| {
-            let parts = [ExpertPart::GateUp, ExpertPart::Down];
-            let parts = parts.map(|part| end(&pair[part as usize], Sum::Experts(layer, part), e));
+            let parts = ExpertPart::BOTH.map(|part| end(&pair[part as usize], Sum::Experts(layer, part), e));
             sum_of_squares(device, self.experts[layer][e].view(), &parts)
         });
         let sums = [dense, experts.sum()];

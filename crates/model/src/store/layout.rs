@@ -72,6 +72,11 @@ pub enum ExpertPart {
     Down = 1,
 }
 
+impl ExpertPart {
+    /// Both, in the order in which they lie in an expert's block.
+    pub const BOTH: [ExpertPart; 2] = [ExpertPart::GateUp, ExpertPart::Down];
+}
+
 /// Which experts this rank holds: an equal, consecutive share of each layer's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Shard {

@@ -6,6 +6,10 @@ use crate::common::families::every_family;
 use wudao_device::Cpu;
 use wudao_device::check::{Random, assert_close};
 
+fn is_made_by_products(p: &Param) -> bool {
+    matches!(p.kind, Kind::Matrix | Kind::Output | Kind::Head)
+}
+
 /// Gradients of all matrices that are made by products, of numbers of about such a size. Experts of even number have no rows in the
 /// last of two products.
 fn gradients(cpu: &Cpu, config: &Config, shard: Shard, size: f64, poison: Option<f64>) -> Store<Cpu> {
@@ -20,7 +24,7 @@ fn gradients(cpu: &Cpu, config: &Config, shard: Shard, size: f64, poison: Option
     let layout = Layout::new(config, shard);
     let mut grads = Store::gradients(cpu, &layout, DType::F32);
     for time in 0..2 {
-        for (id, p) in layout.dense().filter(|(_, p)| matches!(p.kind, Kind::Matrix | Kind::Output | Kind::Head)) {
+        for (id, p) in layout.dense().filter(|(_, p)| is_made_by_products(p)) {
             let add = if time == 0 { Store::add_part } else { Store::add };
             add(&mut grads, cpu, Gemm::TN, id, random(p.shape[0]).view(), random(p.shape[1]).view());
         }
@@ -31,7 +35,7 @@ fn gradients(cpu: &Cpu, config: &Config, shard: Shard, size: f64, poison: Option
                 _ => rows * (e / 2) / (n / 2)..rows * e.div_ceil(2) / (n / 2),
             };
             let bands: Vec<_> = (0..n).map(band).collect();
-            for part in [ExpertPart::GateUp, ExpertPart::Down] {
+            for part in ExpertPart::BOTH {
                 let [n, k] = experts[0][part as usize].shape;
                 grads.add_experts(cpu, layer, part, &bands, random(n).view(), random(k).view());
             }
@@ -57,8 +61,7 @@ fn squares_are_those_that_are_read() {
             assert_eq!(none, 0);
             assert_close(name, "squares", DType::F32, &read, &grads.sums_of_squares(&cpu));
             // Those of even number were not touched in the end.
-            let spoken = |p: &Param| matches!(p.kind, Kind::Matrix | Kind::Output | Kind::Head);
-            let dense: usize = layout.dense().filter(|(_, p)| spoken(p)).map(|(_, p)| p.at.len()).sum();
+            let dense: usize = layout.dense().filter(|(_, p)| is_made_by_products(p)).map(|(_, p)| p.at.len()).sum();
             let experts: usize = layout.experts().filter(|(_, e, _)| e % 2 == 1).map(|(.., p)| p[1].at.end).sum();
             match size {
                 1.0 => assert!(said(&grads, &cpu) < dense, "{name}: some numbers are too large"),
@@ -89,7 +92,7 @@ fn whoever_writes_is_believed() {
 
         let mut grads = make();
         for layer in 0..layout.experts.len() {
-            for part in [ExpertPart::GateUp, ExpertPart::Down] {
+            for part in ExpertPart::BOTH {
                 grads.experts_mut(layer, part);
             }
         }
