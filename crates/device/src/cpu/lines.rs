@@ -40,10 +40,17 @@ pub(crate) fn fetch<T>(address: *const T) {
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub(crate) fn fetch_ahead<T>(line: *const T) {
-    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
     fetch(line.wrapping_byte_add(AHEAD[0]));
+    fetch_first(line.wrapping_byte_add(AHEAD[1]));
+}
+
+/// Asks for one line to be brought into the first cache.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(crate) fn fetch_first<T>(line: *const T) {
+    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
     // SAFETY: as above.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(line.wrapping_byte_add(AHEAD[1]).cast()) }
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
 }
 
 /// Asks for so many bytes from an address on.

@@ -11,7 +11,7 @@
 //!
 //! Rust has no stable intrinsics for tiles, so this is assembly. No tile lives from one piece of it to the next.
 
-use super::kernel::{Kernel, Rows, TILE_STEPS};
+use super::kernel::{Cols, Kernel, Rows, TILE_STEPS};
 use super::pack::{Coming, Side};
 use super::put;
 use super::transpose;
@@ -34,6 +34,7 @@ pub(in super::super) const KERNEL: Kernel<bf16> = Kernel {
     pays: || true,
     size: [ROWS, COLS],
     rows_adjacent: false,
+    cols_in_place: false,
     stretch: 256,
     speed: 8.0,
     pack_rows,
@@ -162,7 +163,7 @@ pub(super) struct Aligned<T>(pub T);
 unsafe fn tile<const CHAINED: bool>(
     [rows, cols, steps]: [usize; 3],
     a: Rows<bf16>,
-    b: *const bf16,
+    b: Cols<bf16>,
     c: *mut f32,
     pitch: usize,
     accumulate: bool,
@@ -182,7 +183,7 @@ unsafe fn tile<const CHAINED: bool>(
         SHAPES[rows].set();
         if blocks > 0 {
             let apart = [2 * a.row, 2 * a.tile_step(ROWS)];
-            sum(rows, a.data.as_ptr(), apart, b, blocks, to, to_pitch, chained);
+            sum(rows, a.data.as_ptr(), apart, b.data.as_ptr(), blocks, to, to_pitch, chained);
         }
         if rest > 0 {
             // What is left, filled up with zeros on both sides.
@@ -191,7 +192,7 @@ unsafe fn tile<const CHAINED: bool>(
                 let from = blocks * a.tile_step(ROWS) + row * a.last_row(rest);
                 out[..rest].copy_from_slice(&a.data[from..][..rest]);
             }
-            let from = b.add(blocks * STEPS * COLS);
+            let from = b.data.as_ptr().add(blocks * STEPS * COLS);
             let len = rest.next_multiple_of(2) * COLS;
             b_rest.0[..len].copy_from_slice(std::slice::from_raw_parts(from, len));
             sum(rows, a_rest.0.as_ptr(), [2 * STEPS, 0], b_rest.0.as_ptr(), 1, to, to_pitch, chained || blocks > 0);

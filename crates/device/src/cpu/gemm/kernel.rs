@@ -99,16 +99,25 @@ impl<T> Rows<'_, T> {
     }
 }
 
+/// Columns of B, of which the micro-kernel reads the vectors of one group of steps at a time: a panel, or as they came.
+#[derive(Clone, Copy)]
+pub(super) struct Cols<'a, B> {
+    /// From the first group on.
+    pub data: &'a [B],
+    /// Elements from one group of steps to the next.
+    pub group: usize,
+}
+
 /// Packs a panel: operand, lanes, steps of k, and the panel.
 pub(super) type Pack<T> = unsafe fn(&Side<<T as Stored>::Real>, Range<usize>, Range<usize>, &mut [T]);
 
 /// As [`Pack`], checked: one of [`Kernel`]'s.
 type PackPanel<T> = fn(&Kernel<T>, &Side<<T as Stored>::Real>, Range<usize>, Range<usize>, &mut [T]);
 
-/// `C[rows, cols] (+)= A·B`: `[rows, cols, steps of k]`, A, B packed, C, elements from one row of C to the next,
+/// `C[rows, cols] (+)= A·B`: `[rows, cols, steps of k]`, A, B, C, elements from one row of C to the next,
 /// whether to accumulate, and what is fetched meanwhile. The chain of additions is as the module above says, in every kernel.
 pub(super) type MicroKernel<T, B> =
-    unsafe fn([usize; 3], Rows<T>, *const B, *mut <T as Stored>::Real, usize, bool, Coming);
+    unsafe fn([usize; 3], Rows<T>, Cols<B>, *mut <T as Stored>::Real, usize, bool, Coming);
 
 /// A micro-kernel, and the packing that belongs to it: rows are packed as `T`, and columns as `B`.
 pub(crate) struct Kernel<T: GemmScalar, B: GemmScalar<Real = T::Real> = T> {
@@ -121,6 +130,8 @@ pub(crate) struct Kernel<T: GemmScalar, B: GemmScalar<Real = T::Real> = T> {
     pub(super) size: [usize; 2],
     /// Whether a packed panel of A has the rows of a group side by side, or else each row's steps.
     pub(super) rows_adjacent: bool,
+    /// Whether `tile` takes all columns of a tile as they came, too.
+    pub(super) cols_in_place: bool,
     /// Steps of a panel of B that meet all rows before the next so many do, at most: no more than lie in the first cache beside
     /// those of A. From one stretch to the next, additions are chained by `add`. Where it is not, there is one stretch.
     pub(super) stretch: usize,
@@ -148,6 +159,7 @@ impl<T: GemmScalar> Kernel<T> {
             pays: || true,
             size: [PORTABLE_ROWS, N],
             rows_adjacent: true,
+            cols_in_place: false,
             stretch: usize::MAX,
             speed: 1.0,
             pack_rows: pack::pack::<T, PORTABLE_ROWS, G>,
@@ -225,6 +237,11 @@ impl<T: GemmScalar, B: GemmScalar<Real = T::Real>> Kernel<T, B> {
         self.cols() / 2
     }
 
+    /// A packed panel of columns of op(B).
+    pub(super) fn panel<'a>(&self, data: &'a [B]) -> Cols<'a, B> {
+        Cols { data, group: self.cols() * B::GROUP }
+    }
+
     /// A packed panel of rows of op(A) that has so many steps, from step `first` on, the first of a group.
     pub(super) fn packed<'a>(&self, panel: &'a [T], steps: usize, first: usize) -> Rows<'a, T> {
         if self.rows_adjacent {
@@ -270,7 +287,7 @@ impl<T: GemmScalar, B: GemmScalar<Real = T::Real>> Kernel<T, B> {
         unsafe { (self.pack_cols)(side, lanes, steps, panel) }
     }
 
-    /// Multiplies rows by a packed panel into `rows × cols` elements at `c`, whose rows are `pitch` apart.
+    /// Multiplies rows by columns into `rows × cols` elements at `c`, whose rows are `pitch` apart.
     ///
     /// # Safety
     /// These elements of C may be written.
@@ -278,7 +295,7 @@ impl<T: GemmScalar, B: GemmScalar<Real = T::Real>> Kernel<T, B> {
         &self,
         [rows, cols, steps]: [usize; 3],
         a: Rows<T>,
-        b: &[B],
+        b: Cols<B>,
         c: *mut T::Real,
         pitch: usize,
         accumulate: bool,
@@ -296,7 +313,7 @@ impl<T: GemmScalar, B: GemmScalar<Real = T::Real>> Kernel<T, B> {
         &self,
         size: [usize; 3],
         a: Rows<T>,
-        b: &[B],
+        b: Cols<B>,
         c: *mut T::Real,
         pitch: usize,
         coming: Coming,
@@ -313,7 +330,7 @@ impl<T: GemmScalar, B: GemmScalar<Real = T::Real>> Kernel<T, B> {
         kernel: MicroKernel<T, B>,
         [rows, cols, steps]: [usize; 3],
         a: Rows<T>,
-        b: &[B],
+        b: Cols<B>,
         c: *mut T::Real,
         pitch: usize,
         accumulate: bool,
@@ -330,9 +347,11 @@ impl<T: GemmScalar, B: GemmScalar<Real = T::Real>> Kernel<T, B> {
         assert!(a.data.len() >= needed);
         // Rows of single steps have none that would make up the last group of columns.
         assert!(T::GROUP == B::GROUP || steps.is_multiple_of(B::GROUP));
-        assert!(b.len() >= self.cols() * steps.next_multiple_of(B::GROUP));
+        let packed = b.group == self.cols() * B::GROUP;
+        assert!(packed || self.cols_in_place && cols == self.cols());
+        assert!(b.data.len() >= (steps.div_ceil(B::GROUP) - 1) * b.group + self.cols() * B::GROUP);
         // SAFETY: the operands have been checked; for C the caller answers.
-        unsafe { kernel([rows, cols, steps], a, b.as_ptr(), c, pitch, accumulate, coming) }
+        unsafe { kernel([rows, cols, steps], a, b, c, pitch, accumulate, coming) }
     }
 }
 
@@ -354,17 +373,16 @@ const PORTABLE_ROWS: usize = 4;
 unsafe fn portable<T: GemmScalar, const N: usize, const G: usize>(
     [rows, cols, steps]: [usize; 3],
     a: Rows<T>,
-    b: *const T,
+    b: Cols<T>,
     c: *mut T::Real,
     pitch: usize,
     accumulate: bool,
     coming: Coming,
 ) {
     coming.fetch(usize::MAX);
-    // SAFETY: the caller passes a packed panel of this many steps.
-    let b = unsafe { std::slice::from_raw_parts(b.cast::<[[T; G]; N]>(), steps.div_ceil(G)) };
+    let (b, _) = b.data.as_chunks::<G>().0.as_chunks::<N>();
     let mut sums = [[T::Real::ZERO; N]; PORTABLE_ROWS];
-    for (i, b) in b.iter().enumerate() {
+    for (i, b) in b[..steps.div_ceil(G)].iter().enumerate() {
         for (r, sums) in sums.iter_mut().enumerate() {
             let a: &[T; G] = a.data[i * a.group + r.min(rows - 1) * a.row..].first_chunk().expect("a group");
             for g in (0..G).rev() {

@@ -9,7 +9,8 @@
 //! while it is hot and then forgotten, so that a product with a single row (decoding) reads its weights once, near the speed
 //! of memory. Only where several rectangles need the same columns, and that would take longer, do all threads pack these
 //! columns once before ([`ahead`]). Few columns, such as the tokens of a small expert turned, all stay in the second cache, and the
-//! weights pass by as rows where they are ([`pass`]).
+//! weights pass by as rows where they are ([`pass`]). And where few rows meet columns that lie side by side already, the
+//! micro-kernel reads these where they are, too ([`FEW`]).
 //!
 //! A matrix unit outruns the caches, so for it a panel of B is shorter than a block: a stretch of steps that lies in the first
 //! cache meets all rows, whose sums wait in the second, and then the next stretch does. Its rows of A are packed even where
@@ -55,8 +56,8 @@ use super::pool::Pool;
 use super::real::{Real, Stored};
 use crate::Gemm;
 use ahead::{AHEAD_BYTES, Ahead, Turn};
+use kernel::{Cols, Kernel, Rows};
 pub(crate) use kernel::{Data, GemmScalar, Source};
-use kernel::{Kernel, Rows};
 use pack::{Coming, Lines, Side, Stretches};
 pub(crate) use packed::{Panels, gemm_packed};
 pub(in crate::cpu) use panels::{Left, Micro, Operand};
@@ -74,6 +75,9 @@ pub(crate) use wide::Wide;
 const ROWS_BYTES: usize = 1 << 20;
 /// Bytes of columns that stay there while rows pass through.
 const COLUMNS_BYTES: usize = 1 << 19;
+/// Panels of rows that columns meet where they are, at most, if they can be read so: for more, packing them costs less than
+/// lines that lie apart.
+const FEW: usize = 5;
 
 /// Whether this machine multiplies bf16 sooner than f32.
 pub(in crate::cpu) fn multiplies_bf16() -> bool {
@@ -253,18 +257,27 @@ impl<'a, R: Real, C: Stored<Real = R>> Product<'a, R, C> {
         !worth && self.rows.rows_in_place::<T>(0, &(0..self.size.k)).is_some()
     }
 
+    /// Whether columns are read where they are.
+    fn cols_in_place<T: GemmScalar<Real = R>>(&self, kernel: &Kernel<T>) -> bool {
+        let few = kernel.cols_in_place && self.size.m <= FEW * kernel.rows();
+        few && self.lanes.cols_in_place::<T>(0, &(0..self.size.k)).is_some()
+    }
+
     /// What there is to do beside multiplying.
     fn estimate<T: GemmScalar<Real = R>>(&mut self, kernel: &Kernel<T>, call: Call)
     where
         C: Target<T>,
     {
-        let in_place = self.in_place(kernel);
+        let in_place = [self.in_place(kernel), self.cols_in_place(kernel)];
         let blocks = if C::EXACT { self.size.k.div_ceil(T::BLOCK) } else { 1 };
         // A pair is transposed as quickly as an element of that size, but lanes that lie side by side must be interleaved.
         let pair = T::GROUP.min(2) as f64;
         let beside = |cost: f64| cost * kernel.speed;
-        let packing = |side: &Side<R>| beside(plan::PACKING) * if side.lanes_adjacent { pair } else { 1.0 };
-        self.size.packing = [if in_place { 0.0 } else { packing(&self.rows) }, packing(&self.lanes)];
+        let packing = |side: &Side<R>, in_place: bool| match in_place {
+            true => 0.0,
+            false => beside(plan::PACKING) * if side.lanes_adjacent { pair } else { 1.0 },
+        };
+        self.size.packing = [packing(&self.rows, in_place[0]), packing(&self.lanes, in_place[1])];
         self.size.putting = if self.turned || !C::EXACT { beside(plan::PUTTING) * blocks as f64 * pair } else { 0.0 };
         if self.turned && call.away && kernel.away.is_some() {
             self.size.putting += beside(plan::THROUGH) * size_of::<C>() as f64;
@@ -373,7 +386,7 @@ unsafe fn compute<T: GemmScalar, C: Target<T>>(
 ) {
     let ([mr, nr], k, panel) = (kernel.size, p.size.k, Micro::<T>::panel);
     let sums = Sums::new(kernel, call, p.size.k, p.turned, c, p.pitch, height.len()).measured(p.squares.as_ref());
-    let (panels, packed) = (sums.panels, !p.in_place(kernel));
+    let (panels, packed, as_they_are) = (sums.panels, !p.in_place(kernel), p.cols_in_place(kernel));
     let columns = width.len().div_ceil(nr) * panel(nr, k.min(T::BLOCK)) * size_of::<T>();
     if !packed && kernel.rows_adjacent && !sums.stretches && ahead.is_none() && columns <= COLUMNS_BYTES {
         // SAFETY: passed on from the caller.
@@ -391,13 +404,15 @@ unsafe fn compute<T: GemmScalar, C: Target<T>>(
             }
             for (j, cols) in pieces(width.clone(), nr).enumerate() {
                 for part in pieces(steps.clone(), sums.stretch) {
+                    let in_place =
+                        || p.lanes.cols_in_place(cols.start, &part).filter(|_| as_they_are && cols.len() == nr);
                     let b = match ahead {
-                        Some(ahead) => ahead.stretch(j, &part),
-                        None => {
+                        Some(ahead) => kernel.panel(ahead.stretch(j, &part)),
+                        None => in_place().unwrap_or_else(|| {
                             let b_panel = &mut b_panel[..panel(nr, part.len())];
                             kernel.pack_cols(&p.lanes, cols.clone(), part.clone(), b_panel);
-                            b_panel
-                        }
+                            kernel.panel(b_panel)
+                        }),
                     };
                     // Meanwhile the next one comes from memory, a piece with each product of panels.
                     let (next_j, next_cols, next) = if part.end == steps.end {
@@ -454,6 +469,7 @@ unsafe fn pass<T: GemmScalar, C: Target<T>>(
                 let next = p.rows.stretches(rows.end..(rows.end + mr).min(height.end), steps.clone());
                 for (j, (cols, b)) in pieces(width.clone(), nr).zip(panels.chunks_exact(size)).enumerate() {
                     let (part, coming) = ([rows.clone(), cols, steps.clone()], lines.part(&next, j, columns));
+                    let b = kernel.panel(b);
                     // SAFETY: the part lies within the rectangle, hence within C.
                     unsafe { sums.add([i, j], part, a, b, space, coming) };
                 }
@@ -532,7 +548,7 @@ impl<'a, T: GemmScalar, B: GemmScalar<Real = T::Real>, C: Target<T>> Sums<'a, T,
         [i, j]: [usize; 2],
         [rows, cols, steps]: [Range<usize>; 3],
         a: Rows<T>,
-        b: &[B],
+        b: Cols<B>,
         space: &mut [T::Real],
         coming: Coming,
     ) {
@@ -554,7 +570,10 @@ impl<'a, T: GemmScalar, B: GemmScalar<Real = T::Real>, C: Target<T>> Sums<'a, T,
                 (c.cast(), self.pitch, [rows, cols, steps.len()])
             } else {
                 let at = if self.stretches { i * one } else { 0 };
-                (sums[at..].as_mut_ptr(), nr, [rows, nr, steps.len()])
+                // A matrix unit and what is chained has whole tiles; vectors that nobody asked for are not multiplied.
+                let all = self.stretches || !kernel.rows_adjacent;
+                let wide = if all { nr } else { cols.next_multiple_of(kernel.lanes()) };
+                (sums[at..].as_mut_ptr(), nr, [rows, wide, steps.len()])
             };
             if ends && adding && !direct && !self.waiting {
                 // What it is added to comes meanwhile.

@@ -5,7 +5,7 @@
 //! or steps. Operands come either with the lanes of a step adjacent in memory, which is a copy, or with the steps of a
 //! lane adjacent, which is a transposition. An operand of the type's other type is converted on the way.
 
-use super::kernel::{Data, GemmScalar, Rows};
+use super::kernel::{Cols, Data, GemmScalar, Rows};
 use crate::cpu::lines::fetch;
 use half::bf16;
 use std::ops::Range;
@@ -42,14 +42,28 @@ impl<R> Side<'_, R> {
         R: Copy,
     {
         let data = T::own(self.data)?;
-        let apart = !(self.pitch * size_of::<T>()).is_multiple_of(4096);
-        let fits = !self.lanes_adjacent && steps.len().is_multiple_of(T::GROUP) && apart;
+        let fits = !self.lanes_adjacent && steps.len().is_multiple_of(T::GROUP) && self.apart::<T>();
         fits.then(|| Rows {
             data: &data[first * self.pitch + steps.start..],
             row: self.pitch,
             group: T::GROUP,
             tiles: false,
         })
+    }
+
+    /// These columns as they are, over some steps, if the micro-kernel can read them so: as above, where a group is one step.
+    pub fn cols_in_place<T: GemmScalar<Real = R>>(&self, first: usize, steps: &Range<usize>) -> Option<Cols<'_, T>>
+    where
+        R: Copy,
+    {
+        let data = T::own(self.data)?;
+        let fits = self.lanes_adjacent && T::GROUP == 1 && self.apart::<T>();
+        fits.then(|| Cols { data: &data[steps.start * self.pitch + first..], group: self.pitch })
+    }
+
+    /// Whether lines of neighbouring rows do not all compete for the same places of the first cache.
+    fn apart<T>(&self) -> bool {
+        !(self.pitch * size_of::<T>()).is_multiple_of(4096)
     }
 
     pub fn lanes(&self) -> usize {

@@ -197,7 +197,7 @@ unsafe fn compute<T: GemmScalar, B: Source<Real = T::Real>, C: Target<T>>(
         for cols in pieces(tile.cols.clone(), nr) {
             let panel = p.w.panel(cols.clone());
             for steps in pieces(0..k, T::BLOCK).flat_map(|block| pieces(block, sums.stretch)) {
-                let b = &panel[steps.start * nr..];
+                let b = kernel.panel(&panel[steps.start * nr..]);
                 for (i, rows) in pieces(tile.rows.clone(), mr).enumerate() {
                     let a = match in_place(rows.start, &steps) {
                         Some(rows) if !packed => rows,

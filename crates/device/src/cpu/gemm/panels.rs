@@ -127,7 +127,7 @@ impl<T: GemmScalar> Micro<T> {
         accumulate: bool,
     ) {
         assert!(k > 0 && n > 0 && n <= pitch && (m == 0 || c.len() >= (m - 1) * pitch + n), "a product beyond C");
-        let panel = Self::panel(self.rows(), a.steps);
+        let (panel, b) = (Self::panel(self.rows(), a.steps), self.0.panel(b));
         for (i, rows) in pieces(0..m, self.rows()).enumerate() {
             let (size, a) = ([rows.len(), n, k], self.0.packed(&a.panels[i * panel..], a.steps, a.first));
             // SAFETY: rows `rows` of C are inside the slice, as asserted, and it is borrowed exclusively.

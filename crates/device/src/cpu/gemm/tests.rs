@@ -201,6 +201,10 @@ fn ahead<Y: Types>(
     let mut product = Product::new(g, a.mat(), b.mat(), MatMut::new(&mut c, m, n));
     let call = Call::new(g.accumulate, 0);
     product.estimate(kernel, call);
+    if product.cols_in_place(kernel) {
+        // As though they had to be packed.
+        product.size.packing[1] = plan::PACKING;
+    }
     let cut = |sizes: &[plan::Size]| plan::tiles(sizes, kernel.size, 2 * kernel.rows(), 2, true);
     let tiles = (0..40).map(|i| plan::Tile { product: 0, rows: i..i + 1, cols: 0..1 }).collect();
     let bytes = blocks * kernel.cols() * Y::T::BLOCK * size_of::<Y::T>();
@@ -568,7 +572,15 @@ fn columns_may_be_widened_in_registers() {
             kernel.pack_cols(&p.lanes, 0..n, 0..k, &mut columns);
             // SAFETY: C has so many rows and columns.
             unsafe {
-                kernel.tile([m, n, k], kernel.packed(&rows, k, 0), &columns, p.c.as_mut_ptr(), n, true, Coming::NONE)
+                kernel.tile(
+                    [m, n, k],
+                    kernel.packed(&rows, k, 0),
+                    kernel.panel(&columns),
+                    p.c.as_mut_ptr(),
+                    n,
+                    true,
+                    Coming::NONE,
+                )
             }
             let expected = portable::<bf16, f32>(g, [a.mat(), b.mat()], before);
             assert!(bits(&c) == bits(&expected), "{} {m}×{n}×{k}", kernel.name);
@@ -632,6 +644,31 @@ fn rows_that_pass_few_columns_are_right() {
         one_product::<F32>(Gemm { accumulate: true, ..Gemm::NT }, [m, n, k], 4);
         one_product::<(f32, f32, f32, bf16)>(Gemm::NT, [m, n, k], 5);
         bands::<F32>(Gemm::NT, &[m, 3, 0, m], [n, k], 6);
+    }
+}
+
+/// Columns that few rows meet where they are, the last of them in a panel all the same; with more rows all are packed, and so
+/// they are where lines would compete.
+#[test]
+fn columns_in_place_are_right() {
+    fn in_place(kernel: &Kernel<f32>, [m, n, k]: [usize; 3]) -> bool {
+        let (a, b) = (Matrix::<f32>::random(1, m, k, false), Matrix::<f32>::random(2, k, n, false));
+        let mut c = vec![0.0; m * n];
+        let mut p = Product::new(Gemm::NN, a.mat(), b.mat(), MatMut::new(&mut c, m, n));
+        p.plan(kernel, Call::new(false, 0));
+        !p.turned && p.cols_in_place(kernel)
+    }
+    for kernel in supported::<f32>() {
+        let few = FEW * kernel.rows();
+        assert_eq!(in_place(kernel, [few, 100, 50]), kernel.cols_in_place, "{}", kernel.name);
+        assert!(!in_place(kernel, [few + 1, 100, 50]) && !in_place(kernel, [few, 1024, 50]), "{}", kernel.name);
+    }
+    for [m, n, k] in [[1, 100, 7], [16, 200, 600], [30, 33, 1100], [70, 96, 40], [71, 96, 40], [16, 1024, 20]] {
+        one_product::<F32>(Gemm::NN, [m, n, k], 3);
+        one_product::<F32>(Gemm { accumulate: true, ..Gemm::NN }, [m, n, k], 4);
+        one_product::<F32>(Gemm::TN, [m, n, k], 5);
+        one_product::<(f32, f32, f32, bf16)>(Gemm::NN, [m, n, k], 6);
+        bands::<F32>(Gemm::NN, &[m, 3, 0, m], [n, k], 7);
     }
 }
 

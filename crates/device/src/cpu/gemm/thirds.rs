@@ -78,7 +78,7 @@ impl GemmScalar for Thirds {
 #[cfg(target_arch = "x86_64")]
 mod amx {
     use super::super::amx::{Aligned, COLS, ROWS, SHAPES, TILE, supported as has_unit};
-    use super::super::kernel::{Kernel, Rows, check_panel};
+    use super::super::kernel::{Cols, Kernel, Rows, check_panel};
     use super::super::pack::{Coming, Side};
     use super::super::put::{self, Lanes};
     use super::super::transpose::{interleave, mask, narrows, round, transpose};
@@ -97,6 +97,7 @@ mod amx {
         pays: || true,
         size: [ROWS, COLS],
         rows_adjacent: false,
+        cols_in_place: false,
         stretch: usize::MAX,
         speed: 5.0,
         pack_rows,
@@ -115,7 +116,7 @@ mod amx {
     unsafe fn tile(
         [rows, cols, steps]: [usize; 3],
         a: Rows<Thirds>,
-        b: *const Thirds,
+        b: Cols<Thirds>,
         c: *mut f32,
         pitch: usize,
         accumulate: bool,
@@ -130,7 +131,7 @@ mod amx {
         // of `steps` steps, made up to whole groups, and for `rows × cols` elements of C; other sums go to a buffer.
         unsafe {
             SHAPES[rows].set();
-            sum(rows, a.data.as_ptr(), b, steps.div_ceil(GROUP), to, to_pitch);
+            sum(rows, a.data.as_ptr(), b.data.as_ptr(), steps.div_ceil(GROUP), to, to_pitch);
             if !direct {
                 put::put_512::<f32, COLS>(to, [rows, cols], false, c, pitch, accumulate);
             }

@@ -8,7 +8,7 @@
 
 pub(super) use super::amx as bf16_amx;
 use super::{GemmScalar, Wide};
-use crate::cpu::lines::fetch_ahead;
+use crate::cpu::lines::{fetch_ahead, fetch_first};
 use crate::cpu::real::Stored;
 use half::bf16;
 use std::arch::x86_64::*;
@@ -18,16 +18,19 @@ use std::sync::LazyLock;
 /// multiplications on the same ports.
 const AT_ONCE: usize = 4;
 
+/// Steps ahead that columns are asked for which lie as they came: too far apart for a processor to see where this leads.
+const STEPS_AHEAD: usize = 8;
+
 macro_rules! kernel {
     (
         $module:ident, $name:literal, [$($feature:tt)+] $pays:expr, rows $t:ty, group $group:literal, columns $b:ty, group $pair:literal,
         panels $splat:path, $load:path, $fma:path, $pack:ident,
         sums $sum:ty, $vector:ty, $lanes:literal, $zero:ident, $load_sums:ident, $store:ident, $add:ident,
         put $put:ident: $target:path, $rounded:expr, away $away:expr,
-        $rows:literal: $($r:literal)+
+        $rows:literal: $($r:literal)+ $(, columns in place: $($in_place:literal)+)?
     ) => {
         pub(super) mod $module {
-            use super::super::kernel::{Kernel, Rows};
+            use super::super::kernel::{Cols, Kernel, Rows};
             use super::super::pack::{Coming, Side};
             use super::super::put;
             use super::*;
@@ -41,6 +44,8 @@ macro_rules! kernel {
             const APART: bool = PAIR != GROUP;
             /// Elements of a panel of rows from the steps of a group of columns to the next.
             const PACKED_ROWS: usize = $rows * PAIR;
+            /// Elements of a panel of columns from one group to the next.
+            const PACKED_COLS: usize = COLS * PAIR;
 
             pub(in super::super) const KERNEL: Kernel<$t, $b> = Kernel {
                 name: $name,
@@ -48,6 +53,7 @@ macro_rules! kernel {
                 pays: $pays,
                 size: [$rows, COLS],
                 rows_adjacent: true,
+                cols_in_place: [0 $($(, $in_place)+)?].len() > 1,
                 stretch: usize::MAX,
                 speed: 1.0,
                 pack_rows: pack_panel::<$t, $rows, GROUP>,
@@ -85,7 +91,7 @@ macro_rules! kernel {
             unsafe fn tile(
                 size: [usize; 3],
                 a: Rows<$t>,
-                b: *const $b,
+                b: Cols<$b>,
                 c: *mut $sum,
                 pitch: usize,
                 accumulate: bool,
@@ -95,22 +101,24 @@ macro_rules! kernel {
                 debug_assert!(a.group == GROUP && GROUP == PAIR || (a.row, a.group) == (GROUP, $rows * GROUP));
                 // SAFETY: passed on from the caller.
                 unsafe {
-                    match (size[0], size[1] <= $lanes, a.group == GROUP) {
-                        $(($r, false, false) => tile_of::<$r, 2, true>(size, a, b, c, pitch, accumulate, coming),)+
-                        $(($r, false, true) => tile_of::<$r, 2, false>(size, a, b, c, pitch, accumulate, coming),)+
-                        $(($r, true, false) => tile_of::<$r, 1, true>(size, a, b, c, pitch, accumulate, coming),)+
-                        $(($r, true, true) => tile_of::<$r, 1, false>(size, a, b, c, pitch, accumulate, coming),)+
+                    match (size[0], size[1] <= $lanes, a.group == GROUP, b.group == PACKED_COLS) {
+                        $(($r, false, false, true) => tile_of::<$r, 2, true, true>(size, a, b, c, pitch, accumulate, coming),)+
+                        $(($r, false, true, true) => tile_of::<$r, 2, false, true>(size, a, b, c, pitch, accumulate, coming),)+
+                        $(($r, true, false, true) => tile_of::<$r, 1, true, true>(size, a, b, c, pitch, accumulate, coming),)+
+                        $(($r, true, true, true) => tile_of::<$r, 1, false, true>(size, a, b, c, pitch, accumulate, coming),)+
+                        $($(($in_place, false, false, false) => tile_of::<$in_place, 2, true, false>(size, a, b, c, pitch, accumulate, coming),)+)?
+                        $($(($in_place, false, true, false) => tile_of::<$in_place, 2, false, false>(size, a, b, c, pitch, accumulate, coming),)+)?
                         (rows, ..) => unreachable!("a tile of {rows} rows"),
                     }
                 }
             }
 
-            /// A tile of exactly `R` rows by `V` vectors; whether rows are packed.
+            /// A tile of exactly `R` rows by `V` vectors; whether rows are packed, and whether columns are.
             $(#[target_feature(enable = $feature)])+
-            unsafe fn tile_of<const R: usize, const V: usize, const PACKED: bool>(
+            unsafe fn tile_of<const R: usize, const V: usize, const ROWS_PACKED: bool, const COLS_PACKED: bool>(
                 [_, cols, steps]: [usize; 3],
                 a: Rows<$t>,
-                mut b: *const $b,
+                b: Cols<$b>,
                 c: *mut $sum,
                 pitch: usize,
                 accumulate: bool,
@@ -119,17 +127,22 @@ macro_rules! kernel {
                 // A panel that was packed just before lies in a cache, and mostly meets full tiles.
                 let from_memory = R < $rows || APART;
                 let mut sums = [[$zero(); V]; R];
-                let (row, group) = if PACKED { (GROUP, PACKED_ROWS) } else { (a.row, GROUP) };
+                let apart = if COLS_PACKED { PACKED_COLS } else { b.group };
+                let mut b = b.data.as_ptr();
+                let (row, group) = if ROWS_PACKED { (GROUP, PACKED_ROWS) } else { (a.row, GROUP) };
                 // Addresses of every third row: the others are a row and two rows on.
                 let mut thirds: [_; $rows / 3 + 1] = std::array::from_fn(|i| a.data.as_ptr().wrapping_add(3 * i * row));
                 // One group of steps, so many after where the addresses are. Written out, row by row: left to itself, the compiler
                 // may keep a loop, and the sums in memory.
                 macro_rules! step {
                     ($at:expr) => {{
-                        let b = b.wrapping_add($at * COLS * PAIR);
+                        let b = b.wrapping_add($at * apart);
                         let b_vectors: [_; V] = std::array::from_fn(|v| $load(b.add(v * $lanes * PAIR).cast()));
-                        if from_memory {
-                            let bytes = V * $lanes * PAIR * size_of::<$b>();
+                        let bytes = V * $lanes * PAIR * size_of::<$b>();
+                        if !COLS_PACKED {
+                            let next = b.wrapping_add(STEPS_AHEAD * apart);
+                            (0..bytes).step_by(64).for_each(|line| fetch_first(next.wrapping_byte_add(line)));
+                        } else if from_memory {
                             (0..bytes).step_by(64).for_each(|line| fetch_ahead(b.wrapping_byte_add(line)));
                         }
                         $(if $r <= R {
@@ -143,7 +156,7 @@ macro_rules! kernel {
                 macro_rules! advance {
                     ($by:expr) => {
                         thirds.iter_mut().for_each(|address| *address = address.wrapping_add($by * group));
-                        b = b.wrapping_add($by * COLS * PAIR);
+                        b = b.wrapping_add($by * apart);
                     };
                 }
                 // SAFETY: the caller answers for rows of A and a panel of B of `steps` steps, and for C; a prefetch never
@@ -216,7 +229,7 @@ kernel!(
     panels splat::f32_512, _mm512_loadu_ps, _mm512_fmadd_ps, transpose,
     sums f32, __m512, 16, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps,
     put put_512: put::Lanes, Some(put::round::<COLS, false>), away Some((put::put_away::<COLS>, put::round::<COLS, true>)),
-    14: 1 2 3 4 5 6 7 8 9 10 11 12 13 14
+    14: 1 2 3 4 5 6 7 8 9 10 11 12 13 14, columns in place: 1 2 3 4 5 6 7 8 9 10 11 12 13 14
 );
 kernel!(
     wide_avx512, "avx512", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "fma"] || true, rows Wide, group 1, columns Wide, group 1,
@@ -258,7 +271,7 @@ kernel!(
     panels splat::f32_256, _mm256_loadu_ps, _mm256_fmadd_ps, pack,
     sums f32, __m256, 8, _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps,
     put put: Stored<Real = f32>, Some(put_tile::<bf16>), away None,
-    6: 1 2 3 4 5 6
+    6: 1 2 3 4 5 6, columns in place: 1 2 3 4 5 6
 );
 kernel!(
     wide_avx2, "avx2", ["avx2" "fma"] || true, rows Wide, group 1, columns Wide, group 1,
