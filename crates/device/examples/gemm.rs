@@ -28,6 +28,8 @@ const PRODUCTS: &[(&str, Gemm, [usize; 3])] = &[
     ("Aᵀ·B head", TN, [32000, 512, 2048]),
     ("A·Bᵀ router", NT, [4096, 8, 512]),
     ("A·Bᵀ router", NT, [4096, 64, 512]),
+    ("Aᵀ·B router", TN, [64, 512, 4096]),
+    ("Aᵀ·B router", TN, [8, 512, 4096]),
     ("A·Bᵀ decode", NT, [1, 1536, 512]),
     ("A·Bᵀ decode", NT, [1, 32000, 512]),
     ("A·Bᵀ decode", NT, [4, 32000, 512]),

@@ -130,7 +130,7 @@ pub(crate) struct Kernel<T: GemmScalar, B: GemmScalar<Real = T::Real> = T> {
     pub(super) size: [usize; 2],
     /// Whether a packed panel of A has the rows of a group side by side, or else each row's steps.
     pub(super) rows_adjacent: bool,
-    /// Whether `tile` takes all columns of a tile as they came, too.
+    /// Whether `tile` also takes columns that were not packed, if the tile has all of its columns.
     pub(super) cols_in_place: bool,
     /// Steps of a panel of B that meet all rows before the next so many do, at most: no more than lie in the first cache beside
     /// those of A. From one stretch to the next, additions are chained by `add`. Where it is not, there is one stretch.

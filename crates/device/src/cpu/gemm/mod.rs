@@ -75,8 +75,8 @@ pub(crate) use wide::Wide;
 const ROWS_BYTES: usize = 1 << 20;
 /// Bytes of columns that stay there while rows pass through.
 const COLUMNS_BYTES: usize = 1 << 19;
-/// Panels of rows that columns meet where they are, at most, if they can be read so: for more, packing them costs less than
-/// lines that lie apart.
+/// Panels of rows that columns meet where they are, at most, if they can be read so: with more, packing them costs less than
+/// reading lines that lie apart again and again.
 const FEW: usize = 5;
 
 /// Whether this machine multiplies bf16 sooner than f32.
@@ -194,7 +194,7 @@ struct Product<'a, R, C> {
     size: Size,
     /// The operand whose elements are broadcast.
     rows: Side<'a, R>,
-    /// The operand that is packed into vectors.
+    /// The operand that vectors are loaded from, mostly packed.
     lanes: Side<'a, R>,
     /// Whether these are the columns and the rows of C, in this order.
     turned: bool,
@@ -259,8 +259,8 @@ impl<'a, R: Real, C: Stored<Real = R>> Product<'a, R, C> {
 
     /// Whether columns are read where they are.
     fn cols_in_place<T: GemmScalar<Real = R>>(&self, kernel: &Kernel<T>) -> bool {
-        let few = kernel.cols_in_place && self.size.m <= FEW * kernel.rows();
-        few && self.lanes.cols_in_place::<T>(0, &(0..self.size.k)).is_some()
+        let few = self.size.m <= FEW * kernel.rows() && self.size.n >= kernel.cols();
+        kernel.cols_in_place && few && self.lanes.cols_in_place::<T>(0, &(0..self.size.k)).is_some()
     }
 
     /// What there is to do beside multiplying.
@@ -388,7 +388,8 @@ unsafe fn compute<T: GemmScalar, C: Target<T>>(
     let sums = Sums::new(kernel, call, p.size.k, p.turned, c, p.pitch, height.len()).measured(p.squares.as_ref());
     let (panels, packed, as_they_are) = (sums.panels, !p.in_place(kernel), p.cols_in_place(kernel));
     let columns = width.len().div_ceil(nr) * panel(nr, k.min(T::BLOCK)) * size_of::<T>();
-    if !packed && kernel.rows_adjacent && !sums.stretches && ahead.is_none() && columns <= COLUMNS_BYTES {
+    let passing = !packed && !as_they_are && kernel.rows_adjacent && !sums.stretches;
+    if passing && ahead.is_none() && columns <= COLUMNS_BYTES {
         // SAFETY: passed on from the caller.
         return unsafe { pass(kernel, p, sums, [height, width, steps]) };
     }
@@ -404,15 +405,16 @@ unsafe fn compute<T: GemmScalar, C: Target<T>>(
             }
             for (j, cols) in pieces(width.clone(), nr).enumerate() {
                 for part in pieces(steps.clone(), sums.stretch) {
-                    let in_place =
-                        || p.lanes.cols_in_place(cols.start, &part).filter(|_| as_they_are && cols.len() == nr);
                     let b = match ahead {
                         Some(ahead) => kernel.panel(ahead.stretch(j, &part)),
-                        None => in_place().unwrap_or_else(|| {
+                        None if as_they_are && cols.len() == nr => {
+                            p.lanes.cols_in_place(cols.start, &part).expect("these are")
+                        }
+                        None => {
                             let b_panel = &mut b_panel[..panel(nr, part.len())];
                             kernel.pack_cols(&p.lanes, cols.clone(), part.clone(), b_panel);
                             kernel.panel(b_panel)
-                        }),
+                        }
                     };
                     // Meanwhile the next one comes from memory, a piece with each product of panels.
                     let (next_j, next_cols, next) = if part.end == steps.end {
@@ -563,16 +565,15 @@ impl<'a, T: GemmScalar, B: GemmScalar<Real = T::Real>, C: Target<T>> Sums<'a, T,
         let direct = C::EXACT && !self.turned && !self.away && whole;
         let to = if self.turned { [cols.start, rows.start] } else { [rows.start, cols.start] };
         let [rows, cols] = [rows.len(), cols.len()];
-        // SAFETY: for C the caller answers; what waits are whole tiles.
+        // SAFETY: for C the caller answers; what waits has room for whole tiles.
         unsafe {
             let c = self.c.add(to[0] * self.pitch + to[1]);
             let (to, pitch, size) = if direct {
                 (c.cast(), self.pitch, [rows, cols, steps.len()])
             } else {
                 let at = if self.stretches { i * one } else { 0 };
-                // A matrix unit and what is chained has whole tiles; vectors that nobody asked for are not multiplied.
-                let all = self.stretches || !kernel.rows_adjacent;
-                let wide = if all { nr } else { cols.next_multiple_of(kernel.lanes()) };
+                // A matrix unit multiplies whole tiles; with vectors, those that nobody asked for are left out.
+                let wide = if kernel.rows_adjacent { cols.next_multiple_of(kernel.lanes()) } else { nr };
                 (sums[at..].as_mut_ptr(), nr, [rows, wide, steps.len()])
             };
             if ends && adding && !direct && !self.waiting {

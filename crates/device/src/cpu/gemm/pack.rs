@@ -51,13 +51,16 @@ impl<R> Side<'_, R> {
         })
     }
 
-    /// These columns as they are, over some steps, if the micro-kernel can read them so: as above, where a group is one step.
+    /// Columns from `first` on as they are, over some steps, if they lie as a micro-kernel could read them: as above, a group is
+    /// one step, and rows of the matrix are whole lines (else every vector is read from two). Whether it does, and whether there
+    /// are as many as a tile has, is for the caller to know.
     pub fn cols_in_place<T: GemmScalar<Real = R>>(&self, first: usize, steps: &Range<usize>) -> Option<Cols<'_, T>>
     where
         R: Copy,
     {
         let data = T::own(self.data)?;
-        let fits = self.lanes_adjacent && T::GROUP == 1 && self.apart::<T>();
+        let lines = (self.pitch * size_of::<T>()).is_multiple_of(64);
+        let fits = self.lanes_adjacent && T::GROUP == 1 && lines && self.apart::<T>();
         fits.then(|| Cols { data: &data[steps.start * self.pitch + first..], group: self.pitch })
     }
 

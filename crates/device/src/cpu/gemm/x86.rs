@@ -27,7 +27,7 @@ macro_rules! kernel {
         panels $splat:path, $load:path, $fma:path, $pack:ident,
         sums $sum:ty, $vector:ty, $lanes:literal, $zero:ident, $load_sums:ident, $store:ident, $add:ident,
         put $put:ident: $target:path, $rounded:expr, away $away:expr,
-        $rows:literal: $($r:literal)+ $(, columns in place: $($in_place:literal)+)?
+        $rows:literal: $($r:literal)+, columns in place $in_place:literal
     ) => {
         pub(super) mod $module {
             use super::super::kernel::{Cols, Kernel, Rows};
@@ -53,7 +53,7 @@ macro_rules! kernel {
                 pays: $pays,
                 size: [$rows, COLS],
                 rows_adjacent: true,
-                cols_in_place: [0 $($(, $in_place)+)?].len() > 1,
+                cols_in_place: $in_place,
                 stretch: usize::MAX,
                 speed: 1.0,
                 pack_rows: pack_panel::<$t, $rows, GROUP>,
@@ -106,9 +106,10 @@ macro_rules! kernel {
                         $(($r, false, true, true) => tile_of::<$r, 2, false, true>(size, a, b, c, pitch, accumulate, coming),)+
                         $(($r, true, false, true) => tile_of::<$r, 1, true, true>(size, a, b, c, pitch, accumulate, coming),)+
                         $(($r, true, true, true) => tile_of::<$r, 1, false, true>(size, a, b, c, pitch, accumulate, coming),)+
-                        $($(($in_place, false, false, false) => tile_of::<$in_place, 2, true, false>(size, a, b, c, pitch, accumulate, coming),)+)?
-                        $($(($in_place, false, true, false) => tile_of::<$in_place, 2, false, false>(size, a, b, c, pitch, accumulate, coming),)+)?
-                        (rows, ..) => unreachable!("a tile of {rows} rows"),
+                        // Columns that were not packed; a kernel that takes none of those (`run` sees to it) has the functions above.
+                        $(($r, false, false, false) => tile_of::<$r, 2, true, { !$in_place }>(size, a, b, c, pitch, accumulate, coming),)+
+                        $(($r, false, true, false) => tile_of::<$r, 2, false, { !$in_place }>(size, a, b, c, pitch, accumulate, coming),)+
+                        (rows, ..) => unreachable!("a tile of {rows} rows and {} columns", size[1]),
                     }
                 }
             }
@@ -159,7 +160,7 @@ macro_rules! kernel {
                         b = b.wrapping_add($by * apart);
                     };
                 }
-                // SAFETY: the caller answers for rows of A and a panel of B of `steps` steps, and for C; a prefetch never
+                // SAFETY: the caller answers for rows of A and columns of B of `steps` steps, and for C; a prefetch never
                 // faults.
                 unsafe {
                     for i in 0..R {
@@ -229,77 +230,77 @@ kernel!(
     panels splat::f32_512, _mm512_loadu_ps, _mm512_fmadd_ps, transpose,
     sums f32, __m512, 16, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps,
     put put_512: put::Lanes, Some(put::round::<COLS, false>), away Some((put::put_away::<COLS>, put::round::<COLS, true>)),
-    14: 1 2 3 4 5 6 7 8 9 10 11 12 13 14, columns in place: 1 2 3 4 5 6 7 8 9 10 11 12 13 14
+    14: 1 2 3 4 5 6 7 8 9 10 11 12 13 14, columns in place true
 );
 kernel!(
     wide_avx512, "avx512", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "fma"] || true, rows Wide, group 1, columns Wide, group 1,
     panels splat::f32_512, _mm512_loadu_ps, _mm512_fmadd_ps, transpose,
     sums f32, __m512, 16, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps,
     put put_512: put::Lanes, Some(put::round::<COLS, false>), away Some((put::put_away::<COLS>, put::round::<COLS, true>)),
-    14: 1 2 3 4 5 6 7 8 9 10 11 12 13 14
+    14: 1 2 3 4 5 6 7 8 9 10 11 12 13 14, columns in place false
 );
 kernel!(
     wide_pairs_avx512, "avx512", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "fma"] || true, rows Wide, group 1, columns bf16, group 2,
     panels splat::two_512::<13>, pairs::load_widened_512, pairs::dot_widened_512, transpose,
     sums f32, __m512, 16, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps,
     put put_512: put::Lanes, Some(put::round::<COLS, false>), away Some((put::put_away::<COLS>, put::round::<COLS, true>)),
-    13: 1 2 3 4 5 6 7 8 9 10 11 12 13
+    13: 1 2 3 4 5 6 7 8 9 10 11 12 13, columns in place false
 );
 kernel!(
     f64_avx512, "avx512", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "fma"] || true, rows f64, group 1, columns f64, group 1,
     panels splat::f64_512, _mm512_loadu_pd, _mm512_fmadd_pd, pack,
     sums f64, __m512d, 8, _mm512_setzero_pd, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_add_pd,
     put put: Stored<Real = f64>, None, away None,
-    14: 1 2 3 4 5 6 7 8 9 10 11 12 13 14
+    14: 1 2 3 4 5 6 7 8 9 10 11 12 13 14, columns in place false
 );
 kernel!(
     bf16_avx512_bf16, "avx512_bf16", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "avx512bf16"] || !*PAIRS_ARE_SLOW, rows bf16, group 2, columns bf16, group 2,
     panels splat::pairs_512, pairs::load_512, pairs::dot_bf16, transpose,
     sums f32, __m512, 16, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps,
     put put_512: put::Lanes, Some(put::round::<COLS, false>), away Some((put::put_away::<COLS>, put::round::<COLS, true>)),
-    14: 1 2 3 4 5 6 7 8 9 10 11 12 13 14
+    14: 1 2 3 4 5 6 7 8 9 10 11 12 13 14, columns in place false
 );
 kernel!(
     bf16_avx512, "avx512", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "fma"] || true, rows bf16, group 2, columns bf16, group 2,
     panels splat::pairs_512, pairs::load_512, pairs::dot_512, transpose,
     sums f32, __m512, 16, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps,
     put put_512: put::Lanes, Some(put::round::<COLS, false>), away Some((put::put_away::<COLS>, put::round::<COLS, true>)),
-    12: 1 2 3 4 5 6 7 8 9 10 11 12
+    12: 1 2 3 4 5 6 7 8 9 10 11 12, columns in place false
 );
 kernel!(
     f32_avx2, "avx2", ["avx2" "fma"] || true, rows f32, group 1, columns f32, group 1,
     panels splat::f32_256, _mm256_loadu_ps, _mm256_fmadd_ps, pack,
     sums f32, __m256, 8, _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps,
     put put: Stored<Real = f32>, Some(put_tile::<bf16>), away None,
-    6: 1 2 3 4 5 6, columns in place: 1 2 3 4 5 6
+    6: 1 2 3 4 5 6, columns in place true
 );
 kernel!(
     wide_avx2, "avx2", ["avx2" "fma"] || true, rows Wide, group 1, columns Wide, group 1,
     panels splat::f32_256, _mm256_loadu_ps, _mm256_fmadd_ps, pack,
     sums f32, __m256, 8, _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps,
     put put: Stored<Real = f32>, Some(put_tile::<bf16>), away None,
-    6: 1 2 3 4 5 6
+    6: 1 2 3 4 5 6, columns in place false
 );
 kernel!(
     wide_pairs_avx2, "avx2", ["avx2" "fma"] || true, rows Wide, group 1, columns bf16, group 2,
     panels splat::two_256::<5>, pairs::load_widened_256, pairs::dot_widened_256, pack,
     sums f32, __m256, 8, _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps,
     put put: Stored<Real = f32>, Some(put_tile::<bf16>), away None,
-    5: 1 2 3 4 5
+    5: 1 2 3 4 5, columns in place false
 );
 kernel!(
     f64_avx2, "avx2", ["avx2" "fma"] || true, rows f64, group 1, columns f64, group 1,
     panels splat::f64_256, _mm256_loadu_pd, _mm256_fmadd_pd, pack,
     sums f64, __m256d, 4, _mm256_setzero_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_add_pd,
     put put: Stored<Real = f64>, None, away None,
-    6: 1 2 3 4 5 6
+    6: 1 2 3 4 5 6, columns in place false
 );
 kernel!(
     bf16_avx2, "avx2", ["avx2" "fma"] || true, rows bf16, group 2, columns bf16, group 2,
     panels splat::pairs_256, pairs::load_256, pairs::dot_256, pack,
     sums f32, __m256, 8, _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps,
     put put: Stored<Real = f32>, Some(put_tile::<bf16>), away None,
-    4: 1 2 3 4
+    4: 1 2 3 4, columns in place false
 );
 
 /// Whether `vdpbf16ps` is slower than the multiply-adds that replace it. Intel's processors since Sapphire Rapids, which are those
