@@ -165,8 +165,8 @@ macro_rules! kernel {
                 unsafe {
                     for i in 0..R {
                         let row = c.wrapping_add(i * pitch);
-                        _mm_prefetch::<_MM_HINT_T0>(row.cast());
-                        _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(cols - 1).cast());
+                        fetch_first(row);
+                        fetch_first(row.wrapping_add(cols - 1));
                     }
                     let groups = steps.div_ceil(PAIR);
                     let at_once = coming.len().div_ceil((groups / AT_ONCE).max(1));
