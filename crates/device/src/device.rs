@@ -64,7 +64,7 @@ impl Gemm {
     }
 }
 
-/// What squares of numbers may be multiples of ([`Device::gemm_bands_outer`]).
+/// What squares of numbers may be cut to multiples of ([`Device::gemm_bands_outer`]).
 pub const SQUARE_UNIT: f64 = f64::EPSILON / 32.0;
 
 /// Columns of a fused projection `[queries | keys | values]`, each head `dim` wide: width `(q + 2·kv)·dim`.
@@ -246,7 +246,7 @@ pub trait Device: Clone + Send + Sync + 'static {
     ///
     /// These are gradients of weights, whose norm is wanted before they are used: if `g` asks for [squares](Gemm::squares), the
     /// answer has the sum of squares of each `C_e`, where the device has it without reading `C_e` again. Each square may be
-    /// rounded to a multiple of [`SQUARE_UNIT`], and the sum depends on the numbers of `C_e` alone, to the bit. Where there is none,
+    /// cut to a multiple of [`SQUARE_UNIT`], and the sum depends on the numbers of `C_e` alone, to the bit. Where there is none,
     /// [`Device::sum_of_squares`] must be asked; a device may have none ever.
     fn gemm_bands_outer(
         &self,

@@ -50,7 +50,7 @@ pub const TABLE: &[Row] = &[
     row("axpby", DType::Bf16, 4e-3, 2e-7, "as in f32, then rounded once to 8 bits, as all that is stored in bf16"),
     row("sum_of_squares", DType::F32, 1e-12, 0.0, "f32 widens exactly, then all is f64: only the order differs"),
     row("sum_of_squares", DType::F64, 1e-12, 0.0, "another order of a sum of positive numbers"),
-    row("squares", DType::F32, 7.7e-6, 0.0, "each square is rounded to a multiple of 2^-57; where that may be more than 2^-17 of the sum, the numbers are read"),
+    row("squares", DType::F32, 7.7e-6, 0.0, "each square is cut to a multiple of 2^-57; where that may be more than 2^-17 of the sum, the numbers are read"),
     row("squares", DType::F64, 7.7e-6, 0.0, "as in f32, if a device makes them at all"),
     row("column_sums", DType::F32, 1e-12, 1e-12, "f32 widens exactly, then all is f64: only the order differs"),
     row("column_sums", DType::F64, 1e-12, 1e-12, "another order of the sum"),

@@ -99,8 +99,8 @@ pub struct Store<D: Device> {
     squares: BTreeMap<Sum, Vec<Option<f64>>>,
 }
 
-/// How far from the sum of all squares it may be that each was rounded.
-const ROUNDED: f64 = 1.0 / (1 << 17) as f64;
+/// How far from the sum of all squares it may be that each was cut.
+const CUT: f64 = 1.0 / (1 << 17) as f64;
 
 /// What a call adds to: a matrix, or one of all experts of a sparse layer.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -297,10 +297,10 @@ impl<D: Device> Store<D> {
     pub fn sums_of_squares(&self, device: &D) -> [f64; 2] {
         debug_assert!(self.spent.is_empty(), "the sum is not ended");
         let ([dense, experts], said) = self.squares(device, true);
-        let off = said as f64 * SQUARE_UNIT / 2.0;
+        let off = said as f64 * SQUARE_UNIT;
         // The dense part is the same on all ranks and counts once.
         let own = dense / self.layout.shard.size as f64 + experts;
-        if off <= ROUNDED * own { [dense, experts] } else { self.squares(device, false).0 }
+        if off <= CUT * own { [dense, experts] } else { self.squares(device, false).0 }
     }
 
     /// These sums, and how many numbers of theirs products have spoken for, if they are listened to.

@@ -68,7 +68,7 @@ fn squares_are_those_that_are_read() {
                 _ => assert_eq!(said(&grads, &cpu), dense + experts, "{name}"),
             }
             if size == 1e-9 {
-                assert_eq!(grads.sums_of_squares(&cpu), read, "{name}: rounded squares are nothing");
+                assert_eq!(grads.sums_of_squares(&cpu), read, "{name}: cut squares are nothing");
             }
         }
     }

@@ -43,7 +43,7 @@ pub(in super::super) const KERNEL: Kernel<bf16> = Kernel {
     add: tile::<true>,
     put: put::put_512::<f32, COLS>,
     put_rounded: Some(put::round::<COLS, false>),
-    away: Some((put::put_away::<COLS>, put::round::<COLS, true>)),
+    away: Some(put::away::<COLS>()),
 };
 
 /// Whether processor and system have the unit.

@@ -2,7 +2,7 @@
 
 use super::pack::{self, Coming, Side};
 use super::pieces;
-use super::put::{self, Put};
+use super::put::{self, Away, Put};
 use super::wide::Wide;
 use crate::cpu::real::{Real, Stored};
 use crate::cpu::simd::{Baseline, Isa};
@@ -145,9 +145,8 @@ pub(crate) struct Kernel<T: GemmScalar, B: GemmScalar<Real = T::Real> = T> {
     pub(super) put: Put<T::Real>,
     /// As `put`, rounding; where sums are f32.
     pub(super) put_rounded: Option<Put<bf16>>,
-    /// Both, past the caches where C lies so that they can: what is larger than a cache takes memory's time once instead of
-    /// twice, since its lines are not read before they are written.
-    pub(super) away: Option<(Put<T::Real>, Put<bf16>)>,
+    /// Both, past the caches.
+    pub(super) away: Option<Away<T::Real>>,
 }
 
 impl<T: GemmScalar> Kernel<T> {

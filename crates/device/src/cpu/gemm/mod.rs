@@ -428,8 +428,9 @@ unsafe fn compute<T: GemmScalar, C: Target<T>>(
                         None if p.lanes.ahead == 0 => p.lanes.stretches(next_cols, next_steps),
                         _ => Stretches::none(),
                     };
+                    let next = lines.of(&next);
                     for (i, rows) in pieces(height.clone(), mr).enumerate() {
-                        let coming = lines.part(&next, i, panels);
+                        let coming = next.part(i, panels);
                         let a = match p.rows.rows_in_place(rows.start, &part) {
                             Some(rows) if !packed => rows,
                             _ => {
@@ -469,8 +470,9 @@ unsafe fn pass<T: GemmScalar, C: Target<T>>(
             for (i, rows) in pieces(height.clone(), mr).enumerate() {
                 let a = p.rows.rows_in_place(rows.start, &steps).expect("these are");
                 let next = p.rows.stretches(rows.end..(rows.end + mr).min(height.end), steps.clone());
+                let next = lines.of(&next);
                 for (j, (cols, b)) in pieces(width.clone(), nr).zip(panels.chunks_exact(size)).enumerate() {
-                    let (part, coming) = ([rows.clone(), cols, steps.clone()], lines.part(&next, j, columns));
+                    let (part, coming) = ([rows.clone(), cols, steps.clone()], next.part(j, columns));
                     let b = kernel.panel(b);
                     // SAFETY: the part lies within the rectangle, hence within C.
                     unsafe { sums.add([i, j], part, a, b, space, coming) };
@@ -596,6 +598,10 @@ impl<'a, T: GemmScalar, B: GemmScalar<Real = T::Real>, C: Target<T>> Sums<'a, T,
                 return;
             }
             if !self.waiting {
+                if let (true, Some((squares, _)), Some(away)) = (self.away && last, &self.squares, kernel.away) {
+                    let of_tile = (away.measured)(to, [rows, cols], c.cast(), self.pitch);
+                    return squares.set(squares.get().and(of_tile));
+                }
                 C::put(kernel, self.away)(to, [rows, cols], self.turned, c, self.pitch, adding);
                 if last {
                     let in_c = if self.turned { [cols, rows] } else { [rows, cols] };

@@ -115,16 +115,15 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    /// Part `part` of `parts` of them.
-    pub fn part(&mut self, x: &Stretches, part: usize, parts: usize) -> Coming<'_> {
+    /// All lines of `x`.
+    pub fn of(&mut self, x: &Stretches) -> Coming<'_> {
         let shape = [x.count, x.bytes, x.pitch];
         if self.shape != shape {
             self.offsets.clear();
             self.offsets.extend(x.lines());
             self.shape = shape;
         }
-        let [start, end] = [part, part + 1].map(|part| self.offsets.len() * part / parts);
-        Coming { first: x.first, offsets: &self.offsets[start..end] }
+        Coming { first: x.first, offsets: &self.offsets }
     }
 }
 
@@ -138,6 +137,12 @@ pub(super) struct Coming<'a> {
 
 impl Coming<'_> {
     pub const NONE: Self = Coming { first: std::ptr::null(), offsets: &[] };
+
+    /// Part `part` of `parts` of them.
+    pub fn part(self, part: usize, parts: usize) -> Self {
+        let [start, end] = [part, part + 1].map(|part| self.offsets.len() * part / parts);
+        Coming { offsets: &self.offsets[start..end], ..self }
+    }
 
     /// Asks for so many of them, and returns the others.
     #[inline(always)]

@@ -5,14 +5,25 @@
 //! for each.
 
 use super::kernel::{GemmScalar, Kernel};
-use crate::cpu::real::Stored;
+use super::squares::Squares;
+use crate::cpu::real::{Real, Stored};
 use half::bf16;
 #[cfg(target_arch = "x86_64")]
-pub(super) use wide::{Lanes, put as put_512, put_away, round, rounded};
+pub(super) use wide::{Lanes, away, put as put_512, round, rounded};
 
 /// Writes a tile of sums to C: the sums, whose rows are the kernel's columns apart; `[rows, columns]` of them; whether
 /// C has them as `[columns, rows]`; C, elements from one row of C to the next, and whether to accumulate.
 pub(super) type Put<C> = unsafe fn(*const <C as Stored>::Real, [usize; 2], bool, *mut C, usize, bool);
+
+/// Ways from sums to C past the caches, where C lies so that they can go: what is larger than a cache takes memory's time once
+/// instead of twice, since its lines are not read before they are written.
+#[derive(Clone, Copy)]
+pub(super) struct Away<R: Real> {
+    pub put: Put<R>,
+    pub rounded: Put<bf16>,
+    /// As `put` of sums that lie as C does and are added to nothing, with the sum of their squares.
+    pub measured: unsafe fn(*const R, [usize; 2], *mut R, usize) -> Squares,
+}
 
 /// A type of C: that of the sums, or one that they are rounded to.
 pub(crate) trait Target<T: GemmScalar>: Stored<Real = T::Real> {
@@ -34,13 +45,13 @@ impl<T: GemmScalar<Real = f32>> Target<T> for f32 {
     const EXACT: bool = true;
     const SQUARES: bool = true;
     fn put<B: GemmScalar<Real = f32>>(kernel: &Kernel<T, B>, away: bool) -> Put<f32> {
-        kernel.away.filter(|_| away).map_or(kernel.put, |(put, _)| put)
+        kernel.away.filter(|_| away).map_or(kernel.put, |away| away.put)
     }
 }
 impl<T: GemmScalar<Real = f32>> Target<T> for bf16 {
     const EXACT: bool = false;
     fn put<B: GemmScalar<Real = f32>>(kernel: &Kernel<T, B>, away: bool) -> Put<bf16> {
-        let rounded = kernel.away.filter(|_| away).map(|(_, rounded)| rounded).or(kernel.put_rounded);
+        let rounded = kernel.away.filter(|_| away).map(|away| away.rounded).or(kernel.put_rounded);
         rounded.expect("every kernel with sums in f32 rounds them")
     }
 }
@@ -68,7 +79,10 @@ pub(super) unsafe fn put<C: Stored, const N: usize>(
 
 #[cfg(target_arch = "x86_64")]
 mod wide {
+    use super::super::squares::Squares;
+    use super::super::squares::lanes::{self, Lanes as SquareLanes};
     use super::super::transpose::{self, mask, transpose};
+    use super::Away;
     use crate::cpu::real::Stored;
     use half::bf16;
     use std::arch::x86_64::*;
@@ -229,9 +243,39 @@ mod wide {
         }
     }
 
+    /// The ways past the caches, from rows of `N` sums.
+    pub(in super::super) const fn away<const N: usize>() -> Away<f32> {
+        Away { put: put_away::<N>, rounded: round::<N, true>, measured: put_away_measured::<N> }
+    }
+
+    /// [`Away::measured`], both while a row is in the first cache.
+    #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
+    unsafe fn put_away_measured<const N: usize>(
+        sums: *const f32,
+        [rows, cols]: [usize; 2],
+        c: *mut f32,
+        pitch: usize,
+    ) -> Squares {
+        const { assert!(N == lanes::WIDTH) };
+        // SAFETY: passed on from the caller; whole rows of sums, to whole lines.
+        unsafe {
+            if cols < N || !lines(c, pitch) {
+                put_lanes::<f32, N, true>(sums, [rows, cols], false, c, pitch, false);
+                return Squares::of(sums, [rows, cols], N);
+            }
+            let mut squares = SquareLanes::new();
+            for row in 0..rows {
+                let sums = sums.wrapping_add(row * N);
+                transpose::stream(sums, c.wrapping_add(row * pitch));
+                squares.add(sums, N);
+            }
+            squares.end(rows * N).unwrap_or_else(|| Squares::of(sums, [rows, cols], N))
+        }
+    }
+
     /// As [`put`], past the caches.
     #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
-    pub(in super::super) unsafe fn put_away<const N: usize>(
+    unsafe fn put_away<const N: usize>(
         sums: *const f32,
         [rows, cols]: [usize; 2],
         turned: bool,

@@ -1,17 +1,20 @@
 //! Sums of squares of a product's results, made tile by tile while these lie in the first cache.
 //!
 //! The norm of a gradient must be known before the first weight moves, and a pass of its own would read all gradients from
-//! memory once more. But tiles are made in no fixed order, and each kernel has its own, so the sum must depend on neither: each
-//! square is rounded to a multiple of [`SQUARE_UNIT`], and multiples are added as integers. A square of an f32 is exact in f64, and
-//! adding [`BASE`] to it rounds it once, so that its multiple stands in the lowest bits: a conversion, a multiply-add and two
-//! operations on integers for eight numbers.
+//! memory once more. But tiles are made in no fixed order, and each kernel has its own, so the sum must depend on neither: of each
+//! square the whole multiples of [`SQUARE_UNIT`] count, and multiples are added as integers.
+//!
+//! With AVX-512 a conversion and a multiply-add do that for eight numbers. A square of an f32 is exact in f64, and in a lane that
+//! begins with [`BASE`] the last bit is a unit: rounding towards zero cuts the square there, whatever the lane holds (rounding to
+//! the nearest would not: a tie goes to the even sum). That is so until the lane has doubled, which its exponent tells in the end;
+//! then the numbers are taken one by one.
 //!
 //! No number may be as large as the root of [`BASE`], 0.18. Where one is, there is no sum, and whoever wants it reads the numbers.
 
 use crate::SQUARE_UNIT;
 use crate::cpu::simd::versions;
 
-/// What is added to a square: the unit of f64 is [`SQUARE_UNIT`] from here up to its double.
+/// The unit of f64 is [`SQUARE_UNIT`] from here up to its double.
 pub(super) const BASE: f64 = SQUARE_UNIT / f64::EPSILON;
 /// Bits of a multiple in an f64.
 const BITS: u32 = f64::MANTISSA_DIGITS - 1;
@@ -31,19 +34,32 @@ impl Squares {
     /// # Safety
     /// They may be read.
     pub unsafe fn of(first: *const f32, [rows, cols]: [usize; 2], pitch: usize) -> Squares {
-        let numbers = rows * cols;
-        assert!(numbers < 1 << (64 - BITS), "{numbers} multiples in 64 bits");
-        let add_up = || {
-            #[cfg(target_arch = "x86_64")]
-            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") {
-                // SAFETY: passed on from the caller, and the machine has the instructions.
-                return unsafe { wide::add_up(first, [rows, cols], pitch) };
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") {
+            // SAFETY: passed on from the caller, and the machine has the instructions.
+            let squares = unsafe { lanes::of(first, [rows, cols], pitch) };
+            if let Some(squares) = squares {
+                return squares;
             }
+        }
+        // SAFETY: passed on from the caller.
+        unsafe { Squares::one_by_one(first, [rows, cols], pitch) }
+    }
+
+    /// As [`Squares::of`].
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn one_by_one(first: *const f32, [rows, cols]: [usize; 2], pitch: usize) -> Squares {
+        assert!(cols < 1 << (64 - BITS), "{cols} multiples in 64 bits");
+        let (mut units, mut beyond) = (0, false);
+        for row in 0..rows {
             // SAFETY: passed on from the caller.
-            unsafe { add_up(first, [rows, cols], pitch) }
-        };
-        let (units, any) = add_up();
-        Squares { units: units.into(), numbers, beyond: any >> BITS != BASE.to_bits() >> BITS }
+            let of_row = add_up(unsafe { std::slice::from_raw_parts(first.add(row * pitch), cols) });
+            units += u128::from(of_row.0);
+            beyond |= of_row.1;
+        }
+        Squares { units, numbers: rows * cols, beyond }
     }
 
     /// With others.
@@ -58,76 +74,88 @@ impl Squares {
     }
 }
 
-/// Sum of the multiples, and all bits that are set in any `x² + BASE`: that of a number that is too large, or none, has a larger
-/// exponent, hence some bit that the exponent of `BASE` has not.
-///
-/// # Safety
-/// The numbers may be read.
-unsafe fn add_up(first: *const f32, [rows, cols]: [usize; 2], pitch: usize) -> (u64, u64) {
-    (0..rows).fold((0, BASE.to_bits()), |(sum, any): (u64, u64), row| {
-        // SAFETY: passed on from the caller.
-        let of_row = add_up_row(unsafe { std::slice::from_raw_parts(first.add(row * pitch), cols) });
-        (of_row.0.wrapping_add(sum), of_row.1 | any)
-    })
-}
-
 versions! {
-    fn add_up_row<R, S>(row: &[R]) -> (u64, u64) {
-        let (mut sum, mut any) = (0u64, BASE.to_bits());
+    /// Sum of the multiples, and whether a number is too large, or none.
+    fn add_up<R, S>(row: &[R]) -> (u64, bool) {
+        let (mut sum, mut beyond) = (0u64, false);
         for x in row {
             let x = x.f64();
-            let bits = S::fma(x, x, BASE).to_bits();
-            sum = sum.wrapping_add(bits).wrapping_sub(BASE.to_bits());
-            any |= bits;
+            let square = x * x;
+            let nearest = square + BASE;
+            let up = nearest - BASE > square;
+            sum = sum.wrapping_add(nearest.to_bits()).wrapping_sub(BASE.to_bits() + u64::from(up));
+            beyond |= !(square < BASE);
         }
-        (sum, any)
+        (sum, beyond)
     }
 }
 
 #[cfg(target_arch = "x86_64")]
-mod wide {
-    use super::BASE;
+pub(super) mod lanes {
+    use super::{BASE, BITS, Squares};
     use std::arch::x86_64::*;
 
-    /// [`super::add_up`] by hand: a compiler would add across the vector after each.
-    ///
-    /// # Safety
-    /// The numbers may be read.
-    #[target_feature(enable = "avx512f,avx512vl")]
-    pub unsafe fn add_up(first: *const f32, [rows, cols]: [usize; 2], pitch: usize) -> (u64, u64) {
-        let (mut sum, mut any) = (_mm512_setzero_si512(), _mm512_castpd_si512(_mm512_set1_pd(BASE)));
-        let (pairs, rest) = (cols / 16, cols % 16);
-        for row in 0..rows {
-            let row = first.wrapping_add(row * pitch);
-            for pair in 0..pairs {
-                let at = row.wrapping_add(16 * pair);
-                // SAFETY: these are 16 of the row.
-                let x = unsafe { [_mm256_loadu_ps(at), _mm256_loadu_ps(at.wrapping_add(8))] };
-                add(x, &mut sum, &mut any);
-            }
-            if rest > 0 {
-                let at = row.wrapping_add(16 * pairs);
-                let mask = ((1u32 << rest) - 1) as u16;
-                let [low, high] = mask.to_le_bytes();
+    /// Numbers whose squares are added at a time.
+    pub const WIDTH: usize = 32;
+
+    /// Sums of squares in registers.
+    pub struct Lanes([__m512d; WIDTH / 8]);
+
+    impl Lanes {
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512vl")]
+        pub fn new() -> Self {
+            Lanes([_mm512_set1_pd(BASE); WIDTH / 8])
+        }
+
+        /// Adds those of the first `n` of [`WIDTH`] numbers.
+        ///
+        /// # Safety
+        /// They may be read.
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512vl")]
+        pub unsafe fn add(&mut self, at: *const f32, n: usize) {
+            for (i, sum) in self.0.iter_mut().enumerate() {
+                let have = n.saturating_sub(8 * i).min(8);
                 // SAFETY: what is masked is not read.
-                let x = unsafe { [_mm256_maskz_loadu_ps(low, at), _mm256_maskz_loadu_ps(high, at.wrapping_add(8))] };
-                add(x, &mut sum, &mut any);
+                let x = unsafe { _mm256_maskz_loadu_ps(((1u32 << have) - 1) as u8, at.wrapping_add(8 * i)) };
+                let x = _mm512_cvtps_pd(x);
+                *sum = _mm512_fmadd_round_pd::<{ _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC }>(x, x, *sum);
             }
         }
-        let added = (16 * rows * cols.div_ceil(16)) as u64;
-        let (sum, any) = (_mm512_reduce_add_epi64(sum) as u64, _mm512_reduce_or_epi64(any) as u64);
-        (sum.wrapping_sub(added.wrapping_mul(BASE.to_bits())), any)
+
+        /// All together, of so many numbers, if no lane has doubled.
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512vl")]
+        pub fn end(self, numbers: usize) -> Option<Squares> {
+            let lanes = self.0.map(|sum| _mm512_castpd_si512(sum));
+            // A lane that has doubled, or is no number, has a larger exponent, hence some bit that the exponent of BASE has not.
+            let (mut sum, mut any) = (_mm512_setzero_si512(), _mm512_setzero_si512());
+            for lane in lanes {
+                sum = _mm512_add_epi64(sum, lane);
+                any = _mm512_or_si512(any, lane);
+            }
+            let (sum, any) = (_mm512_reduce_add_epi64(sum) as u64, _mm512_reduce_or_epi64(any) as u64);
+            let units = sum.wrapping_sub(BASE.to_bits().wrapping_mul(WIDTH as u64));
+            let inside = any >> BITS == BASE.to_bits() >> BITS;
+            inside.then_some(Squares { units: units.into(), numbers, beyond: false })
+        }
     }
 
-    #[inline]
+    /// As [`Squares::of`].
+    ///
+    /// # Safety
+    /// As there.
     #[target_feature(enable = "avx512f,avx512vl")]
-    fn add(x: [__m256; 2], sum: &mut __m512i, any: &mut __m512i) {
-        let [a, b] = x.map(|x| {
-            let x = _mm512_cvtps_pd(x);
-            _mm512_castpd_si512(_mm512_fmadd_pd(x, x, _mm512_set1_pd(BASE)))
-        });
-        *sum = _mm512_add_epi64(*sum, _mm512_add_epi64(a, b));
-        *any = _mm512_ternarylogic_epi64::<0xfe>(*any, a, b);
+    pub unsafe fn of(first: *const f32, [rows, cols]: [usize; 2], pitch: usize) -> Option<Squares> {
+        let mut lanes = Lanes::new();
+        for row in 0..rows {
+            for col in (0..cols).step_by(WIDTH) {
+                // SAFETY: these are of the row.
+                unsafe { lanes.add(first.wrapping_add(row * pitch + col), cols - col) };
+            }
+        }
+        lanes.end(rows * cols)
     }
 }
 
@@ -159,31 +187,31 @@ mod tests {
             let mut spoilt = x.clone();
             spoilt.chunks_mut(50).for_each(|row| row[cols..].fill(f32::NAN));
             // SAFETY: 20 rows of 50.
-            let (squares, (units, any)) = unsafe {
+            let [squares, one_by_one] = unsafe {
                 let (first, size) = (spoilt.as_ptr(), [20, cols]);
-                (Squares::of(first, size, 50), add_up(first, size, 50))
+                [Squares::of(first, size, 50), Squares::one_by_one(first, size, 50)]
             };
-            assert_eq!(squares, Squares { units: units.into(), numbers: 20 * cols, beyond: false });
-            assert_eq!(any >> BITS, BASE.to_bits() >> BITS);
+            assert_eq!(squares, one_by_one);
+            assert_eq!((squares.numbers, squares.beyond), (20 * cols, false));
             let exact = x.chunks(50).flat_map(|row| &row[..cols]).map(|&x| f64::from(x).powi(2)).sum::<f64>();
             assert!((squares.sum(20 * cols).unwrap() / exact - 1.0).abs() < 1e-9);
         }
     }
 
     proptest! {
-        /// Any numbers, in any order and any tiles: the sum of each square, rounded by itself.
+        /// Any numbers, in any order and any tiles: the sum of each square, cut by itself. Some are so large that lanes double.
         #[test]
         fn the_order_of_numbers_is_nothing(
-            exponents in prop::collection::vec(-40i32..-5, 1..600), large in prop::option::of(0usize..600),
+            exponents in prop::collection::vec(-40i32..-5, 1..600), larger in 0i32..3, large in prop::option::of(0usize..600),
             width in 1usize..33, seed: u64,
         ) {
             let mut r = Random(seed);
-            let mut x: Vec<f32> = exponents.iter().map(|&e| (r.values(1)[0] * f64::from(e).exp2()) as f32).collect();
+            let mut x: Vec<f32> = exponents.iter().map(|&e| (r.values(1)[0] * f64::from(e + larger).exp2()) as f32).collect();
             if let Some(place) = large.and_then(|place| x.get_mut(place)) {
                 *place = 0.2;
             }
             let inside = x.iter().all(|&x| f64::from(x).powi(2) < BASE);
-            let units: u128 = x.iter().map(|&x| (f64::from(x).powi(2) / SQUARE_UNIT).round_ties_even() as u128).sum();
+            let units: u128 = x.iter().map(|&x| (f64::from(x).powi(2) / SQUARE_UNIT) as u128).sum();
             for width in [width, 32, 1] {
                 let squares = of(&x, width);
                 prop_assert_eq!((squares.numbers, squares.beyond), (x.len(), !inside));
@@ -204,10 +232,17 @@ mod tests {
         };
         assert!((with(1e-3).unwrap() / (n as f64 * 1e-6) - 1.0).abs() < 1e-6);
         assert!(with(0.17).is_some());
+        let large = vec![0.17f32; n];
+        let units = (f64::from(0.17f32).powi(2) / SQUARE_UNIT) as u128 * n as u128;
+        assert_eq!(
+            of(&large, 32),
+            Squares { units, numbers: n, beyond: false },
+            "each is small enough, and a lane doubles"
+        );
         for odd in [0.18, -0.18, 1.0, 3e38, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, f32::from_bits(0xff80_0001)] {
             assert_eq!(with(odd), None, "{odd}");
         }
-        assert_eq!(of(&vec![1e-9; n], 32).sum(n), Some(0.0), "each is less than half a unit");
+        assert_eq!(of(&vec![1e-9; n], 32).sum(n), Some(0.0), "each is less than a unit");
         assert_eq!(of(&vec![1e-3; n], 32).sum(n + 1), None, "not all of them");
         assert_eq!(of(&[], 32).sum(0), Some(0.0), "none at all");
     }

@@ -106,7 +106,7 @@ mod amx {
         add: tile,
         put: put::put_512::<f32, COLS>,
         put_rounded: Some(put::round::<COLS, false>),
-        away: Some((put::put_away::<COLS>, put::round::<COLS, true>)),
+        away: Some(put::away::<COLS>()),
     };
 
     /// bf16 of a part of a row's group, and of a pair of steps' columns.

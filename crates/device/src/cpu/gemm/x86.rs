@@ -163,10 +163,13 @@ macro_rules! kernel {
                 // SAFETY: the caller answers for rows of A and columns of B of `steps` steps, and for C; a prefetch never
                 // faults.
                 unsafe {
-                    for i in 0..R {
-                        let row = c.wrapping_add(i * pitch);
-                        fetch_first(row);
-                        fetch_first(row.wrapping_add(cols - 1));
+                    // Sums that wait lie in the first cache.
+                    if pitch != COLS {
+                        for i in 0..R {
+                            let row = c.wrapping_add(i * pitch);
+                            fetch_first(row);
+                            fetch_first(row.wrapping_add(cols - 1));
+                        }
                     }
                     let groups = steps.div_ceil(PAIR);
                     let at_once = coming.len().div_ceil((groups / AT_ONCE).max(1));
@@ -229,21 +232,21 @@ kernel!(
     f32_avx512, "avx512", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "fma"] || true, rows f32, group 1, columns f32, group 1,
     panels splat::f32_512, _mm512_loadu_ps, _mm512_fmadd_ps, transpose,
     sums f32, __m512, 16, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps,
-    put put_512: put::Lanes, Some(put::round::<COLS, false>), away Some((put::put_away::<COLS>, put::round::<COLS, true>)),
+    put put_512: put::Lanes, Some(put::round::<COLS, false>), away Some(put::away::<COLS>()),
     14: 1 2 3 4 5 6 7 8 9 10 11 12 13 14, columns in place true
 );
 kernel!(
     wide_avx512, "avx512", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "fma"] || true, rows Wide, group 1, columns Wide, group 1,
     panels splat::f32_512, _mm512_loadu_ps, _mm512_fmadd_ps, transpose,
     sums f32, __m512, 16, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps,
-    put put_512: put::Lanes, Some(put::round::<COLS, false>), away Some((put::put_away::<COLS>, put::round::<COLS, true>)),
+    put put_512: put::Lanes, Some(put::round::<COLS, false>), away Some(put::away::<COLS>()),
     14: 1 2 3 4 5 6 7 8 9 10 11 12 13 14, columns in place false
 );
 kernel!(
     wide_pairs_avx512, "avx512", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "fma"] || true, rows Wide, group 1, columns bf16, group 2,
     panels splat::two_512::<13>, pairs::load_widened_512, pairs::dot_widened_512, transpose,
     sums f32, __m512, 16, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps,
-    put put_512: put::Lanes, Some(put::round::<COLS, false>), away Some((put::put_away::<COLS>, put::round::<COLS, true>)),
+    put put_512: put::Lanes, Some(put::round::<COLS, false>), away Some(put::away::<COLS>()),
     13: 1 2 3 4 5 6 7 8 9 10 11 12 13, columns in place false
 );
 kernel!(
@@ -257,14 +260,14 @@ kernel!(
     bf16_avx512_bf16, "avx512_bf16", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "avx512bf16"] || !*PAIRS_ARE_SLOW, rows bf16, group 2, columns bf16, group 2,
     panels splat::pairs_512, pairs::load_512, pairs::dot_bf16, transpose,
     sums f32, __m512, 16, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps,
-    put put_512: put::Lanes, Some(put::round::<COLS, false>), away Some((put::put_away::<COLS>, put::round::<COLS, true>)),
+    put put_512: put::Lanes, Some(put::round::<COLS, false>), away Some(put::away::<COLS>()),
     14: 1 2 3 4 5 6 7 8 9 10 11 12 13 14, columns in place false
 );
 kernel!(
     bf16_avx512, "avx512", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "fma"] || true, rows bf16, group 2, columns bf16, group 2,
     panels splat::pairs_512, pairs::load_512, pairs::dot_512, transpose,
     sums f32, __m512, 16, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps,
-    put put_512: put::Lanes, Some(put::round::<COLS, false>), away Some((put::put_away::<COLS>, put::round::<COLS, true>)),
+    put put_512: put::Lanes, Some(put::round::<COLS, false>), away Some(put::away::<COLS>()),
     12: 1 2 3 4 5 6 7 8 9 10 11 12, columns in place false
 );
 kernel!(
