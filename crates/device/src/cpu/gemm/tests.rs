@@ -252,9 +252,15 @@ fn columns_may_be_widened_in_registers() {
 #[test]
 fn large_results_are_those_of_their_bands() {
     fn large<A: Source<Real = f32> + Number, T: GemmScalar<Real = f32>, C: Target<T> + Number>([m, n, k]: [usize; 3]) {
+        let (a, b) = (Matrix::<A>::random(1, m, k, false).small(), Matrix::<f32>::random(2, k, n, true));
+        product::<A, T, C>([m, n, k], &a, &b);
+    }
+    fn product<A: Source<Real = f32> + Number, T: GemmScalar<Real = f32>, C: Target<T> + Number>(
+        [m, n, k]: [usize; 3],
+        a: &Matrix<A>,
+        b: &Matrix<f32>,
+    ) {
         assert!(m * n * size_of::<C>() >= AWAY, "a large result");
-        let a = Matrix::<A>::random(1, m, k, false);
-        let b = Matrix::<f32>::random(2, k, n, true);
         let mut parts: Vec<C> = vec![C::zeroed(); m * n];
         const ROWS: usize = 320;
         for (i, part) in parts.chunks_mut(ROWS * n).enumerate() {
@@ -266,7 +272,10 @@ fn large_results_are_those_of_their_bands() {
         let first = room.as_ptr().align_offset(64);
         for at in [first, first + 1] {
             let whole = &mut room[at..at + m * n];
-            gemm::<T, C>(&Pool::new(3), Gemm::NT, a.mat(), b.mat(), MatMut::new(whole, m, n));
+            let g = Gemm::NT.measured(true);
+            let products = &mut [Product::new(g, a.mat(), b.mat(), MatMut::new(whole, m, n))];
+            multiply(&Pool::new(3), T::kernel(), false, products);
+            check_squares::<_, _, T>(&products[0], "past the caches");
             assert!(bits(whole) == bits(&parts), "{m}×{n}, {k}");
         }
     }
@@ -283,6 +292,10 @@ fn large_results_are_those_of_their_bands() {
     large::<f32, Thirds, f32>([1500, 1440, 40]);
     large::<f32, Thirds, f32>([1500, 1440, 600]);
     large::<f32, Thirds, bf16>([3000, 1440, 600]);
+    // Squares that are too large to be added eight at a time.
+    let (a, b) = (vec![0.15 / 40.0; 1500 * 40], vec![1.0; 40 * 1440]);
+    let a = Matrix { data: a, rows: 1500, cols: 40, transposed: false };
+    product::<f32, f32, f32>([1500, 1440, 40], &a, &Matrix { data: b, rows: 40, cols: 1440, transposed: true });
 }
 
 /// Results of all bands count together: each of these alone would stay in the caches.
