@@ -23,6 +23,14 @@ pub(crate) trait GemmScalar: Stored {
     const SECOND_FIRST: bool = false;
     /// Micro-kernels, best first; the last one works on any machine.
     const KERNELS: &'static [Kernel<Self>];
+    /// What columns are packed as where they meet few rows.
+    type Few: GemmScalar<Real = Self::Real>;
+
+    /// The kernel for that, if packing is quicker than as this type: its tiles are as wide, and make the same bits where steps are
+    /// whole groups of both.
+    fn few() -> Option<&'static Kernel<Self, Self::Few>> {
+        None
+    }
 
     /// The best one for this machine.
     fn kernel() -> &'static Kernel<Self> {
@@ -111,9 +119,6 @@ pub(super) struct Cols<'a, B> {
 /// Packs a panel: operand, lanes, steps of k, and the panel.
 pub(super) type Pack<T> = unsafe fn(&Side<<T as Stored>::Real>, Range<usize>, Range<usize>, &mut [T]);
 
-/// As [`Pack`], checked: one of [`Kernel`]'s.
-type PackPanel<T> = fn(&Kernel<T>, &Side<<T as Stored>::Real>, Range<usize>, Range<usize>, &mut [T]);
-
 /// `C[rows, cols] (+)= A·B`: `[rows, cols, steps of k]`, A, B, C, elements from one row of C to the next,
 /// whether to accumulate, and what is fetched meanwhile. The chain of additions is as the module above says, in every kernel.
 pub(super) type MicroKernel<T, B> =
@@ -170,54 +175,6 @@ impl<T: GemmScalar> Kernel<T> {
             away: None,
         }
     }
-
-    /// Packs rows of op(A) as [`Kernel::pack_tiles`] does, panel after panel.
-    pub(super) fn pack_block(&self, side: &Side<T::Real>, lanes: Range<usize>, steps: Range<usize>, panels: &mut [T]) {
-        self.pack_panels(Self::pack_tiles, self.rows(), side, lanes, steps, panels);
-    }
-
-    /// Packs columns of op(B), panel after panel.
-    pub(super) fn pack_columns(
-        &self,
-        side: &Side<T::Real>,
-        lanes: Range<usize>,
-        steps: Range<usize>,
-        panels: &mut [T],
-    ) {
-        self.pack_panels(Self::pack_cols, self.cols(), side, lanes, steps, panels);
-    }
-
-    /// Packs panels of `width` lanes, in the order in which memory gives them most quickly: lanes that lie side by side are read
-    /// across all panels, a few steps at a time, and of others the next panel's are on their way while one is packed.
-    pub(super) fn pack_panels(
-        &self,
-        pack: PackPanel<T>,
-        width: usize,
-        side: &Side<T::Real>,
-        lanes: Range<usize>,
-        steps: Range<usize>,
-        panels: &mut [T],
-    ) {
-        let size = width * steps.len().next_multiple_of(T::GROUP);
-        let lanes = || pieces(lanes.clone(), width);
-        if side.lanes_adjacent {
-            for part in pieces(steps.clone(), TILE_STEPS) {
-                let [at, end] = [part.start, part.end].map(|step| (step - steps.start) * width);
-                let part_of_panel = at..end.next_multiple_of(width * T::GROUP);
-                for (lanes, panel) in lanes().zip(panels.chunks_exact_mut(size)) {
-                    pack(self, side, lanes, part.clone(), &mut panel[part_of_panel.clone()]);
-                }
-            }
-            return;
-        }
-        let next = lanes().skip(1).map(Some).chain([None]);
-        for ((lanes, next), panel) in lanes().zip(next).zip(panels.chunks_exact_mut(size)) {
-            if let Some(next) = next {
-                side.stretches(next, steps.clone()).fetch();
-            }
-            pack(self, side, lanes, steps.clone(), panel);
-        }
-    }
 }
 
 impl<T: GemmScalar, B: GemmScalar<Real = T::Real>> Kernel<T, B> {
@@ -269,6 +226,54 @@ impl<T: GemmScalar, B: GemmScalar<Real = T::Real>> Kernel<T, B> {
         }
         for (steps, tile) in pieces(steps, TILE_STEPS).zip(panel.chunks_mut(TILE_STEPS * self.rows())) {
             self.pack_rows(side, lanes.clone(), steps, tile);
+        }
+    }
+
+    /// Packs rows of op(A) as [`Kernel::pack_tiles`] does, panel after panel.
+    pub(super) fn pack_block(&self, side: &Side<T::Real>, lanes: Range<usize>, steps: Range<usize>, panels: &mut [T]) {
+        self.pack_panels(Self::pack_tiles, self.rows(), side, lanes, steps, panels);
+    }
+
+    /// Packs columns of op(B), panel after panel.
+    pub(super) fn pack_columns(
+        &self,
+        side: &Side<T::Real>,
+        lanes: Range<usize>,
+        steps: Range<usize>,
+        panels: &mut [B],
+    ) {
+        self.pack_panels(Self::pack_cols, self.cols(), side, lanes, steps, panels);
+    }
+
+    /// Packs panels of `width` lanes, in the order in which memory gives them most quickly: lanes that lie side by side are read
+    /// across all panels, a few steps at a time, and of others the next panel's are on their way while one is packed.
+    pub(super) fn pack_panels<X: GemmScalar<Real = T::Real>>(
+        &self,
+        pack: fn(&Self, &Side<T::Real>, Range<usize>, Range<usize>, &mut [X]),
+        width: usize,
+        side: &Side<T::Real>,
+        lanes: Range<usize>,
+        steps: Range<usize>,
+        panels: &mut [X],
+    ) {
+        let size = width * steps.len().next_multiple_of(X::GROUP);
+        let lanes = || pieces(lanes.clone(), width);
+        if side.lanes_adjacent {
+            for part in pieces(steps.clone(), TILE_STEPS) {
+                let [at, end] = [part.start, part.end].map(|step| (step - steps.start) * width);
+                let part_of_panel = at..end.next_multiple_of(width * X::GROUP);
+                for (lanes, panel) in lanes().zip(panels.chunks_exact_mut(size)) {
+                    pack(self, side, lanes, part.clone(), &mut panel[part_of_panel.clone()]);
+                }
+            }
+            return;
+        }
+        let next = lanes().skip(1).map(Some).chain([None]);
+        for ((lanes, next), panel) in lanes().zip(next).zip(panels.chunks_exact_mut(size)) {
+            if let Some(next) = next {
+                side.stretches(next, steps.clone()).fetch();
+            }
+            pack(self, side, lanes, steps.clone(), panel);
         }
     }
 
@@ -411,6 +416,7 @@ macro_rules! gemm_scalar {
         impl GemmScalar for $t {
             const GROUP: usize = $group;
             const BLOCK: usize = 512 * $group;
+            type Few = $t;
             const KERNELS: &'static [Kernel<$t>] = &[
                 $(#[cfg(target_arch = "x86_64")] super::x86::$x86::KERNEL,)*
                 Kernel::portable::<$cols, $group>($rounded),

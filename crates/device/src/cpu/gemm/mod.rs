@@ -75,8 +75,8 @@ pub(crate) use wide::Wide;
 const ROWS_BYTES: usize = 1 << 20;
 /// Bytes of columns that stay there while rows pass through.
 const COLUMNS_BYTES: usize = 1 << 19;
-/// Panels of rows that columns meet where they are, at most, if they can be read so: with more, packing them costs less than
-/// reading lines that lie apart again and again.
+/// Panels of rows that are few: columns meet them where they are, if they can be read so, or packed in the quickest way
+/// ([`GemmScalar::few`]). With more, packing costs less than reading lines that lie apart again and again.
 const FEW: usize = 5;
 
 /// Whether this machine multiplies bf16 sooner than f32.
@@ -222,6 +222,20 @@ impl<'a, R: Real, C: Stored<Real = R>> Product<'a, R, C> {
         squares.sum(self.c.len())
     }
 
+    /// Where the sums of `rows` rows of it go.
+    fn sums<'k, T: GemmScalar<Real = R>, B: GemmScalar<Real = R>>(
+        &'k self,
+        kernel: &'k Kernel<T, B>,
+        call: Call,
+        c: *mut C,
+        rows: usize,
+    ) -> Sums<'k, T, B, C>
+    where
+        C: Target<T>,
+    {
+        Sums::new(kernel, call, self.size.k, self.turned, c, self.pitch, rows).measured(self.squares.as_ref())
+    }
+
     /// Chooses the cheaper way round, if there are two.
     fn plan<T: GemmScalar<Real = R>>(&mut self, kernel: &Kernel<T>, call: Call)
     where
@@ -252,15 +266,29 @@ impl<'a, R: Real, C: Stored<Real = R>> Product<'a, R, C> {
 
     /// Whether rows are read where they are. A matrix unit reads them so fast that they are worth packing unless they meet
     /// few columns.
-    fn in_place<T: GemmScalar<Real = R>>(&self, kernel: &Kernel<T>) -> bool {
+    fn in_place<T: GemmScalar<Real = R>, B: GemmScalar<Real = R>>(&self, kernel: &Kernel<T, B>) -> bool {
         let worth = !kernel.rows_adjacent && self.size.n > 2 * kernel.cols();
         !worth && self.rows.rows_in_place::<T>(0, &(0..self.size.k)).is_some()
     }
 
     /// Whether columns are read where they are.
-    fn cols_in_place<T: GemmScalar<Real = R>>(&self, kernel: &Kernel<T>) -> bool {
+    fn cols_in_place<T: GemmScalar<Real = R>, B: GemmScalar<Real = R>>(&self, kernel: &Kernel<T, B>) -> bool {
         let few = self.size.m <= FEW * kernel.rows() && self.size.n >= kernel.cols();
-        kernel.cols_in_place && few && self.lanes.cols_in_place::<T>(0, &(0..self.size.k)).is_some()
+        kernel.cols_in_place && few && self.lanes.cols_in_place::<B>(0, &(0..self.size.k)).is_some()
+    }
+
+    /// The kernel for few rows that goes with this one, if these are few.
+    fn few<T: GemmScalar<Real = R>>(&self, kernel: &Kernel<T>) -> Option<&'static Kernel<T, T::Few>> {
+        let fits = |few: &Kernel<T, T::Few>| few.name == kernel.name && self.size.k.is_multiple_of(T::Few::GROUP);
+        T::few().filter(|few| fits(few) && self.size.m <= FEW * few.rows())
+    }
+
+    /// Whether columns all stay in the second cache, over `width` of them, while rows pass that are read where they are.
+    fn passes<T: GemmScalar<Real = R>>(&self, kernel: &Kernel<T>, width: usize) -> bool {
+        let steps = self.size.k.min(T::BLOCK);
+        let columns = width.div_ceil(kernel.cols()) * Micro::<T>::panel(kernel.cols(), steps) * size_of::<T>();
+        let as_they_are = self.in_place(kernel) && kernel.rows_adjacent && !self.cols_in_place(kernel);
+        as_they_are && steps <= kernel.stretch && columns <= COLUMNS_BYTES
     }
 
     /// What there is to do beside multiplying.
@@ -277,7 +305,9 @@ impl<'a, R: Real, C: Stored<Real = R>> Product<'a, R, C> {
             true => 0.0,
             false => beside(plan::PACKING) * if side.lanes_adjacent { pair } else { 1.0 },
         };
-        self.size.packing = [packing(&self.rows, in_place[0]), packing(&self.lanes, in_place[1])];
+        let columns = packing(&self.lanes, in_place[1]);
+        self.size.packing =
+            [packing(&self.rows, in_place[0]), if self.few(kernel).is_some() { columns / 2.0 } else { columns }];
         self.size.putting = if self.turned || !C::EXACT { beside(plan::PUTTING) * blocks as f64 * pair } else { 0.0 };
         if self.turned && call.away && kernel.away.is_some() {
             self.size.putting += beside(plan::THROUGH) * size_of::<C>() as f64;
@@ -336,7 +366,13 @@ fn take<T: GemmScalar, C: Target<T>>(
             let ahead = columns.ahead(kernel, packed, tile.cols.start);
             // SAFETY: the tile lies within its product's C, of which `outs` holds the address, borrowed until we return, and
             // it is disjoint from all others of this turn.
-            unsafe { compute(kernel, call, p, c, part, ahead) }
+            unsafe {
+                match (ahead, p.few(kernel)) {
+                    (None, Some(few)) => compute(few, call, p, c, part, None),
+                    (None, None) if p.passes(kernel, tile.cols.len()) => pass(kernel, call, p, c, part),
+                    _ => compute(kernel, call, p, c, part, ahead),
+                }
+            }
         });
     }
 }
@@ -376,28 +412,24 @@ fn with_buffers<T: GemmScalar>([n, m, sums]: [usize; 3], f: impl FnOnce(&mut [T]
 ///
 /// # Safety
 /// `c` is the address of the product's C, `height` and `width` lie within it, and nobody else touches these elements meanwhile.
-unsafe fn compute<T: GemmScalar, C: Target<T>>(
-    kernel: &Kernel<T>,
+unsafe fn compute<T: GemmScalar, B: GemmScalar<Real = T::Real>, C: Target<T>>(
+    kernel: &Kernel<T, B>,
     call: Call,
     p: &Product<T::Real, C>,
     c: *mut C,
     [height, width, steps]: [Range<usize>; 3],
-    ahead: Option<Ahead<T>>,
+    ahead: Option<Ahead<B>>,
 ) {
-    let ([mr, nr], k, panel) = (kernel.size, p.size.k, Micro::<T>::panel);
-    let sums = Sums::new(kernel, call, p.size.k, p.turned, c, p.pitch, height.len()).measured(p.squares.as_ref());
+    const { assert!(size_of::<B>() <= size_of::<T>(), "room for a panel of columns") };
+    let ([mr, nr], k, panel, panel_b) = (kernel.size, p.size.k, Micro::<T>::panel, Micro::<B>::panel);
+    let sums = p.sums(kernel, call, c, height.len());
     let (panels, packed, as_they_are) = (sums.panels, !p.in_place(kernel), p.cols_in_place(kernel));
-    let columns = width.len().div_ceil(nr) * panel(nr, k.min(T::BLOCK)) * size_of::<T>();
-    let passing = !packed && !as_they_are && kernel.rows_adjacent && !sums.stretches;
-    if passing && ahead.is_none() && columns <= COLUMNS_BYTES {
-        // SAFETY: passed on from the caller.
-        return unsafe { pass(kernel, p, sums, [height, width, steps]) };
-    }
     let a_size = if packed { panels * panel(mr, k.min(T::BLOCK)) } else { 0 };
-    let b_size = if ahead.is_none() { panel(nr, sums.stretch.min(k)) } else { 0 };
+    let b_size = if ahead.is_none() { panel_b(nr, sums.stretch.min(k)) } else { 0 };
     let sizes = [b_size, a_size, sums.len(width.len().div_ceil(nr))];
     let mut lines = Lines::default();
     with_buffers::<T>(sizes, |b_panel, a_block, space| {
+        let b_panel: &mut [B] = bytemuck::cast_slice_mut(b_panel);
         for steps in pieces(steps, T::BLOCK) {
             let size = panel(mr, steps.len());
             if packed {
@@ -411,7 +443,7 @@ unsafe fn compute<T: GemmScalar, C: Target<T>>(
                             p.lanes.cols_in_place(cols.start, &part).expect("these are")
                         }
                         None => {
-                            let b_panel = &mut b_panel[..panel(nr, part.len())];
+                            let b_panel = &mut b_panel[..panel_b(nr, part.len())];
                             kernel.pack_cols(&p.lanes, cols.clone(), part.clone(), b_panel);
                             kernel.panel(b_panel)
                         }
@@ -448,18 +480,20 @@ unsafe fn compute<T: GemmScalar, C: Target<T>>(
     sums.finish();
 }
 
-/// [`compute`] with few columns and rows that are read where they are: all columns stay in the second cache while rows come from
-/// memory, each once and evenly, beside the products of those before them.
+/// [`compute`] with few columns ([`Product::passes`]): rows come from memory, each once and evenly, beside the products of those
+/// before them.
 ///
 /// # Safety
 /// As there.
 unsafe fn pass<T: GemmScalar, C: Target<T>>(
     kernel: &Kernel<T>,
+    call: Call,
     p: &Product<T::Real, C>,
-    sums: Sums<T, T, C>,
+    c: *mut C,
     [height, width, steps]: [Range<usize>; 3],
 ) {
     let ([mr, nr], panel) = (kernel.size, Micro::<T>::panel);
+    let sums = p.sums(kernel, call, c, height.len());
     let columns = width.len().div_ceil(nr);
     let mut lines = Lines::default();
     with_buffers::<T>([columns * panel(nr, p.size.k.min(T::BLOCK)), 0, sums.len(columns)], |panels, _, space| {

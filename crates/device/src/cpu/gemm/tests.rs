@@ -320,6 +320,33 @@ fn rows_that_pass_few_columns_are_right() {
     }
 }
 
+/// Few rows may meet columns that are packed in another way: they have the bits that they have among many, of weights that are
+/// almost nothing, too.
+#[test]
+fn few_rows_are_those_among_many() {
+    fn first_rows<B: Source<Real = f32> + Number>([n, k]: [usize; 2], g: Gemm, scale: [f64; 2]) {
+        let (mut a, mut b) = (Matrix::<f32>::random(1, 100, k, false), Matrix::<B>::random(2, k, n, g.tb));
+        a.data.iter_mut().for_each(|x| *x *= scale[0] as f32);
+        b.data.iter_mut().for_each(|x| *x = B::of((*x).into() * scale[1]));
+        let rows = |m: usize| {
+            let (mut c, a) = (vec![0.0f32; m * n], a.band(0..m));
+            gemm::<Wide, f32>(&Pool::new(2), g, a.mat(), b.mat(), MatMut::new(&mut c, m, n));
+            c
+        };
+        let many = rows(100);
+        for m in [1, 13, 16, 40, 65] {
+            assert!(bits(&rows(m)) == bits(&many[..m * n]), "{m} rows, {n}, {k}");
+        }
+    }
+    for [n, k] in [[70, 96], [512, 700], [64, 2100], [33, 77]] {
+        for g in [Gemm::NT, Gemm::NN] {
+            first_rows::<bf16>([n, k], g, [1.0, 1.0]);
+            first_rows::<f32>([n, k], g, [1.0, 1.0]);
+            first_rows::<f32>([n, k], g, [1e30, 1e-38]);
+        }
+    }
+}
+
 /// Columns that few rows meet where they are, the last of them in a panel all the same; with more rows all are packed, and so
 /// they are where lines would compete.
 #[test]

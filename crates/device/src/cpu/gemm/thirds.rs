@@ -56,6 +56,7 @@ impl Thirds {
 impl GemmScalar for Thirds {
     const GROUP: usize = GROUP;
     const BLOCK: usize = 512;
+    type Few = Thirds;
     /// Products of parts come in the order of the broadcast operand's.
     const TURNS: bool = false;
     const KERNELS: &'static [Kernel<Thirds>] = &[

@@ -26,7 +26,10 @@ pub(super) fn pack<T: GemmScalar<Real = f32>, const W: usize, const G: usize>(
     match (T::own(side.data), side.data) {
         (Some(x), _) if !pairs_of_steps => groups::<T, T, W, G>(load, x, side, lanes, steps, panel),
         (None, Data::Bf16(x)) if !pairs_of_steps => groups::<T, bf16, W, G>(load_widened, x, side, lanes, steps, panel),
-        (None, Data::Real(x)) if G == 1 => groups::<T, f32, W, G>(load_as_bf16, x, side, lanes, steps, panel),
+        (None, Data::Real(x)) if G == 1 && narrows() => {
+            groups::<T, f32, W, G>(load_as_bf16::<true>, x, side, lanes, steps, panel)
+        }
+        (None, Data::Real(x)) if G == 1 => groups::<T, f32, W, G>(load_as_bf16::<false>, x, side, lanes, steps, panel),
         (None, Data::Real(x)) if !pairs_of_steps && narrows() => {
             groups::<T, f32, W, G>(load_rounded::<true>, x, side, lanes, steps, panel)
         }
@@ -121,13 +124,17 @@ unsafe fn load_widened(from: *const bf16, n: usize) -> __m512 {
 /// As [`load`], rounded to bf16 and widened again.
 ///
 /// # Safety
-/// `n` elements may be read.
+/// `n` elements may be read. With `INSTRUCTION`, the processor has that of bf16.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
-unsafe fn load_as_bf16(from: *const f32, n: usize) -> __m512 {
+unsafe fn load_as_bf16<const INSTRUCTION: bool>(from: *const f32, n: usize) -> __m512 {
     let upper = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
     // SAFETY: the caller's promise.
     let x = unsafe { _mm512_maskz_loadu_ps(mask(n) as __mmask16, from) };
+    if INSTRUCTION {
+        let halves = _mm512_castsi512_si256(round::<true>(x, x));
+        return _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)));
+    }
     _mm512_castsi512_ps(_mm512_and_si512(put::rounded(x), upper))
 }
 

@@ -3,8 +3,9 @@
 //! A product of two bf16 is exact in f32, so a chain of multiply-adds makes what `vdpbf16ps` makes, to the bit, if the second
 //! of two steps comes before the first: panels have them in that order. Widening operands once, while they are packed, costs
 //! nothing; widening them in registers, as the kernels of [`super::x86`] do with panels of bf16, takes as many instructions
-//! as half of the multiply-adds. Of weights that were packed once and for all, as pairs, to be read from memory in two bytes, the
-//! kernel [`Wide::by_pairs`] widens the columns alone: a vector of them meets many rows.
+//! as half of the multiply-adds. Columns of weights that were packed once and for all lie as pairs, to be read from memory in two
+//! bytes, and so do columns that meet few rows, since pairs are packed in half the time: the kernel [`Wide::by_pairs`] widens them in
+//! registers, the columns alone, of which a vector meets many rows.
 
 use super::kernel::{GemmScalar, Kernel};
 use super::{Data, multiplies_bf16, put};
@@ -53,6 +54,7 @@ impl Wide {
 impl GemmScalar for Wide {
     const GROUP: usize = 1;
     const BLOCK: usize = bf16::BLOCK;
+    type Few = bf16;
     const SECOND_FIRST: bool = true;
     const KERNELS: &'static [Kernel<Wide>] = &[
         #[cfg(target_arch = "x86_64")]
@@ -61,6 +63,9 @@ impl GemmScalar for Wide {
         super::x86::wide_avx2::KERNEL,
         Kernel::portable::<16, 1>(Some(put::put::<bf16, 16>)),
     ];
+    fn few() -> Option<&'static Kernel<Wide, bf16>> {
+        Wide::by_pairs()
+    }
     /// They are made when they are packed.
     fn own(_: Data<'_, f32>) -> Option<&[Wide]> {
         None

@@ -40,7 +40,7 @@ macro_rules! kernel {
             const GROUP: usize = $group;
             /// Steps of a group of columns.
             const PAIR: usize = $pair;
-            /// Whether columns are always packed long before, because rows are packed as something else.
+            /// Whether columns may have been packed long before, because rows are packed as something else.
             const APART: bool = PAIR != GROUP;
             /// Elements of a panel of rows from the steps of a group of columns to the next.
             const PACKED_ROWS: usize = $rows * PAIR;
