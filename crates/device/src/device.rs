@@ -259,8 +259,9 @@ pub trait Device: Clone + Send + Sync + 'static {
 
     /// `y[i] = x[index[i]]` for rows; the one data movement. Both are `U32`, or of any floating-point types; or `x` is packed.
     fn gather<'x>(&self, index: &[u32], x: impl Into<Operand<'x, Self>>, y: ViewMut<Self>);
-    /// `acc_dx[index[i]] += dy[i]` (A or S), in the order of i.
-    fn gather_backward(&self, index: &[u32], dy: View<Self>, acc_dx: ViewMut<Self>);
+    /// `acc_dx[index[i]] += dy[i]` (A or S), in the order of i. Returns by how much the sum of squares of all elements of `acc_dx` has
+    /// grown, where the device has it without reading more than these rows, with squares cut as in [`Device::gemm_bands_outer`].
+    fn gather_backward(&self, index: &[u32], dy: View<Self>, acc_dx: ViewMut<Self>) -> Option<f64>;
     /// `acc_y[t] += Σ_{c < k} x[index[t·k + c]]`, one after another in the order of c. `x` `[N, D]` (A or S), `acc_y`
     /// `[T, D]`, `T·k` indices. Its gradient with respect to `x` is a gather, if the indices are a permutation.
     fn gather_sum(&self, k: usize, index: &[u32], x: View<Self>, acc_y: ViewMut<Self>);

@@ -193,8 +193,9 @@ impl Device for Meta {
     fn gather<'x>(&self, index: &[u32], _: impl Into<Operand<'x, Self>>, y: ViewMut<Self>) {
         assert_eq!(index.len(), y.shape()[0], "rows of a gather");
     }
-    fn gather_backward(&self, index: &[u32], dy: View<Self>, _: ViewMut<Self>) {
+    fn gather_backward(&self, index: &[u32], dy: View<Self>, _: ViewMut<Self>) -> Option<f64> {
         assert_eq!(index.len(), dy.shape()[0], "rows of a gather");
+        None
     }
     fn gather_sum(&self, k: usize, index: &[u32], _: View<Self>, acc_y: ViewMut<Self>) {
         assert_eq!(index.len(), k * acc_y.shape()[0], "rows of a sum");

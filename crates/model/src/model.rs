@@ -229,7 +229,7 @@ impl<D: Device> Model<D> {
         for (block, s) in self.blocks.iter().zip(saved).rev() {
             dx_td = block.backward(cx, grads, s, dx_td)?;
         }
-        cx.device.gather_backward(ids, dx_td.view(), grads.at_mut(self.embed));
+        grads.add_rows(cx.device, self.embed, ids, dx_td.view());
         cx.device.sync()?;
         Ok(losses)
     }

@@ -249,7 +249,12 @@ impl<D: Device> Store<D> {
                 Kind::Matrix | Kind::Output | Kind::Head | Kind::Router => {
                     self.spent.insert(Sum::Dense(id));
                 }
-                _ => device.fill(0.0, self.at_mut(id)),
+                kind => {
+                    device.fill(0.0, self.at_mut(id));
+                    if kind == Kind::Embedding && layout.shard.size == 1 {
+                        self.squares.insert(Sum::Dense(id), vec![Some(0.0)]);
+                    }
+                }
             }
         }
         for layer in 0..self.experts.len() {
@@ -260,9 +265,8 @@ impl<D: Device> Store<D> {
 
     /// Adds the gradient `Aᵀ·B` of a matrix.
     pub fn add(&mut self, device: &D, g: Gemm, id: ParamId, a: View<D>, b: View<D>) {
-        // Rows of embeddings are added later, and other ranks' gradients.
-        let whole = self.layout.param(id).kind != Kind::Embedding && self.layout.shard.size == 1;
-        self.add_part(device, g.measured(whole), id, a, b);
+        // Other ranks' gradients are added later.
+        self.add_part(device, g.measured(self.layout.shard.size == 1), id, a, b);
     }
 
     /// As [`Store::add`], where more rows follow at once: of what is not whole yet nobody wants the squares.
@@ -272,6 +276,14 @@ impl<D: Device> Store<D> {
         let to = vec![self.at_mut(id)];
         let squares = device.gemm_bands_outer(g.adding(there), std::slice::from_ref(&rows), a, b, to);
         self.squares.insert(Sum::Dense(id), squares);
+    }
+
+    /// Adds rows to the gradient of the embedding: `dy[i]` to row `index[i]`.
+    pub fn add_rows(&mut self, device: &D, id: ParamId, index: &[u32], dy: View<D>) {
+        let before = self.squares.get(&Sum::Dense(id)).and_then(|said| said[0]);
+        let grown = device.gather_backward(index, dy, self.at_mut(id));
+        let squares = before.zip(grown).map(|(before, grown)| before + grown);
+        self.squares.insert(Sum::Dense(id), vec![squares]);
     }
 
     /// Adds the gradients `A[band_e]ᵀ·B[band_e]` of a matrix of every local expert of a sparse layer.

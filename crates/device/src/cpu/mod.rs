@@ -27,6 +27,7 @@ mod rope;
 mod route;
 mod rows;
 mod simd;
+mod squares;
 mod swiglu;
 #[cfg(test)]
 mod testing;
@@ -340,7 +341,7 @@ impl Device for Cpu {
             rows::gather::<X, Y>(&self.pool, index, width, slice(x), slice_mut(y))
         })
     }
-    fn gather_backward(&self, index: &[u32], dy: View<Self>, acc_dx: ViewMut<Self>) {
+    fn gather_backward(&self, index: &[u32], dy: View<Self>, acc_dx: ViewMut<Self>) -> Option<f64> {
         timed!(self, gather_backward);
         let [rows, width] = acc_dx.shape();
         shapes!(dy: [index.len(), width]);

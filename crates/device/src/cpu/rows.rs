@@ -5,7 +5,9 @@ use super::elementwise::convert;
 use super::lines::{Rows, away, fetch_row};
 use super::real::To;
 use super::simd::versions;
+use super::squares::Squares;
 use super::{Pool, Stored};
+use std::sync::Mutex;
 
 /// Rows between the one that is moved and the one that is asked for.
 const SOON: usize = 2;
@@ -36,10 +38,17 @@ pub(crate) fn gather<X: To<Y>, Y: Copy + Send>(pool: &Pool, index: &[u32], width
 }
 
 /// `acc_dx[index[i]] += dy[i]` in the order of i. Several rows may go to one place, so a task owns some places, and a
-/// stable counting sort by place tells it which rows come there.
-pub(crate) fn gather_backward<A: Stored>(pool: &Pool, index: &[u32], width: usize, dy: &[A], acc_dx: &mut [A::Real]) {
+/// stable counting sort by place tells it which rows come there. Returns by how much the sum of squares grows, as
+/// [`Squares`] has it.
+pub(crate) fn gather_backward<A: Stored>(
+    pool: &Pool,
+    index: &[u32],
+    width: usize,
+    dy: &[A],
+    acc_dx: &mut [A::Real],
+) -> Option<f64> {
     if width == 0 {
-        return;
+        return Some(0.0);
     }
     let places = acc_dx.len() / width;
     // After the first loop `ends[p]` is the number of rows that go to places before p; after the second, up to p.
@@ -54,13 +63,31 @@ pub(crate) fn gather_backward<A: Stored>(pool: &Pool, index: &[u32], width: usiz
         rows[*at as usize] = i as u32;
         *at += 1;
     }
+    let squares = Mutex::new(Some([Squares::default(); 2]));
     bands(pool, places, piece(width), (acc_dx,), |at, (acc,)| {
         let mut first = if at.start == 0 { 0 } else { ends[at.start - 1] as usize };
+        let mut of_band = Some([Squares::default(); 2]);
         for (&end, acc) in ends[at].iter().zip(acc.chunks_exact_mut(width)) {
-            add_rows(&rows[first..end as usize], dy, acc);
+            let rows = &rows[first..end as usize];
             first = end as usize;
+            if rows.is_empty() {
+                continue;
+            }
+            let before = Squares::of_row(acc);
+            add_rows(rows, dy, acc);
+            of_band = with(of_band, before.zip(Squares::of_row(acc)).map(<[_; 2]>::from));
         }
+        let mut squares = squares.lock().expect("no thread fails while it adds");
+        *squares = with(*squares, of_band);
     });
+    let [before, after] = squares.into_inner().expect("no thread has failed")?;
+    after.grown(before)
+}
+
+/// Sums before and after, with others.
+fn with(sums: Option<[Squares; 2]>, others: Option<[Squares; 2]>) -> Option<[Squares; 2]> {
+    let ([before, after], [others_before, others_after]) = sums.zip(others)?;
+    Some([before.and(others_before), after.and(others_after)])
 }
 
 /// `acc_y[t] += Σ_c x[index[t·k + c]]`, one after another.
@@ -86,7 +113,7 @@ pub(crate) fn gather_sum<A: Stored>(
 mod tests {
     use crate::check::{Random, assert_close, assert_gradient};
     use crate::cpu::testing::{added, cpu, dot, down, fresh, up};
-    use crate::{DType, Device, Tensor};
+    use crate::{Cpu, DType, Device, SQUARE_UNIT, Tensor};
     use proptest::prelude::*;
 
     proptest! {
@@ -101,7 +128,8 @@ mod tests {
             let expected: Vec<f64> = (0..n * d).map(|i| x[index[i / d] as usize * d + i % d]).collect();
             prop_assert_eq!(down(&cpu, &y), expected);
             let mut dx = up(&cpu, [rows, d], &start);
-            cpu.gather_backward(&index, up(&cpu, [n, d], &dy).view(), dx.view_mut());
+            let grown = cpu.gather_backward(&index, up(&cpu, [n, d], &dy).view(), dx.view_mut());
+            prop_assert_eq!(grown, if n * d == 0 { Some(0.0) } else { None }, "squares of f64 are not made");
             let expected: Vec<f64> = (0..rows * d)
                 .map(|i| start[i] + (0..n).filter(|&j| index[j] as usize == i / d).map(|j| dy[j * d + i % d]).sum::<f64>())
                 .collect();
@@ -121,6 +149,42 @@ mod tests {
                 .map(|i| index[i / d * k..][..k].iter().fold(start[i], |sum, &j| sum + x[j as usize * d + i % d]))
                 .collect();
             prop_assert_eq!(down(&cpu, &y), expected);
+        }
+    }
+
+    /// What the sum of squares has grown by is that of the whole, each cut by itself, on any number of threads.
+    #[test]
+    fn gather_backward_counts_squares() {
+        let (mut r, [rows, n]) = (Random(3), [400, 900]);
+        for (d, size) in [(1, 1e-3), (37, 1e-3), (512, 1e-9), (9000, 0.04)] {
+            let n = if d > 5000 { 30 } else { n };
+            let mut f32s = |n: usize| r.values(n).iter().map(|x| (x * size) as f32).collect::<Vec<f32>>();
+            let (dy, start) = (f32s(n * d), f32s(rows * d));
+            let index: Vec<u32> = (0..n).map(|i| (i * i % rows) as u32).collect();
+            let grown = |threads: usize, start: &[f32]| {
+                let cpu = Cpu::new(threads);
+                let mut dx = Tensor::from_host(&cpu, [rows, d], start);
+                let grown = cpu.gather_backward(&index, Tensor::from_host(&cpu, [n, d], &dy).view(), dx.view_mut());
+                (grown, dx.view().to_host::<f32>(&cpu))
+            };
+            let units = |x: &[f32]| x.iter().map(|&x| (f64::from(x).powi(2) / SQUARE_UNIT) as i128).sum::<i128>();
+            let (first, after) = grown(1, &start);
+            assert_eq!(first, Some((units(&after) - units(&start)) as f64 * SQUARE_UNIT), "{d}");
+            for threads in [2, 3] {
+                assert_eq!(grown(threads, &start).0, first);
+            }
+            for odd in [0.2, f32::NAN] {
+                let mut start = start.clone();
+                start[index[5] as usize * d] = odd;
+                assert_eq!(grown(2, &start).0, None, "{odd} is too large, or none");
+                start[index[5] as usize * d] = 0.0;
+                start[(rows - 1) * d] = odd;
+                assert_eq!(
+                    grown(2, &start).0.is_some(),
+                    !index.contains(&(rows as u32 - 1)),
+                    "a row that nothing comes to"
+                );
+            }
         }
     }
 

@@ -7,15 +7,15 @@ use wudao_device::Cpu;
 use wudao_device::check::{Random, assert_close};
 
 fn is_made_by_products(p: &Param) -> bool {
-    matches!(p.kind, Kind::Matrix | Kind::Output | Kind::Head)
+    matches!(p.kind, Kind::Matrix | Kind::Output | Kind::Head | Kind::Embedding)
 }
 
-/// Gradients of all matrices that are made by products, of numbers of about such a size. Experts of even number have no rows in the
+/// Gradients of all matrices that are made by products, and of embeddings by rows, too, of numbers of about such a size. Experts of even number have no rows in the
 /// last of two products.
 fn gradients(cpu: &Cpu, config: &Config, shard: Shard, size: f64, poison: Option<f64>) -> Store<Cpu> {
-    let (mut r, rows) = (Random(5), 40);
-    let mut random = |width: usize| {
-        let mut values: Vec<f64> = r.values(rows * width).iter().map(|x| x * size.sqrt()).collect();
+    let (mut r, rows, factor) = (Random(5), 40, size.sqrt());
+    let mut random = |width: usize, size: f64| {
+        let mut values: Vec<f64> = r.values(rows * width).iter().map(|x| x * size).collect();
         values[0] = poison.unwrap_or(values[0]);
         let mut x = Tensor::new(cpu, [rows, width], DType::F32);
         cpu.copy(Tensor::from_host(cpu, [rows, width], &values).view(), x.view_mut());
@@ -26,7 +26,21 @@ fn gradients(cpu: &Cpu, config: &Config, shard: Shard, size: f64, poison: Option
     for time in 0..2 {
         for (id, p) in layout.dense().filter(|(_, p)| is_made_by_products(p)) {
             let add = if time == 0 { Store::add_part } else { Store::add };
-            add(&mut grads, cpu, Gemm::TN, id, random(p.shape[0]).view(), random(p.shape[1]).view());
+            let embedding = p.kind == Kind::Embedding;
+            if !embedding || config.tie_word_embeddings {
+                add(
+                    &mut grads,
+                    cpu,
+                    Gemm::TN,
+                    id,
+                    random(p.shape[0], factor).view(),
+                    random(p.shape[1], factor).view(),
+                );
+            }
+            if embedding {
+                let ids: Vec<u32> = (0..rows).map(|i| (i * i % p.shape[0]) as u32).collect();
+                grads.add_rows(cpu, id, &ids, random(p.shape[1], size).view());
+            }
         }
         for (layer, experts) in layout.experts.iter().enumerate() {
             let n = experts.len();
@@ -37,7 +51,7 @@ fn gradients(cpu: &Cpu, config: &Config, shard: Shard, size: f64, poison: Option
             let bands: Vec<_> = (0..n).map(band).collect();
             for part in ExpertPart::BOTH {
                 let [n, k] = experts[0][part as usize].shape;
-                grads.add_experts(cpu, layer, part, &bands, random(n).view(), random(k).view());
+                grads.add_experts(cpu, layer, part, &bands, random(n, factor).view(), random(k, factor).view());
             }
         }
     }
@@ -109,7 +123,9 @@ fn whoever_writes_is_believed() {
         let mut grads = make();
         grads.begin_sum(&cpu);
         grads.end_sum(&cpu);
-        assert_eq!((said(&grads, &cpu), grads.sums_of_squares(&cpu)), (0, [0.0; 2]), "{name}");
+        let embeddings = layout.dense().filter(|(_, p)| p.kind == Kind::Embedding);
+        let zeros: usize = embeddings.map(|(_, p)| p.at.len()).sum();
+        assert_eq!((said(&grads, &cpu), grads.sums_of_squares(&cpu)), (zeros, [0.0; 2]), "{name}");
     }
 }
 

@@ -119,6 +119,9 @@ pub(super) struct Cols<'a, B> {
 /// Packs a panel: operand, lanes, steps of k, and the panel.
 pub(super) type Pack<T> = unsafe fn(&Side<<T as Stored>::Real>, Range<usize>, Range<usize>, &mut [T]);
 
+/// As [`Pack`], checked: one of [`Kernel`]'s.
+type PackPanel<K, T> = fn(&K, &Side<<T as Stored>::Real>, Range<usize>, Range<usize>, &mut [T]);
+
 /// `C[rows, cols] (+)= A·B`: `[rows, cols, steps of k]`, A, B, C, elements from one row of C to the next,
 /// whether to accumulate, and what is fetched meanwhile. The chain of additions is as the module above says, in every kernel.
 pub(super) type MicroKernel<T, B> =
@@ -150,7 +153,7 @@ pub(crate) struct Kernel<T: GemmScalar, B: GemmScalar<Real = T::Real> = T> {
     pub(super) put: Put<T::Real>,
     /// As `put`, rounding; where sums are f32.
     pub(super) put_rounded: Option<Put<bf16>>,
-    /// Both, past the caches.
+    /// The ways past the caches, if there are any.
     pub(super) away: Option<Away<T::Real>>,
 }
 
@@ -249,7 +252,7 @@ impl<T: GemmScalar, B: GemmScalar<Real = T::Real>> Kernel<T, B> {
     /// across all panels, a few steps at a time, and of others the next panel's are on their way while one is packed.
     pub(super) fn pack_panels<X: GemmScalar<Real = T::Real>>(
         &self,
-        pack: fn(&Self, &Side<T::Real>, Range<usize>, Range<usize>, &mut [X]),
+        pack: PackPanel<Self, X>,
         width: usize,
         side: &Side<T::Real>,
         lanes: Range<usize>,

@@ -5,8 +5,8 @@
 //! for each.
 
 use super::kernel::{GemmScalar, Kernel};
-use super::squares::Squares;
 use crate::cpu::real::{Real, Stored};
+use crate::cpu::squares::Squares;
 use half::bf16;
 #[cfg(target_arch = "x86_64")]
 pub(super) use wide::{Lanes, away, put as put_512, round, rounded};
@@ -29,7 +29,7 @@ pub(super) struct Away<R: Real> {
 pub(crate) trait Target<T: GemmScalar>: Stored<Real = T::Real> {
     /// Whether it is that of the sums.
     const EXACT: bool;
-    /// Whether sums of squares are made on the way ([`super::squares`]); of what is exact alone.
+    /// Whether sums of squares are made on the way ([`crate::cpu::squares`]); of what is exact alone.
     const SQUARES: bool = false;
     /// With `away`, past the caches if the kernel can: threads that read C must then be handed it behind a fence.
     fn put<B: GemmScalar<Real = T::Real>>(kernel: &Kernel<T, B>, away: bool) -> Put<Self>;
@@ -79,11 +79,11 @@ pub(super) unsafe fn put<C: Stored, const N: usize>(
 
 #[cfg(target_arch = "x86_64")]
 mod wide {
-    use super::super::squares::Squares;
-    use super::super::squares::lanes::{self, Lanes as SquareLanes};
     use super::super::transpose::{self, mask, transpose};
     use super::Away;
     use crate::cpu::real::Stored;
+    use crate::cpu::squares::Squares;
+    use crate::cpu::squares::lanes::{self, Lanes as SquareLanes};
     use half::bf16;
     use std::arch::x86_64::*;
 
@@ -269,7 +269,7 @@ mod wide {
                 transpose::stream(sums, c.wrapping_add(row * pitch));
                 squares.add(sums, N);
             }
-            squares.end(rows * N).unwrap_or_else(|| Squares::of(sums, [rows, cols], N))
+            squares.end(rows * N).unwrap_or_else(|| Squares::one_by_one(sums, [rows, cols], N))
         }
     }
 

@@ -288,6 +288,7 @@ fn large_results_are_those_of_their_bands() {
     large::<f32, f32, f32>([1500, 1440, 600]);
     large::<f32, f32, bf16>([3000, 1440, 40]);
     large::<f32, f32, bf16>([3000, 1440, 600]);
+    large::<bf16, Wide, f32>([1500, 1440, 1000]);
     large::<bf16, Wide, f32>([1500, 1440, 1100]);
     large::<f32, Thirds, f32>([1500, 1440, 40]);
     large::<f32, Thirds, f32>([1500, 1440, 600]);

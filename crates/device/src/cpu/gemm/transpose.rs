@@ -121,7 +121,7 @@ unsafe fn load_widened(from: *const bf16, n: usize) -> __m512 {
     _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
 }
 
-/// As [`load`], rounded to bf16 and widened again.
+/// As [`load`], rounded to bf16 and widened again, by the instruction if pairs are, so that both are the same numbers.
 ///
 /// # Safety
 /// `n` elements may be read. With `INSTRUCTION`, the processor has that of bf16.
@@ -354,7 +354,7 @@ pub(super) unsafe fn stream(sums: *const f32, to: *mut f32) {
 }
 
 /// 32 numbers as bf16, those of `x` first, as `bf16::narrow` rounds them; but with the instruction, which the processor must
-/// have then, numbers below 2⁻¹²⁶ are taken as zero, as products on such processors take them anyway.
+/// have then, numbers below 2⁻¹²⁶ are taken as zero, as the instructions that multiply bf16 take them.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(super) fn round<const INSTRUCTION: bool>(x: __m512, y: __m512) -> __m512i {

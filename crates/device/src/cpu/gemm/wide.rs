@@ -6,6 +6,8 @@
 //! as half of the multiply-adds. Columns of weights that were packed once and for all lie as pairs, to be read from memory in two
 //! bytes, and so do columns that meet few rows, since pairs are packed in half the time: the kernel [`Wide::by_pairs`] widens them in
 //! registers, the columns alone, of which a vector meets many rows.
+//!
+//! As everywhere, where the processor rounds to bf16, numbers of f32 below 2⁻¹²⁶ are taken as zero on their way into panels.
 
 use super::kernel::{GemmScalar, Kernel};
 use super::{Data, multiplies_bf16, put};

@@ -221,7 +221,7 @@ pub(super) fn ahead<Y: Types>(
 /// The squares of results, each cut by itself.
 pub(super) fn squares_of<C: Number>(c: &[C]) -> Squares {
     let squares = c.iter().map(|&x| Into::<f64>::into(x).powi(2));
-    assert!(squares.clone().all(|x| x < squares::BASE), "nothing to test");
+    assert!(squares.clone().all(|x| x < crate::cpu::squares::BASE), "nothing to test");
     let units = squares.map(|x| (x / crate::SQUARE_UNIT) as u128).sum();
     Squares { units, numbers: c.len(), beyond: false }
 }

@@ -1,4 +1,4 @@
-//! Sums of squares of a product's results, made tile by tile while these lie in the first cache.
+//! Sums of squares of gradients, made while these are, a tile of a product or a row at a time, in the first cache.
 //!
 //! The norm of a gradient must be known before the first weight moves, and a pass of its own would read all gradients from
 //! memory once more. But tiles are made in no fixed order, and each kernel has its own, so the sum must depend on neither: of each
@@ -11,17 +11,21 @@
 //!
 //! No number may be as large as the root of [`BASE`], 0.18. Where one is, there is no sum, and whoever wants it reads the numbers.
 
+use super::Real;
+use super::simd::versions;
 use crate::SQUARE_UNIT;
-use crate::cpu::simd::versions;
+use std::any::TypeId;
 
 /// The unit of f64 is [`SQUARE_UNIT`] from here up to its double.
-pub(super) const BASE: f64 = SQUARE_UNIT / f64::EPSILON;
+pub(in crate::cpu) const BASE: f64 = SQUARE_UNIT / f64::EPSILON;
+/// Numbers whose multiples are added up in 64 bits.
+const AT_ONCE: usize = (1 << (64 - BITS)) - 1;
 /// Bits of a multiple in an f64.
 const BITS: u32 = f64::MANTISSA_DIGITS - 1;
 
 /// What the squares of some numbers sum up to, in units.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(super) struct Squares {
+pub(in crate::cpu) struct Squares {
     pub units: u128,
     pub numbers: usize,
     /// Whether a number was too large, or none.
@@ -29,6 +33,13 @@ pub(super) struct Squares {
 }
 
 impl Squares {
+    /// Of some numbers, if they are of the type that this is made for.
+    pub fn of_row<R: Real>(row: &[R]) -> Option<Squares> {
+        let single = TypeId::of::<R>() == TypeId::of::<f32>();
+        // SAFETY: these are f32.
+        single.then(|| unsafe { Squares::of(row.as_ptr().cast(), [1, row.len()], 0) })
+    }
+
     /// Of rows of so many numbers, `pitch` apart.
     ///
     /// # Safety
@@ -50,14 +61,16 @@ impl Squares {
     ///
     /// # Safety
     /// As there.
-    unsafe fn one_by_one(first: *const f32, [rows, cols]: [usize; 2], pitch: usize) -> Squares {
-        assert!(cols < 1 << (64 - BITS), "{cols} multiples in 64 bits");
+    pub unsafe fn one_by_one(first: *const f32, [rows, cols]: [usize; 2], pitch: usize) -> Squares {
         let (mut units, mut beyond) = (0, false);
         for row in 0..rows {
             // SAFETY: passed on from the caller.
-            let of_row = add_up(unsafe { std::slice::from_raw_parts(first.add(row * pitch), cols) });
-            units += u128::from(of_row.0);
-            beyond |= of_row.1;
+            let row = unsafe { std::slice::from_raw_parts(first.add(row * pitch), cols) };
+            for some in row.chunks(AT_ONCE) {
+                let (of_some, too_large) = add_up(some);
+                units += u128::from(of_some);
+                beyond |= too_large;
+            }
         }
         Squares { units, numbers: rows * cols, beyond }
     }
@@ -66,6 +79,12 @@ impl Squares {
     pub fn and(self, other: Squares) -> Squares {
         let (units, numbers) = (self.units + other.units, self.numbers + other.numbers);
         Squares { units, numbers, beyond: self.beyond || other.beyond }
+    }
+
+    /// How much more this is than the sum before.
+    pub fn grown(self, before: Squares) -> Option<f64> {
+        let units = self.units.cast_signed() - before.units.cast_signed();
+        (!self.beyond && !before.beyond).then_some(units as f64 * SQUARE_UNIT)
     }
 
     /// The sum, if these are all of so many numbers and none was too large.
@@ -84,14 +103,14 @@ versions! {
             let nearest = square + BASE;
             let up = nearest - BASE > square;
             sum = sum.wrapping_add(nearest.to_bits()).wrapping_sub(BASE.to_bits() + u64::from(up));
-            beyond |= !(square < BASE);
+            beyond |= square >= BASE || square.is_nan();
         }
         (sum, beyond)
     }
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(super) mod lanes {
+pub(in crate::cpu) mod lanes {
     use super::{BASE, BITS, Squares};
     use std::arch::x86_64::*;
 
@@ -198,15 +217,24 @@ mod tests {
         }
     }
 
+    /// A row of more numbers than 64 bits hold the largest squares of.
+    #[test]
+    fn rows_may_be_long() {
+        let row = vec![0.17f32; 3 * AT_ONCE];
+        let units = (f64::from(row[0]).powi(2) / SQUARE_UNIT) as u128 * row.len() as u128;
+        assert_eq!(Squares::of_row(&row), Some(Squares { units, numbers: row.len(), beyond: false }));
+        assert_eq!(Squares::of_row(&[0.1f64]), None, "made for f32");
+    }
+
     proptest! {
-        /// Any numbers, in any order and any tiles: the sum of each square, cut by itself. Some are so large that lanes double.
+        /// Any numbers, in any order and any tiles: the sum of each square, cut by itself. Where all are large, lanes double.
         #[test]
         fn the_order_of_numbers_is_nothing(
-            exponents in prop::collection::vec(-40i32..-5, 1..600), larger in 0i32..3, large in prop::option::of(0usize..600),
+            exponents in prop_oneof![prop::collection::vec(-40i32..-5, 1..600), prop::collection::vec(-4i32..-2, 1..600)], large in prop::option::of(0usize..600),
             width in 1usize..33, seed: u64,
         ) {
             let mut r = Random(seed);
-            let mut x: Vec<f32> = exponents.iter().map(|&e| (r.values(1)[0] * f64::from(e + larger).exp2()) as f32).collect();
+            let mut x: Vec<f32> = exponents.iter().map(|&e| (r.values(1)[0] * f64::from(e).exp2()) as f32).collect();
             if let Some(place) = large.and_then(|place| x.get_mut(place)) {
                 *place = 0.2;
             }
@@ -239,7 +267,13 @@ mod tests {
             Squares { units, numbers: n, beyond: false },
             "each is small enough, and a lane doubles"
         );
-        for odd in [0.18, -0.18, 1.0, 3e38, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, f32::from_bits(0xff80_0001)] {
+        let root = BASE.sqrt() as f32;
+        let [inside, outside] = [root.next_down(), root.next_up()];
+        assert!(f64::from(inside).powi(2) < BASE && f64::from(outside).powi(2) > BASE);
+        assert!(with(inside).is_some());
+        for odd in
+            [outside, 0.18, -0.18, 1.0, 3e38, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, f32::from_bits(0xff80_0001)]
+        {
             assert_eq!(with(odd), None, "{odd}");
         }
         assert_eq!(of(&vec![1e-9; n], 32).sum(n), Some(0.0), "each is less than a unit");
