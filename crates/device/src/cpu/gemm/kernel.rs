@@ -26,9 +26,9 @@ pub(crate) trait GemmScalar: Stored {
     /// What columns are packed as where they meet few rows.
     type Few: GemmScalar<Real = Self::Real>;
 
-    /// The kernel for that, if packing is quicker than as this type: its tiles are as wide, and make the same bits where steps are
-    /// whole groups of both.
-    fn few() -> Option<&'static Kernel<Self, Self::Few>> {
+    /// The kernel for that in place of another one, if packing is quicker than as this type: it needs the same instructions, and
+    /// makes the same bits where steps are whole groups of both.
+    fn few(_: &Kernel<Self>) -> Option<&'static Kernel<Self, Self::Few>> {
         None
     }
 

@@ -276,10 +276,10 @@ impl<'a, R: Real, C: Stored<Real = R>> Product<'a, R, C> {
         kernel.cols_in_place && few && self.lanes.cols_in_place::<B>(0, &(0..self.size.k)).is_some()
     }
 
-    /// The kernel for few rows that goes with this one, if these are few.
+    /// The kernel for few rows in place of this one, if these are few.
     fn few<T: GemmScalar<Real = R>>(&self, kernel: &Kernel<T>) -> Option<&'static Kernel<T, T::Few>> {
-        let fits = |few: &Kernel<T, T::Few>| few.name == kernel.name && self.size.k.is_multiple_of(T::Few::GROUP);
-        T::few().filter(|few| fits(few) && self.size.m <= FEW * few.rows())
+        let whole = self.size.k.is_multiple_of(T::Few::GROUP);
+        T::few(kernel).filter(|few| whole && self.size.m <= FEW * few.rows())
     }
 
     /// Whether columns all stay in the second cache, over `width` of them, while rows pass that are read where they are.
