@@ -23,7 +23,9 @@ pub(crate) trait Isa {
 }
 
 /// With fused multiply-add.
+#[cfg(target_arch = "x86_64")]
 pub(crate) struct Fused;
+#[cfg(target_arch = "x86_64")]
 impl Isa for Fused {
     const FMA: bool = true;
 }

@@ -4,12 +4,15 @@
 //! memory once more. But tiles are made in no fixed order, and each kernel has its own, so the sum must depend on neither: of each
 //! square the whole multiples of [`SQUARE_UNIT`] count, and multiples are added as integers.
 //!
-//! With AVX-512 a conversion and a multiply-add do that for eight numbers. A square of an f32 is exact in f64, and in a lane that
-//! begins with [`BASE`] the last bit is a unit: rounding towards zero cuts the square there, whatever the lane holds (rounding to
-//! the nearest would not: a tie goes to the even sum). That is so until the lane has doubled, which its exponent tells in the end;
-//! then the numbers are taken one by one.
+//! A square of an f32 is exact in f64. With AVX-512 a conversion and a multiply-add do all for eight numbers: in a lane that
+//! begins with [`BASE`] the last bit is a unit, so rounding towards zero cuts the square there, whatever the lane holds (rounding
+//! to the nearest would not: a tie goes to the even sum). That is so until the lane has doubled, which its exponent tells in the
+//! end; then the numbers are taken one by one. AVX2 has no such addition, and rounds each square before.
 //!
 //! No number may be as large as the root of [`BASE`], 0.18. Where one is, there is no sum, and whoever wants it reads the numbers.
+
+#[cfg(target_arch = "x86_64")]
+pub(in crate::cpu) mod lanes;
 
 use super::Real;
 use super::simd::versions;
@@ -46,9 +49,17 @@ impl Squares {
     /// They may be read.
     pub unsafe fn of(first: *const f32, [rows, cols]: [usize; 2], pitch: usize) -> Squares {
         #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") {
+        {
             // SAFETY: passed on from the caller, and the machine has the instructions.
-            let squares = unsafe { lanes::of(first, [rows, cols], pitch) };
+            let squares = unsafe {
+                if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") {
+                    lanes::avx512::of(first, [rows, cols], pitch)
+                } else if is_x86_feature_detected!("avx2") {
+                    lanes::avx2::of(first, [rows, cols], pitch)
+                } else {
+                    None
+                }
+            };
             if let Some(squares) = squares {
                 return squares;
             }
@@ -109,75 +120,6 @@ versions! {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-pub(in crate::cpu) mod lanes {
-    use super::{BASE, BITS, Squares};
-    use std::arch::x86_64::*;
-
-    /// Numbers whose squares are added at a time.
-    pub const WIDTH: usize = 32;
-
-    /// Sums of squares in registers.
-    pub struct Lanes([__m512d; WIDTH / 8]);
-
-    impl Lanes {
-        #[inline]
-        #[target_feature(enable = "avx512f,avx512vl")]
-        pub fn new() -> Self {
-            Lanes([_mm512_set1_pd(BASE); WIDTH / 8])
-        }
-
-        /// Adds those of the first `n` of [`WIDTH`] numbers.
-        ///
-        /// # Safety
-        /// They may be read.
-        #[inline]
-        #[target_feature(enable = "avx512f,avx512vl")]
-        pub unsafe fn add(&mut self, at: *const f32, n: usize) {
-            for (i, sum) in self.0.iter_mut().enumerate() {
-                let have = n.saturating_sub(8 * i).min(8);
-                // SAFETY: what is masked is not read.
-                let x = unsafe { _mm256_maskz_loadu_ps(((1u32 << have) - 1) as u8, at.wrapping_add(8 * i)) };
-                let x = _mm512_cvtps_pd(x);
-                *sum = _mm512_fmadd_round_pd::<{ _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC }>(x, x, *sum);
-            }
-        }
-
-        /// All together, of so many numbers, if no lane has doubled.
-        #[inline]
-        #[target_feature(enable = "avx512f,avx512vl")]
-        pub fn end(self, numbers: usize) -> Option<Squares> {
-            let lanes = self.0.map(|sum| _mm512_castpd_si512(sum));
-            // A lane that has doubled, or is no number, has a larger exponent, hence some bit that the exponent of BASE has not.
-            let (mut sum, mut any) = (_mm512_setzero_si512(), _mm512_setzero_si512());
-            for lane in lanes {
-                sum = _mm512_add_epi64(sum, lane);
-                any = _mm512_or_si512(any, lane);
-            }
-            let (sum, any) = (_mm512_reduce_add_epi64(sum) as u64, _mm512_reduce_or_epi64(any) as u64);
-            let units = sum.wrapping_sub(BASE.to_bits().wrapping_mul(WIDTH as u64));
-            let inside = any >> BITS == BASE.to_bits() >> BITS;
-            inside.then_some(Squares { units: units.into(), numbers, beyond: false })
-        }
-    }
-
-    /// As [`Squares::of`].
-    ///
-    /// # Safety
-    /// As there.
-    #[target_feature(enable = "avx512f,avx512vl")]
-    pub unsafe fn of(first: *const f32, [rows, cols]: [usize; 2], pitch: usize) -> Option<Squares> {
-        let mut lanes = Lanes::new();
-        for row in 0..rows {
-            for col in (0..cols).step_by(WIDTH) {
-                // SAFETY: these are of the row.
-                unsafe { lanes.add(first.wrapping_add(row * pitch + col), cols - col) };
-            }
-        }
-        lanes.end(rows * cols)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -211,6 +153,12 @@ mod tests {
                 [Squares::of(first, size, 50), Squares::one_by_one(first, size, 50)]
             };
             assert_eq!(squares, one_by_one);
+            #[cfg(target_arch = "x86_64")]
+            if is_x86_feature_detected!("avx2") {
+                // SAFETY: as above, and the machine has the instructions.
+                let squares = unsafe { lanes::avx2::of(spoilt.as_ptr(), [20, cols], 50) };
+                assert_eq!(squares, Some(one_by_one));
+            }
             assert_eq!((squares.numbers, squares.beyond), (20 * cols, false));
             let exact = x.chunks(50).flat_map(|row| &row[..cols]).map(|&x| f64::from(x).powi(2)).sum::<f64>();
             assert!((squares.sum(20 * cols).unwrap() / exact - 1.0).abs() < 1e-9);
@@ -240,6 +188,16 @@ mod tests {
             }
             let inside = x.iter().all(|&x| f64::from(x).powi(2) < BASE);
             let units: u128 = x.iter().map(|&x| (f64::from(x).powi(2) / SQUARE_UNIT) as u128).sum();
+            #[cfg(target_arch = "x86_64")]
+            if is_x86_feature_detected!("avx2") {
+                // SAFETY: all these are in the vector, and the machine has the instructions.
+                if let Some(squares) = unsafe { lanes::avx2::of(x.as_ptr(), [1, x.len()], 0) } {
+                    prop_assert!(inside);
+                    prop_assert_eq!(squares, Squares { units, numbers: x.len(), beyond: false });
+                } else {
+                    prop_assert!(!inside || units >= 1 << BITS, "a lane has doubled");
+                }
+            }
             for width in [width, 32, 1] {
                 let squares = of(&x, width);
                 prop_assert_eq!((squares.numbers, squares.beyond), (x.len(), !inside));

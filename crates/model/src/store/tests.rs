@@ -6,12 +6,12 @@ use crate::common::families::every_family;
 use wudao_device::Cpu;
 use wudao_device::check::{Random, assert_close};
 
-fn is_made_by_products(p: &Param) -> bool {
+fn brings_squares(p: &Param) -> bool {
     matches!(p.kind, Kind::Matrix | Kind::Output | Kind::Head | Kind::Embedding)
 }
 
-/// Gradients of all matrices that are made by products, and of embeddings by rows, too, of numbers of about such a size. Experts of even number have no rows in the
-/// last of two products.
+/// Gradients of all matrices that are made by products, and of embeddings by rows, too, of numbers of about such a size.
+/// Experts of even number have no rows in the last of two products.
 fn gradients(cpu: &Cpu, config: &Config, shard: Shard, size: f64, poison: Option<f64>) -> Store<Cpu> {
     let (mut r, rows, factor) = (Random(5), 40, size.sqrt());
     let mut random = |width: usize, size: f64| {
@@ -24,7 +24,7 @@ fn gradients(cpu: &Cpu, config: &Config, shard: Shard, size: f64, poison: Option
     let layout = Layout::new(config, shard);
     let mut grads = Store::gradients(cpu, &layout, DType::F32);
     for time in 0..2 {
-        for (id, p) in layout.dense().filter(|(_, p)| is_made_by_products(p)) {
+        for (id, p) in layout.dense().filter(|(_, p)| brings_squares(p)) {
             let add = if time == 0 { Store::add_part } else { Store::add };
             let embedding = p.kind == Kind::Embedding;
             if !embedding || config.tie_word_embeddings {
@@ -75,7 +75,7 @@ fn squares_are_those_that_are_read() {
             assert_eq!(none, 0);
             assert_close(name, "squares", DType::F32, &read, &grads.sums_of_squares(&cpu));
             // Those of even number were not touched in the end.
-            let dense: usize = layout.dense().filter(|(_, p)| is_made_by_products(p)).map(|(_, p)| p.at.len()).sum();
+            let dense: usize = layout.dense().filter(|(_, p)| brings_squares(p)).map(|(_, p)| p.at.len()).sum();
             let experts: usize = layout.experts().filter(|(_, e, _)| e % 2 == 1).map(|(.., p)| p[1].at.end).sum();
             match size {
                 1.0 => assert!(said(&grads, &cpu) < dense, "{name}: some numbers are too large"),

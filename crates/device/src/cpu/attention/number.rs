@@ -146,9 +146,10 @@ impl Number for bf16 {
         space: Space<'a, bf16>,
     ) -> Gradients<'a, bf16> {
         let len = p.len().next_multiple_of(2 * lanes);
-        let mut space = Space { p: &mut space.p[..len], ds: &mut space.ds[..len], ..space };
+        let space = Space { p: &mut space.p[..len], ds: &mut space.ds[..len], ..space };
         #[cfg(target_arch = "x86_64")]
         if let Some(wide) = Wide::new(lanes) {
+            let mut space = space;
             wide.gradients(at, (lse, d), (p, ds), &mut space);
             return Gradients { p: space.p, ds: space.ds, rows: space.rows };
         }

@@ -41,9 +41,9 @@ pub(in super::super) const KERNEL: Kernel<bf16> = Kernel {
     pack_cols,
     tile: tile::<false>,
     add: tile::<true>,
-    put: put::put_512::<f32, COLS>,
-    put_rounded: Some(put::round::<COLS, false>),
-    away: Some(put::away::<COLS>()),
+    put: put::avx512::put::<f32, COLS>,
+    put_rounded: Some(put::avx512::round::<COLS, false>),
+    away: Some(put::avx512::away::<COLS>()),
 };
 
 /// Whether processor and system have the unit.
@@ -198,7 +198,7 @@ unsafe fn tile<const CHAINED: bool>(
             sum(rows, a_rest.0.as_ptr(), [2 * STEPS, 0], b_rest.0.as_ptr(), 1, to, to_pitch, chained || blocks > 0);
         }
         if !direct {
-            put::put_512::<f32, COLS>(to, [rows, cols], false, c, pitch, accumulate);
+            put::avx512::put::<f32, COLS>(to, [rows, cols], false, c, pitch, accumulate);
         }
     }
 }

@@ -79,6 +79,9 @@ impl<'a, R> Data<'a, R> {
     }
 }
 
+/// Rows whose two vectors of sums each keep multiply-adds busy: two begin in every cycle, and take four.
+const BUSY: usize = 4;
+
 /// Steps of a row of A that a matrix unit reads at once.
 pub(super) const TILE_STEPS: usize = 32;
 
@@ -219,6 +222,19 @@ impl<T: GemmScalar, B: GemmScalar<Real = T::Real>> Kernel<T, B> {
         Rows { data: &panel[first * self.rows()..], row: TILE_STEPS, group: T::GROUP, tiles: true }
     }
 
+    /// Rows as panels. Where fewer than [`BUSY`] are left for the last one, and half a panel is more, the last two share what they
+    /// have. (A matrix unit multiplies whole tiles whatever there is.)
+    pub(super) fn row_panels(&self, rows: Range<usize>) -> impl Iterator<Item = Range<usize>> + Clone {
+        let most = self.rows();
+        let count = rows.len().div_ceil(most);
+        let before = count.saturating_sub(1) * most;
+        let left = rows.len() - before;
+        let share = self.rows_adjacent && most > 2 * BUSY && count > 1 && left < BUSY;
+        let last = if share { before - (most - left) / 2 } else { before };
+        let start = move |i: usize| rows.start + if i + 1 == count { last } else { (i * most).min(rows.len()) };
+        (0..count).map(move |i| start(i)..start(i + 1))
+    }
+
     /// As [`Kernel::pack_rows`], but where a row's steps lie together, it is [`TILE_STEPS`] of them, and then the next row's:
     /// what a matrix unit reads at once is then one stretch of memory, and panels follow one another as it goes through them.
     /// Rows that are a whole row of the operand apart come from the second cache a tenth more slowly, or far more where they
@@ -234,7 +250,7 @@ impl<T: GemmScalar, B: GemmScalar<Real = T::Real>> Kernel<T, B> {
 
     /// Packs rows of op(A) as [`Kernel::pack_tiles`] does, panel after panel.
     pub(super) fn pack_block(&self, side: &Side<T::Real>, lanes: Range<usize>, steps: Range<usize>, panels: &mut [T]) {
-        self.pack_panels(Self::pack_tiles, self.rows(), side, lanes, steps, panels);
+        self.pack_panels(Self::pack_tiles, self.rows(), side, self.row_panels(lanes), steps, panels);
     }
 
     /// Packs columns of op(B), panel after panel.
@@ -245,34 +261,33 @@ impl<T: GemmScalar, B: GemmScalar<Real = T::Real>> Kernel<T, B> {
         steps: Range<usize>,
         panels: &mut [B],
     ) {
-        self.pack_panels(Self::pack_cols, self.cols(), side, lanes, steps, panels);
+        self.pack_panels(Self::pack_cols, self.cols(), side, pieces(lanes, self.cols()), steps, panels);
     }
 
-    /// Packs panels of `width` lanes, in the order in which memory gives them most quickly: lanes that lie side by side are read
+    /// Packs panels of `width` lanes, these of each, in the order in which memory gives them most quickly: lanes that lie side by side are read
     /// across all panels, a few steps at a time, and of others the next panel's are on their way while one is packed.
     pub(super) fn pack_panels<X: GemmScalar<Real = T::Real>>(
         &self,
         pack: PackPanel<Self, X>,
         width: usize,
         side: &Side<T::Real>,
-        lanes: Range<usize>,
+        lanes: impl Iterator<Item = Range<usize>> + Clone,
         steps: Range<usize>,
         panels: &mut [X],
     ) {
         let size = width * steps.len().next_multiple_of(X::GROUP);
-        let lanes = || pieces(lanes.clone(), width);
         if side.lanes_adjacent {
             for part in pieces(steps.clone(), TILE_STEPS) {
                 let [at, end] = [part.start, part.end].map(|step| (step - steps.start) * width);
                 let part_of_panel = at..end.next_multiple_of(width * X::GROUP);
-                for (lanes, panel) in lanes().zip(panels.chunks_exact_mut(size)) {
+                for (lanes, panel) in lanes.clone().zip(panels.chunks_exact_mut(size)) {
                     pack(self, side, lanes, part.clone(), &mut panel[part_of_panel.clone()]);
                 }
             }
             return;
         }
-        let next = lanes().skip(1).map(Some).chain([None]);
-        for ((lanes, next), panel) in lanes().zip(next).zip(panels.chunks_exact_mut(size)) {
+        let next = lanes.clone().skip(1).map(Some).chain([None]);
+        for ((lanes, next), panel) in lanes.zip(next).zip(panels.chunks_exact_mut(size)) {
             if let Some(next) = next {
                 side.stretches(next, steps.clone()).fetch();
             }

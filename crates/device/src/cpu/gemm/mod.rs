@@ -74,9 +74,9 @@ pub(crate) use wide::Wide;
 const ROWS_BYTES: usize = 1 << 20;
 /// Bytes of columns that stay there while rows pass through.
 const COLUMNS_BYTES: usize = 1 << 19;
-/// Panels of rows that are few: columns meet them where they are, if they can be read so, or packed in the quickest way
+/// Rows that are few: columns meet them where they are, if they can be read so, or packed in the quickest way
 /// ([`GemmScalar::few`]). With more, packing costs less than reading lines that lie apart again and again.
-const FEW: usize = 5;
+const FEW: usize = 70;
 
 /// Whether this machine multiplies bf16 sooner than f32.
 pub(in crate::cpu) fn multiplies_bf16() -> bool {
@@ -272,14 +272,14 @@ impl<'a, R: Real, C: Stored<Real = R>> Product<'a, R, C> {
 
     /// Whether columns are read where they are.
     fn cols_in_place<T: GemmScalar<Real = R>, B: GemmScalar<Real = R>>(&self, kernel: &Kernel<T, B>) -> bool {
-        let few = self.size.m <= FEW * kernel.rows() && self.size.n >= kernel.cols();
+        let few = self.size.m <= FEW && self.size.n >= kernel.cols();
         kernel.cols_in_place && few && self.lanes.cols_in_place::<B>(0, &(0..self.size.k)).is_some()
     }
 
     /// The kernel for few rows in place of this one, if these are few.
     fn few<T: GemmScalar<Real = R>>(&self, kernel: &Kernel<T>) -> Option<&'static Kernel<T, T::Few>> {
         let whole = self.size.k.is_multiple_of(T::Few::GROUP);
-        T::few(kernel).filter(|few| whole && self.size.m <= FEW * few.rows())
+        T::few(kernel).filter(|_| whole && self.size.m <= FEW)
     }
 
     /// Whether columns all stay in the second cache, over `width` of them, while rows pass that are read where they are.
@@ -460,7 +460,7 @@ unsafe fn compute<T: GemmScalar, B: GemmScalar<Real = T::Real>, C: Target<T>>(
                         _ => Stretches::none(),
                     };
                     let next = lines.of(&next);
-                    for (i, rows) in pieces(height.clone(), mr).enumerate() {
+                    for (i, rows) in kernel.row_panels(height.clone()).enumerate() {
                         let coming = next.part(i, panels);
                         let a = match p.rows.rows_in_place(rows.start, &part) {
                             Some(rows) if !packed => rows,
@@ -491,7 +491,7 @@ unsafe fn pass<T: GemmScalar, C: Target<T>>(
     c: *mut C,
     [height, width, steps]: [Range<usize>; 3],
 ) {
-    let ([mr, nr], panel) = (kernel.size, Micro::<T>::panel);
+    let (nr, panel) = (kernel.cols(), Micro::<T>::panel);
     let sums = p.sums(kernel, call, c, height.len());
     let columns = width.len().div_ceil(nr);
     let mut lines = Lines::default();
@@ -500,9 +500,10 @@ unsafe fn pass<T: GemmScalar, C: Target<T>>(
             let size = panel(nr, steps.len());
             let panels = &mut panels[..columns * size];
             kernel.pack_columns(&p.lanes, width.clone(), steps.clone(), panels);
-            for (i, rows) in pieces(height.clone(), mr).enumerate() {
+            let mut rest = kernel.row_panels(height.clone()).enumerate().peekable();
+            while let Some((i, rows)) = rest.next() {
                 let a = p.rows.rows_in_place(rows.start, &steps).expect("these are");
-                let next = p.rows.stretches(rows.end..(rows.end + mr).min(height.end), steps.clone());
+                let next = p.rows.stretches(rest.peek().map_or(0..0, |(_, rows)| rows.clone()), steps.clone());
                 let next = lines.of(&next);
                 for (j, (cols, b)) in pieces(width.clone(), nr).zip(panels.chunks_exact(size)).enumerate() {
                     let (part, coming) = ([rows.clone(), cols, steps.clone()], next.part(j, columns));
@@ -677,7 +678,7 @@ impl<'a, T: GemmScalar, B: GemmScalar<Real = T::Real>, C: Target<T>> Sums<'a, T,
 }
 
 /// Cuts a range into pieces of `piece`, the last one shorter.
-fn pieces(range: Range<usize>, piece: usize) -> impl Iterator<Item = Range<usize>> {
+fn pieces(range: Range<usize>, piece: usize) -> impl Iterator<Item = Range<usize>> + Clone {
     let end = range.end;
     range.step_by(piece).map(move |start| start..(start + piece).min(end))
 }

@@ -152,6 +152,7 @@ impl Coming<'_> {
         Coming { offsets, ..self }
     }
 
+    #[cfg(target_arch = "x86_64")]
     pub fn len(&self) -> usize {
         self.offsets.len()
     }

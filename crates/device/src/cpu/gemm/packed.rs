@@ -190,7 +190,7 @@ unsafe fn compute<T: GemmScalar, B: Source<Real = T::Real>, C: Target<T>>(
     let strips = if packed { sums.panels } else { 0 };
     with_buffers::<T>([0, strips * strip, sums.len(1)], |_, a, space| {
         if packed {
-            for (rows, strip) in pieces(tile.rows.clone(), mr).zip(a.chunks_exact_mut(strip)) {
+            for (rows, strip) in kernel.row_panels(tile.rows.clone()).zip(a.chunks_exact_mut(strip)) {
                 kernel.pack_tiles(&p.a, rows, 0..k, strip);
             }
         }
@@ -198,7 +198,7 @@ unsafe fn compute<T: GemmScalar, B: Source<Real = T::Real>, C: Target<T>>(
             let panel = p.w.panel(cols.clone());
             for steps in pieces(0..k, T::BLOCK).flat_map(|block| pieces(block, sums.stretch)) {
                 let b = kernel.panel(&panel[steps.start * nr..]);
-                for (i, rows) in pieces(tile.rows.clone(), mr).enumerate() {
+                for (i, rows) in kernel.row_panels(tile.rows.clone()).enumerate() {
                     let a = match in_place(rows.start, &steps) {
                         Some(rows) if !packed => rows,
                         _ => kernel.packed_tiles(&a[i * strip..], k, steps.start),

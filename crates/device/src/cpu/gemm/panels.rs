@@ -95,6 +95,7 @@ impl<T: GemmScalar> Micro<T> {
     ) {
         let (side, size) = (x.side(), Self::panel(self.rows(), steps.len()));
         if x.lanes_adjacent && self.0.rows_adjacent {
+            let lanes = pieces(lanes, self.rows());
             return self.0.pack_panels(Kernel::pack_rows, self.rows(), &side, lanes, steps, panels);
         }
         for (i, lanes) in pieces(lanes, self.rows()).enumerate() {

@@ -81,7 +81,7 @@ mod amx {
     use super::super::amx::{Aligned, COLS, ROWS, SHAPES, TILE, supported as has_unit};
     use super::super::kernel::{Cols, Kernel, Rows, check_panel};
     use super::super::pack::{Coming, Side};
-    use super::super::put::{self, Lanes};
+    use super::super::put::{self, avx512::Lanes};
     use super::super::transpose::{interleave, mask, narrows, round, transpose};
     use super::super::{Data, pieces};
     use super::{GROUP, Thirds};
@@ -105,9 +105,9 @@ mod amx {
         pack_cols,
         tile,
         add: tile,
-        put: put::put_512::<f32, COLS>,
-        put_rounded: Some(put::round::<COLS, false>),
-        away: Some(put::away::<COLS>()),
+        put: put::avx512::put::<f32, COLS>,
+        put_rounded: Some(put::avx512::round::<COLS, false>),
+        away: Some(put::avx512::away::<COLS>()),
     };
 
     /// bf16 of a part of a row's group, and of a pair of steps' columns.
@@ -134,7 +134,7 @@ mod amx {
             SHAPES[rows].set();
             sum(rows, a.data.as_ptr(), b.data.as_ptr(), steps.div_ceil(GROUP), to, to_pitch);
             if !direct {
-                put::put_512::<f32, COLS>(to, [rows, cols], false, c, pitch, accumulate);
+                put::avx512::put::<f32, COLS>(to, [rows, cols], false, c, pitch, accumulate);
             }
         }
     }

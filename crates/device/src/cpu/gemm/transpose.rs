@@ -3,6 +3,8 @@
 //! A product with few rows may spend as long on packing as on arithmetic, so this is worth instructions by hand: a block
 //! takes 64 shuffles for 256 groups, a fraction of the time that reading it from memory takes.
 
+pub(super) mod avx2;
+
 use super::kernel::{Data, GemmScalar};
 use super::pack::Side;
 use super::put;
@@ -21,46 +23,31 @@ pub(super) fn pack<T: GemmScalar<Real = f32>, const W: usize, const G: usize>(
     panel: &mut [T],
 ) {
     const { assert!(size_of::<T>() * G == 4) };
-    // Lanes that lie side by side are copied, or interleaved where a group is a pair.
-    let pairs_of_steps = side.lanes_adjacent && G == 2;
-    match (T::own(side.data), side.data) {
-        (Some(x), _) if !pairs_of_steps => groups::<T, T, W, G>(load, x, side, lanes, steps, panel),
-        (None, Data::Bf16(x)) if !pairs_of_steps => groups::<T, bf16, W, G>(load_widened, x, side, lanes, steps, panel),
-        (None, Data::Real(x)) if G == 1 && narrows() => {
-            groups::<T, f32, W, G>(load_as_bf16::<true>, x, side, lanes, steps, panel)
+    // Steps of a lane are transposed, as pairs if they are bf16; lanes that lie side by side are copied, or interleaved where a
+    // group is a pair.
+    let narrows = narrows();
+    match (T::own(side.data), side.data, side.lanes_adjacent) {
+        (Some(x), _, false) => blocks::<T, T, W, G>(load, x, side, lanes, steps, panel),
+        (None, Data::Bf16(x), false) if T::SECOND_FIRST => blocks::<T, bf16, W, G>(load, x, side, lanes, steps, panel),
+        (None, Data::Bf16(x), false) => blocks::<T, bf16, W, G>(load_widened, x, side, lanes, steps, panel),
+        (None, Data::Real(x), false) if narrows => {
+            blocks::<T, f32, W, G>(load_rounded::<true>, x, side, lanes, steps, panel)
         }
-        (None, Data::Real(x)) if G == 1 => groups::<T, f32, W, G>(load_as_bf16::<false>, x, side, lanes, steps, panel),
-        (None, Data::Real(x)) if !pairs_of_steps && narrows() => {
-            groups::<T, f32, W, G>(load_rounded::<true>, x, side, lanes, steps, panel)
+        (None, Data::Real(x), false) => blocks::<T, f32, W, G>(load_rounded::<false>, x, side, lanes, steps, panel),
+        (Some(x), _, true) if G == 1 => singles::<T, T, W>(load, x, side, lanes, steps, panel),
+        (_, Data::Bf16(x), true) if G == 1 => singles::<T, bf16, W>(load_widened, x, side, lanes, steps, panel),
+        (_, Data::Real(x), true) if G == 1 && narrows => {
+            singles::<T, f32, W>(load_as_bf16::<true>, x, side, lanes, steps, panel)
         }
-        (None, Data::Real(x)) if !pairs_of_steps => {
-            groups::<T, f32, W, G>(load_rounded::<false>, x, side, lanes, steps, panel)
-        }
-        (_, Data::Bf16(x)) => pairs::<T, bf16, W>(pair, x, side, lanes, steps, panel),
-        (_, Data::Real(x)) if narrows() => pairs::<T, f32, W>(pair_rounded::<true>, x, side, lanes, steps, panel),
-        (_, Data::Real(x)) => pairs::<T, f32, W>(pair_rounded::<false>, x, side, lanes, steps, panel),
+        (_, Data::Real(x), true) if G == 1 => singles::<T, f32, W>(load_as_bf16::<false>, x, side, lanes, steps, panel),
+        (_, Data::Bf16(x), true) => pairs::<T, bf16, W>(pair, x, side, lanes, steps, panel),
+        (_, Data::Real(x), true) if narrows => pairs::<T, f32, W>(pair_rounded::<true>, x, side, lanes, steps, panel),
+        (_, Data::Real(x), true) => pairs::<T, f32, W>(pair_rounded::<false>, x, side, lanes, steps, panel),
     }
 }
 
-/// Packs groups of steps that a register's loads bring: [`blocks`] of them, or [`singles`].
-#[inline]
-#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
-fn groups<T: GemmScalar, X, const W: usize, const G: usize>(
-    load: unsafe fn(*const X, usize) -> __m512,
-    data: &[X],
-    side: &Side<f32>,
-    lanes: Range<usize>,
-    steps: Range<usize>,
-    panel: &mut [T],
-) {
-    if side.lanes_adjacent {
-        singles::<T, X, W>(load, data, side, lanes, steps, panel);
-    } else {
-        blocks::<T, X, W, G>(load, data, side, lanes, steps, panel);
-    }
-}
-
-/// Packs the panel by blocks. `load(address, n)` is 16 groups of steps, zeros after the first n steps.
+/// Packs the panel by blocks. `load(address, n)` is 16 groups of steps, zeros after the first n steps; of what panels hold widened
+/// it is pairs of bf16, which are widened where they are written: half as much to transpose.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
 fn blocks<T: GemmScalar, X, const W: usize, const G: usize>(
@@ -73,11 +60,12 @@ fn blocks<T: GemmScalar, X, const W: usize, const G: usize>(
 ) {
     assert!(panel.len() == W * steps.len().next_multiple_of(G) && lanes.end <= side.rows && steps.end <= side.pitch);
     assert!(data.len() == side.rows * side.pitch);
+    let pair = if T::SECOND_FIRST { 2 } else { G };
     for first in (0..W).step_by(16) {
         let width = mask((W - first).min(16)) as __mmask16;
         let have = lanes.len().saturating_sub(first);
-        for at in (0..steps.len()).step_by(16 * G) {
-            let count = (steps.len() - at).min(16 * G);
+        for at in (0..steps.len()).step_by(16 * pair) {
+            let count = (steps.len() - at).min(16 * pair);
             let from = data.as_ptr().wrapping_add((lanes.start + first) * side.pitch + steps.start + at);
             let to = panel.as_mut_ptr().wrapping_add(at * W + first * G).cast::<f32>();
             let mut block = [_mm512_setzero_ps(); 16];
@@ -88,14 +76,34 @@ fn blocks<T: GemmScalar, X, const W: usize, const G: usize>(
                     fetch(from.wrapping_add(i * side.pitch + side.ahead));
                 }
             }
-            let groups = count.div_ceil(G);
-            for (i, row) in transpose(block).into_iter().enumerate().take(groups) {
-                let at = if T::SECOND_FIRST && i ^ 1 < groups { i ^ 1 } else { i };
-                // SAFETY: a group of the panel, and the rest of its W columns from `first` on, at most 16.
-                unsafe { _mm512_mask_storeu_ps(to.wrapping_add(at * W), width, row) };
+            for (i, row) in transpose(block).into_iter().enumerate().take(count.div_ceil(pair)) {
+                // SAFETY: a group of the panel, or two where there are as many steps, and the rest of their W columns from `first`
+                // on, at most 16.
+                unsafe {
+                    if !T::SECOND_FIRST {
+                        _mm512_mask_storeu_ps(to.wrapping_add(i * W), width, row);
+                        continue;
+                    }
+                    let (two, [second, one]) = (to.wrapping_add(2 * i * W), widened(row));
+                    if 2 * i + 1 < count {
+                        _mm512_mask_storeu_ps(two, width, second);
+                        _mm512_mask_storeu_ps(two.wrapping_add(W), width, one);
+                    } else {
+                        _mm512_mask_storeu_ps(two, width, one);
+                    }
+                }
             }
         }
     }
+}
+
+/// The second and the first of each pair of bf16, as f32.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn widened(pairs: __m512) -> [__m512; 2] {
+    let pairs = _mm512_castps_si512(pairs);
+    let second = _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000_u32.cast_signed()));
+    [_mm512_castsi512_ps(second), _mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs))]
 }
 
 /// 64 bytes, of which the first `n` elements are read.
@@ -135,7 +143,7 @@ unsafe fn load_as_bf16<const INSTRUCTION: bool>(from: *const f32, n: usize) -> _
         let halves = _mm512_castsi512_si256(round::<true>(x, x));
         return _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)));
     }
-    _mm512_castsi512_ps(_mm512_and_si512(put::rounded(x), upper))
+    _mm512_castsi512_ps(_mm512_and_si512(put::avx512::rounded(x), upper))
 }
 
 /// Packs rows for a kernel that reads each row's steps together: `panel[lane · steps + step]`, one zero more after an odd
@@ -382,7 +390,7 @@ pub(super) fn round<const INSTRUCTION: bool>(x: __m512, y: __m512) -> __m512i {
     };
     // SAFETY: an array of that size.
     let upper = unsafe { _mm512_loadu_si512(HALF.as_ptr().cast()) };
-    _mm512_permutex2var_epi16(put::rounded(x), upper, put::rounded(y))
+    _mm512_permutex2var_epi16(put::avx512::rounded(x), upper, put::avx512::rounded(y))
 }
 
 /// 32 numbers, of which the first `n` are read, as bf16 in the places of 16.

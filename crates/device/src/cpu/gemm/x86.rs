@@ -24,9 +24,9 @@ const STEPS_AHEAD: usize = 8;
 macro_rules! kernel {
     (
         $module:ident, $name:literal, [$($feature:tt)+] $pays:expr, rows $t:ty, group $group:literal, columns $b:ty, group $pair:literal,
-        panels $splat:path, $load:path, $fma:path, $pack:ident,
+        panels $splat:path, $load:path, $fma:path, $($pack:ident)::+,
         sums $sum:ty, $vector:ty, $lanes:literal, $zero:ident, $load_sums:ident, $store:ident, $add:ident,
-        put $put:ident: $target:path, $rounded:expr, away $away:expr,
+        put $($put:ident)::+: $target:path, $rounded:expr, away $away:expr,
         $rows:literal: $($r:literal)+, columns in place $in_place:literal
     ) => {
         pub(super) mod $module {
@@ -72,7 +72,7 @@ macro_rules! kernel {
                 steps: Range<usize>,
                 panel: &mut [T],
             ) {
-                super::super::$pack::pack::<T, W, G>(side, lanes, steps, panel);
+                super::super::$($pack)::+::pack::<T, W, G>(side, lanes, steps, panel);
             }
 
             $(#[target_feature(enable = $feature)])+
@@ -85,7 +85,7 @@ macro_rules! kernel {
                 accumulate: bool,
             ) {
                 // SAFETY: passed on from the caller.
-                unsafe { put::$put::<C, COLS>(sums, size, turned, c, pitch, accumulate) }
+                unsafe { put::$($put)::+::<C, COLS>(sums, size, turned, c, pitch, accumulate) }
             }
 
             unsafe fn tile(
@@ -232,21 +232,21 @@ kernel!(
     f32_avx512, "avx512", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "fma"] || true, rows f32, group 1, columns f32, group 1,
     panels splat::f32_512, _mm512_loadu_ps, _mm512_fmadd_ps, transpose,
     sums f32, __m512, 16, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps,
-    put put_512: put::Lanes, Some(put::round::<COLS, false>), away Some(put::away::<COLS>()),
+    put avx512::put: put::avx512::Lanes, Some(put::avx512::round::<COLS, false>), away Some(put::avx512::away::<COLS>()),
     14: 1 2 3 4 5 6 7 8 9 10 11 12 13 14, columns in place true
 );
 kernel!(
     wide_avx512, "avx512", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "fma"] || true, rows Wide, group 1, columns Wide, group 1,
     panels splat::f32_512, _mm512_loadu_ps, _mm512_fmadd_ps, transpose,
     sums f32, __m512, 16, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps,
-    put put_512: put::Lanes, Some(put::round::<COLS, false>), away Some(put::away::<COLS>()),
+    put avx512::put: put::avx512::Lanes, Some(put::avx512::round::<COLS, false>), away Some(put::avx512::away::<COLS>()),
     14: 1 2 3 4 5 6 7 8 9 10 11 12 13 14, columns in place false
 );
 kernel!(
     wide_pairs_avx512, "avx512", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "fma"] || true, rows Wide, group 1, columns bf16, group 2,
     panels splat::two_512::<13>, pairs::load_widened_512, pairs::dot_widened_512, transpose,
     sums f32, __m512, 16, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps,
-    put put_512: put::Lanes, Some(put::round::<COLS, false>), away Some(put::away::<COLS>()),
+    put avx512::put: put::avx512::Lanes, Some(put::avx512::round::<COLS, false>), away Some(put::avx512::away::<COLS>()),
     13: 1 2 3 4 5 6 7 8 9 10 11 12 13, columns in place false
 );
 kernel!(
@@ -260,35 +260,35 @@ kernel!(
     bf16_avx512_bf16, "avx512_bf16", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "avx512bf16"] || !*PAIRS_ARE_SLOW, rows bf16, group 2, columns bf16, group 2,
     panels splat::pairs_512, pairs::load_512, pairs::dot_bf16, transpose,
     sums f32, __m512, 16, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps,
-    put put_512: put::Lanes, Some(put::round::<COLS, false>), away Some(put::away::<COLS>()),
+    put avx512::put: put::avx512::Lanes, Some(put::avx512::round::<COLS, false>), away Some(put::avx512::away::<COLS>()),
     14: 1 2 3 4 5 6 7 8 9 10 11 12 13 14, columns in place false
 );
 kernel!(
     bf16_avx512, "avx512", ["avx512f" "avx512dq" "avx512bw" "avx512vl" "fma"] || true, rows bf16, group 2, columns bf16, group 2,
     panels splat::pairs_512, pairs::load_512, pairs::dot_512, transpose,
     sums f32, __m512, 16, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps,
-    put put_512: put::Lanes, Some(put::round::<COLS, false>), away Some(put::away::<COLS>()),
+    put avx512::put: put::avx512::Lanes, Some(put::avx512::round::<COLS, false>), away Some(put::avx512::away::<COLS>()),
     12: 1 2 3 4 5 6 7 8 9 10 11 12, columns in place false
 );
 kernel!(
     f32_avx2, "avx2", ["avx2" "fma"] || true, rows f32, group 1, columns f32, group 1,
-    panels splat::f32_256, _mm256_loadu_ps, _mm256_fmadd_ps, pack,
+    panels splat::f32_256, _mm256_loadu_ps, _mm256_fmadd_ps, transpose::avx2,
     sums f32, __m256, 8, _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps,
-    put put: Stored<Real = f32>, Some(put_tile::<bf16>), away None,
+    put put: Stored<Real = f32>, Some(put_tile::<bf16>), away Some(put::avx2::away()),
     6: 1 2 3 4 5 6, columns in place true
 );
 kernel!(
     wide_avx2, "avx2", ["avx2" "fma"] || true, rows Wide, group 1, columns Wide, group 1,
-    panels splat::f32_256, _mm256_loadu_ps, _mm256_fmadd_ps, pack,
+    panels splat::f32_256, _mm256_loadu_ps, _mm256_fmadd_ps, transpose::avx2,
     sums f32, __m256, 8, _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps,
-    put put: Stored<Real = f32>, Some(put_tile::<bf16>), away None,
+    put put: Stored<Real = f32>, Some(put_tile::<bf16>), away Some(put::avx2::away()),
     6: 1 2 3 4 5 6, columns in place false
 );
 kernel!(
     wide_pairs_avx2, "avx2", ["avx2" "fma"] || true, rows Wide, group 1, columns bf16, group 2,
-    panels splat::two_256::<5>, pairs::load_widened_256, pairs::dot_widened_256, pack,
+    panels splat::two_256::<5>, pairs::load_widened_256, pairs::dot_widened_256, transpose::avx2,
     sums f32, __m256, 8, _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps,
-    put put: Stored<Real = f32>, Some(put_tile::<bf16>), away None,
+    put put: Stored<Real = f32>, Some(put_tile::<bf16>), away Some(put::avx2::away()),
     5: 1 2 3 4 5, columns in place false
 );
 kernel!(
@@ -300,9 +300,9 @@ kernel!(
 );
 kernel!(
     bf16_avx2, "avx2", ["avx2" "fma"] || true, rows bf16, group 2, columns bf16, group 2,
-    panels splat::pairs_256, pairs::load_256, pairs::dot_256, pack,
+    panels splat::pairs_256, pairs::load_256, pairs::dot_256, transpose::avx2,
     sums f32, __m256, 8, _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps,
-    put put: Stored<Real = f32>, Some(put_tile::<bf16>), away None,
+    put put: Stored<Real = f32>, Some(put_tile::<bf16>), away Some(put::avx2::away()),
     4: 1 2 3 4, columns in place false
 );
 

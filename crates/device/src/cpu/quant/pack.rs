@@ -26,6 +26,7 @@ pub(super) const LANES: usize = 16;
 /// Consecutive weights of a row that lie together.
 pub(super) const GROUP: usize = 4;
 /// Groups of a block.
+#[cfg(target_arch = "x86_64")]
 pub(super) const GROUPS: usize = BLOCK / GROUP;
 /// Bytes of a block's scales (or minima) in a panel.
 pub(super) const SCALES: usize = LANES * size_of::<f16>();
