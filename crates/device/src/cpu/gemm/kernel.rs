@@ -264,8 +264,8 @@ impl<T: GemmScalar, B: GemmScalar<Real = T::Real>> Kernel<T, B> {
         self.pack_panels(Self::pack_cols, self.cols(), side, pieces(lanes, self.cols()), steps, panels);
     }
 
-    /// Packs panels of `width` lanes, these of each, in the order in which memory gives them most quickly: lanes that lie side by side are read
-    /// across all panels, a few steps at a time, and of others the next panel's are on their way while one is packed.
+    /// Packs panels of `width` lanes, these of each, in the order in which memory gives them most quickly: lanes that lie side by
+    /// side are read across all panels, a few steps at a time, and of others the next panel's are on their way while one is packed.
     pub(super) fn pack_panels<X: GemmScalar<Real = T::Real>>(
         &self,
         pack: PackPanel<Self, X>,

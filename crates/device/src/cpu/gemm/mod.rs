@@ -308,7 +308,7 @@ impl<'a, R: Real, C: Stored<Real = R>> Product<'a, R, C> {
         self.size.packing =
             [packing(&self.rows, in_place[0]), if self.few(kernel).is_some() { columns / 2.0 } else { columns }];
         self.size.putting = if self.turned || !C::EXACT { beside(plan::PUTTING) * blocks as f64 * pair } else { 0.0 };
-        if self.turned && call.away && kernel.away.is_some() {
+        if self.turned && call.away && C::away(kernel) {
             self.size.putting += beside(plan::THROUGH) * size_of::<C>() as f64;
         }
     }
@@ -547,7 +547,7 @@ impl<'a, T: GemmScalar, B: GemmScalar<Real = T::Real>, C: Target<T>> Sums<'a, T,
     fn new(kernel: &'a Kernel<T, B>, call: Call, k: usize, turned: bool, c: *mut C, pitch: usize, rows: usize) -> Self {
         let block = T::BLOCK;
         let (stretch, waiting) = (block.min(kernel.stretch), !C::EXACT && k > block);
-        let away = call.away && kernel.away.is_some() && !turned && (waiting || k <= block);
+        let away = call.away && C::away(kernel) && !turned && (waiting || k <= block);
         let (panels, stretches) = (rows.div_ceil(kernel.rows()), k.min(block) > stretch);
         let accumulate = call.accumulate;
         Sums { kernel, accumulate, k, c, pitch, turned, panels, stretch, stretches, waiting, away, squares: None }

@@ -76,7 +76,7 @@ impl<T: GemmScalar> Micro<T> {
 
     /// Whether [`Micro::put_turned`] can write sums as they are past the caches.
     pub fn streams(&self) -> bool {
-        self.0.away.is_some()
+        self.0.away.is_some_and(|away| away.turned)
     }
 
     /// Elements of a panel of `lanes` lanes and `steps` steps: whole groups of [`GemmScalar::GROUP`] steps.

@@ -23,7 +23,10 @@ pub(super) type Put<C> = unsafe fn(*const <C as Stored>::Real, [usize; 2], bool,
 #[derive(Clone, Copy)]
 pub(super) struct Away<R: Real> {
     pub put: Put<R>,
-    pub rounded: Put<bf16>,
+    /// Whether that is so of sums that are turned, too.
+    pub turned: bool,
+    /// As `put`, rounding, where a row of a tile is a line then.
+    pub rounded: Option<Put<bf16>>,
     /// As `put` of sums that lie as C does and are added to nothing, with the sum of their squares.
     pub measured: unsafe fn(*const R, [usize; 2], *mut R, usize) -> Squares,
 }
@@ -34,6 +37,10 @@ pub(crate) trait Target<T: GemmScalar>: Stored<Real = T::Real> {
     const EXACT: bool;
     /// Whether sums of squares are made on the way ([`crate::cpu::squares`]); of what is exact alone.
     const SQUARES: bool = false;
+    /// Whether the kernel has a way past the caches.
+    fn away<B: GemmScalar<Real = T::Real>>(kernel: &Kernel<T, B>) -> bool {
+        kernel.away.is_some()
+    }
     /// With `away`, past the caches if the kernel can: threads that read C must then be handed it behind a fence.
     fn put<B: GemmScalar<Real = T::Real>>(kernel: &Kernel<T, B>, away: bool) -> Put<Self>;
 }
@@ -53,8 +60,11 @@ impl<T: GemmScalar<Real = f32>> Target<T> for f32 {
 }
 impl<T: GemmScalar<Real = f32>> Target<T> for bf16 {
     const EXACT: bool = false;
+    fn away<B: GemmScalar<Real = f32>>(kernel: &Kernel<T, B>) -> bool {
+        kernel.away.is_some_and(|away| away.rounded.is_some())
+    }
     fn put<B: GemmScalar<Real = f32>>(kernel: &Kernel<T, B>, away: bool) -> Put<bf16> {
-        let rounded = kernel.away.filter(|_| away).map(|away| away.rounded).or(kernel.put_rounded);
+        let rounded = kernel.away.filter(|_| away).and_then(|away| away.rounded).or(kernel.put_rounded);
         rounded.expect("every kernel with sums in f32 rounds them")
     }
 }

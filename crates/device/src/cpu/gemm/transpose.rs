@@ -73,7 +73,8 @@ fn blocks<T: GemmScalar, X, const W: usize, const G: usize>(
                 // SAFETY: a row of the operand below `lanes.end`, and `count` steps of it, all below `steps.end`.
                 *row = unsafe { load(from.wrapping_add(i * side.pitch), count) };
                 if side.ahead > 0 {
-                    fetch(from.wrapping_add(i * side.pitch + side.ahead));
+                    let next = from.wrapping_add(i * side.pitch + side.ahead);
+                    (0..count * size_of::<X>()).step_by(64).for_each(|line| fetch(next.wrapping_byte_add(line)));
                 }
             }
             for (i, row) in transpose(block).into_iter().enumerate().take(count.div_ceil(pair)) {

@@ -4,8 +4,8 @@
 //! of two steps comes before the first: panels have them in that order. Widening operands once, while they are packed, costs
 //! nothing; widening them in registers, as the kernels of [`super::x86`] do with panels of bf16, takes as many instructions
 //! as half of the multiply-adds. Columns of weights that were packed once and for all lie as pairs, to be read from memory in two
-//! bytes, and so do columns that meet few rows, since pairs are packed in half the time: the kernel [`Wide::by_pairs`] widens them in
-//! registers, the columns alone, of which a vector meets many rows.
+//! bytes, and with AVX-512 so do columns that meet few rows, since pairs are half as much to write and to read: the kernel
+//! [`Wide::by_pairs`] widens them in registers, the columns alone, of which a vector meets many rows.
 //!
 //! As everywhere, where the processor rounds to bf16, numbers of f32 below 2⁻¹²⁶ are taken as zero on their way into panels.
 

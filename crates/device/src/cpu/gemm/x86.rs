@@ -125,7 +125,7 @@ macro_rules! kernel {
                 accumulate: bool,
                 mut coming: Coming,
             ) {
-                // A panel that was packed just before lies in a cache, and mostly meets full tiles.
+                // A panel that was packed just before lies in a cache, and mostly meets full tiles; what is asked for in vain costs little.
                 let from_memory = R < $rows || APART;
                 let mut sums = [[$zero(); V]; R];
                 let apart = if COLS_PACKED { PACKED_COLS } else { b.group };

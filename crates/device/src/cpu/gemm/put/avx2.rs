@@ -3,12 +3,11 @@
 use super::Away;
 use crate::cpu::squares::Squares;
 use crate::cpu::squares::lanes::avx2::{Lanes, WIDTH};
-use half::bf16;
 use std::arch::x86_64::*;
 
-/// The ways past the caches, from rows of a line of sums. What is rounded is half a line, and stays in them.
+/// The ways past the caches, from rows of a line of sums.
 pub(in super::super) const fn away() -> Away<f32> {
-    Away { put, rounded: round, measured }
+    Away { put, turned: false, rounded: None, measured }
 }
 
 /// Copies [`WIDTH`] sums to `to`, past the caches.
@@ -55,11 +54,4 @@ unsafe fn measured(sums: *const f32, [rows, cols]: [usize; 2], c: *mut f32, pitc
         }
         squares.end(rows * WIDTH).unwrap_or_else(|| Squares::one_by_one(sums, [rows, cols], WIDTH))
     }
-}
-
-/// As [`super::put`].
-#[target_feature(enable = "avx2,fma")]
-unsafe fn round(sums: *const f32, size: [usize; 2], turned: bool, c: *mut bf16, pitch: usize, accumulate: bool) {
-    // SAFETY: passed on from the caller.
-    unsafe { super::put::<bf16, WIDTH>(sums, size, turned, c, pitch, accumulate) }
 }

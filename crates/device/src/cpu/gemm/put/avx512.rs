@@ -161,7 +161,7 @@ pub(in super::super) unsafe fn round<const N: usize, const AWAY: bool>(
 
 /// The ways past the caches, from rows of `N` sums.
 pub(in super::super) const fn away<const N: usize>() -> Away<f32> {
-    Away { put: put_away::<N>, rounded: round::<N, true>, measured: put_away_measured::<N> }
+    Away { put: put_away::<N>, turned: true, rounded: Some(round::<N, true>), measured: put_away_measured::<N> }
 }
 
 /// [`Away::measured`], both while a row is in the first cache.

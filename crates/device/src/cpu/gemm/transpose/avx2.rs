@@ -57,15 +57,15 @@ fn blocks<T: GemmScalar, X: Pod, const W: usize, const G: usize>(
         let have = lanes.len().saturating_sub(first).min(width);
         let from = (lanes.start + first) * side.pitch + steps.start;
         let to = panel.as_mut_ptr().wrapping_add(first * G).cast::<f32>();
-        // Where a panel has fewer lanes than a block, the next block writes over what one writes too much, and there is a next one.
+        // Where a panel has fewer lanes than a block, the next group is written over what one writes too much, and there is a next.
         let all = have == width && lanes.start + first + LANES <= side.rows;
         let whole = if all { steps.len().saturating_sub(usize::from(W < LANES)) / size } else { 0 };
         for at in (0..whole).map(|i| i * size) {
             if side.ahead > 0 && (at * size_of::<X>()).is_multiple_of(64) {
                 (0..LANES).for_each(|i| fetch(data.as_ptr().wrapping_add(from + i * side.pitch + at + side.ahead)));
             }
-            // SAFETY: `size` steps of eight rows of the operand; in the panel, as many groups, and a group more behind them if it
-            // has fewer lanes.
+            // SAFETY: `size` steps of eight rows of the operand; in the panel, the groups of these steps, and one more behind them
+            // if it has fewer lanes.
             unsafe {
                 let groups = block(load, data.as_ptr().wrapping_add(from + at), side.pitch);
                 write::<W>(T::SECOND_FIRST, groups, to.wrapping_add(at / G * W), GROUPS * pair / G);
